@@ -1,0 +1,74 @@
+"""The embedded set: scanned digits and their simulated recordings, without a download."""
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor
+from torch.nn import functional as F
+
+from estl.data.module import EventData
+from estl.data.pairs import Item, select_items, split_items
+from estl.data.saccades import simulate
+
+
+class Digits(EventData):
+    """The 1797 handwritten digits that come with scikit-learn, as RGB-event pairs.
+
+    The 8×8 scans (UCI, Alpaydin and Kaynak 1998) are enlarged bilinearly to three quarters of the
+    canvas and laid in its middle, bright on black. The image is the canvas, the same in R, G and B;
+    the events are its simulated recording (`simulate`), counts per frame. The third saccade is a
+    tenth of the canvas long. Splits are drawn by item; a writer's digits may be in several.
+
+    Args:
+        T: number of frames; a multiple of 3 lets no frame mix two saccades.
+        size: height and width of the canvas, a multiple of 8.
+        batch_size: samples a batch.
+        val_fraction: share of the items outside the test split that is the validation split.
+        test_fraction: share of the items that is the test split.
+        per_class: training items a class, all if None. The rest is unused.
+        seed: of the order of the training batches.
+        split_seed: of the choice of test, validation and `per_class` items.
+
+    Raises:
+        ValueError: `size` is no multiple of 8, or a class has fewer than `per_class` items.
+    """
+
+    def __init__(
+        self,
+        *,
+        T: int = 6,
+        size: int = 32,
+        batch_size: int = 64,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.2,
+        per_class: int | None = None,
+        seed: int = 0,
+        split_seed: int = 0,
+    ) -> None:
+        if size < 8 or size % 8:
+            raise ValueError(f"size={size}: a multiple of 8")
+        scans, target = load_digits(return_X_y=True)
+        digits = torch.from_numpy(scans.astype(np.float32)).view(-1, 1, 8, 8) / 16
+        enlarged = F.interpolate(digits, size=(3 * size // 4,) * 2, mode="bilinear")
+        images = F.pad(enlarged, [size // 8] * 4)
+        frames = simulate(images, T, amplitude=size / 10)
+
+        items = [Item(str(label), f"{i:04d}") for i, label in enumerate(target)]
+        rest, test = split_items(items, test_fraction, split_seed)
+        train, val = split_items(rest, val_fraction, split_seed)
+        if per_class is not None:
+            train = select_items(train, per_class, split_seed)
+
+        def load(item: Item) -> tuple[Tensor, Tensor]:
+            i = int(item.number)
+            return frames[i], images[i].expand(3, -1, -1)
+
+        super().__init__(
+            {"train": train, "val": val, "test": test},
+            load,
+            T=T,
+            image_size=(size, size),
+            batch_size=batch_size,
+            seed=seed,
+            content=lambda item: [scans[int(item.number)].tobytes()],
+        )

@@ -1,0 +1,114 @@
+"""N-MNIST, alone or with the MNIST images that it was recorded from."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from estl.data.events import Slicing, read_events, to_frames
+from estl.data.module import EventData
+from estl.data.pairs import Item, list_items, select_items, split_items
+
+SENSOR = (34, 34)
+
+_SOURCE = "N-MNIST (Orchard et al. 2015)"
+
+
+def load_pair(
+    item: Item, T: int, by: Slicing
+) -> tuple[Float[Tensor, "T 2 34 34"], Float[Tensor, "3 34 34"] | None]:
+    """Event counts of the recording, and the digit on the sensor's grid."""
+    assert item.events is not None
+    frames = to_frames(read_events(item.events, SENSOR), T, SENSOR, by)
+    if item.image is None:
+        return frames, None
+    with Image.open(item.image) as file:
+        if file.size != (28, 28):
+            raise ValueError(
+                f"{item.image}: {file.width} by {file.height} pixels, MNIST has 28 by 28"
+            )
+        digit = torch.from_numpy(np.array(file.convert("L"))).float() / 255
+    margin = [(34 - 28) // 2] * 4
+    return frames, F.pad(digit, margin).expand(3, -1, -1)
+
+
+class NMNISTPairs(EventData):
+    """Recordings of N-MNIST, each with its MNIST digit: real RGB-event pairs.
+
+    Files are `root/N-MNIST/{Train,Test}/<digit>/<number>.bin` and, with `images`,
+    `root/MNIST/{Train,Test}/<digit>/<number>.png`, where the same number is the same digit. The
+    public archive has no folder N-MNIST: `root/{Train,Test}` is read too.
+
+    Events are counts, neither scaled nor clipped. The 28×28 digit is laid in the middle of 34×34
+    black pixels, so that image and events share one field of view. Of all whole-pixel offsets,
+    (3,3) gives the digits' gradients the highest correlation with the event counts; the recordings
+    of the test set lie half a pixel higher and more to the left than those of the training set.
+    Polarity is that of dark digits on a bright ground: a stroke that moves onto a pixel, bright in
+    MNIST, is an OFF event.
+
+    Args:
+        root: the folder that holds the recordings.
+        T: number of frames.
+        by: frames of equal event "count" or of equal "time".
+        images: whether the pairs have images; without, `Batch.image` is None.
+        batch_size: samples a batch.
+        val_fraction: share of the training recordings that is the validation split.
+        per_class: training recordings a class, all if None. The rest is unused.
+        seed: of the order of the training batches.
+        split_seed: of the choice of validation and `per_class` recordings.
+        num_workers: processes that load.
+
+    Raises:
+        FileNotFoundError: a folder, all recordings, or a recording's image are missing.
+        ValueError: a class has fewer than `per_class` training recordings; on loading, a broken
+            recording or an image that is not 28×28.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        T: int = 10,
+        by: Slicing = "count",
+        images: bool = True,
+        batch_size: int = 50,
+        val_fraction: float = 0.1,
+        per_class: int | None = None,
+        seed: int = 0,
+        split_seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        root = Path(root)
+        recordings = root / "N-MNIST" if (root / "N-MNIST").is_dir() else root
+        found = {}
+        for part in ("Train", "Test"):
+            try:
+                found[part] = list_items(
+                    recordings / part, root / "MNIST" / part if images else None
+                )
+            except FileNotFoundError as error:
+                hint = " and its MNIST images, or ask for images=False" if images else ""
+                raise FileNotFoundError(f"{error}: point --data-path at {_SOURCE}{hint}") from error
+        train, val = split_items(found["Train"], val_fraction, split_seed)
+        if per_class is not None:
+            train = select_items(train, per_class, split_seed)
+        super().__init__(
+            {"train": train, "val": val, "test": found["Test"]},
+            partial(load_pair, T=T, by=by),
+            T=T,
+            image_size=SENSOR,
+            batch_size=batch_size,
+            seed=seed,
+            num_workers=num_workers,
+        )
+
+    @staticmethod
+    def read(path: Path, **options: Any) -> Tensor:
+        """Frames of one recording; T and `by` of `options` are used."""
+        return to_frames(read_events(path, SENSOR), options["T"], SENSOR, options["by"])

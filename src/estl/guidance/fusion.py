@@ -1,0 +1,163 @@
+"""Edge-guided fusion: CLIP's patches and the edges of the image become one structure-aware feature.
+
+At full resolution an image has one edge token a pixel: 50,176 tokens of CLIP's width, which no one
+wants to form. `EdgeGuidedFusion` computes the same numbers on the edge channels themselves.
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+CHUNK = 4096
+"""Edge tokens that are in memory at once where edges are the queries."""
+
+
+class Fused(NamedTuple):
+    """What `EdgeGuidedFusion.fuse` returns: the feature, and how far the gate is open."""
+
+    feature: Float[Tensor, "B E"]
+    gate_mean: Float[Tensor, ""]
+
+
+class EdgeGuidedFusion(nn.Module):
+    """Cross-attention between CLIP patches p_n and edge tokens z_m, gated and averaged.
+
+        z_m = w_m * edge_proj(f_m)                  f: edge features, w: edge map, m: a pixel
+        a   = cross_attn(x, y, y)                   x = p, y = z (query="clip"), or
+                                                    x = z, y = p (query="edge")
+        g   = sigmoid(W [x, a] + b)
+        out = mean over the queries of x + g * a
+
+    The specification writes both directions: its module has CLIP ask the edges (the default), its
+    overview has the edges ask CLIP. The second is the first with x and y exchanged, so that its
+    output is a mean over pixels, and parameters are the same. Dropout is zero.
+
+    With query="clip" the tokens z (M pixels x E) and the scores (heads x N x M) are never formed.
+    Since z_m = [W_e | b_e] u_m with u_m = [w_m * f_m, w_m], keys and values are linear in u:
+
+        score_nm = q_n . W_k z_m = ([W_e | b_e]^T W_k^T q_n) . u_m      (b_k drops out of a softmax)
+        a_n      = W_o (W_v [W_e | b_e] ubar_n + b_v) + b_o,   ubar_n = sum_m softmax(score)_nm u_m
+
+    per head, so that fused attention runs on `edge_dim` + 1 channels, all heads at once: their
+    queries differ, their keys are the same. Exact up to rounding. With query="edge" tokens are
+    formed `CHUNK` at a time and formed again in the backward pass.
+
+    Args:
+        clip_dim: E, width of the patches.
+        edge_dim: channels of the edge features.
+        heads: attention heads; must divide `clip_dim`.
+        query: which side asks, "clip" or "edge".
+        edge_grid: side or (rows, columns) to which edges are averaged first; None keeps every
+            pixel.
+
+    Raises:
+        ValueError: for `heads` that do not divide `clip_dim`, or an unknown `query`.
+
+    >>> fusion = EdgeGuidedFusion(clip_dim=32, edge_dim=8, heads=4)
+    >>> fusion(torch.rand(2, 9, 32), torch.rand(2, 8, 6, 6), torch.rand(2, 1, 6, 6)).shape
+    torch.Size([2, 32])
+    """
+
+    def __init__(
+        self,
+        clip_dim: int = 768,
+        edge_dim: int = 128,
+        heads: int = 8,
+        *,
+        query: Literal["clip", "edge"] = "clip",
+        edge_grid: int | tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        if heads < 1 or clip_dim % heads:
+            raise ValueError(f"heads must divide clip_dim {clip_dim}, got {heads}")
+        if query not in ("clip", "edge"):
+            raise ValueError(f'query must be "clip" or "edge", got {query!r}')
+        self.edge_proj = nn.Linear(edge_dim, clip_dim)
+        self.cross_attn = nn.MultiheadAttention(clip_dim, heads, batch_first=True)
+        self.gate = nn.Sequential(nn.Linear(2 * clip_dim, clip_dim), nn.Sigmoid())
+        self.query = query
+        self.edge_grid = edge_grid
+
+    def forward(
+        self,
+        clip_patches: Float[Tensor, "B N E"],
+        edge_features: Float[Tensor, "B F H W"],
+        edge_map: Float[Tensor, "B 1 H W"],
+    ) -> Float[Tensor, "B E"]:
+        """The structure-aware feature of each image."""
+        return self.fuse(clip_patches, edge_features, edge_map).feature
+
+    def fuse(
+        self,
+        clip_patches: Float[Tensor, "B N E"],
+        edge_features: Float[Tensor, "B F H W"],
+        edge_map: Float[Tensor, "B 1 H W"],
+    ) -> Fused:
+        """The same, with the mean of the gate over queries and channels (without gradient)."""
+        if self.edge_grid is not None:
+            edge_features = F.adaptive_avg_pool2d(edge_features, self.edge_grid)
+            edge_map = F.adaptive_avg_pool2d(edge_map, self.edge_grid)
+        if self.query == "clip":
+            attended = self._attend_to_edges(clip_patches, edge_features, edge_map)
+            total, gate_total = self._gated_sum(clip_patches, attended)
+            count = clip_patches.shape[1]
+        else:
+            total, gate_total, count = self._ask_clip(clip_patches, edge_features, edge_map)
+        return Fused(total / count, gate_total / (count * total.numel()))
+
+    def _attend_to_edges(self, patches: Tensor, features: Tensor, weights: Tensor) -> Tensor:
+        """cross_attn(patches, z, z) without z; see the class."""
+        B, N, E = patches.shape
+        heads = self.cross_attn.num_heads
+        d = E // heads
+        w_q, w_k, w_v = self.cross_attn.in_proj_weight.chunk(3)
+        b_q, _, b_v = self.cross_attn.in_proj_bias.chunk(3)
+
+        # Zeros up to a multiple of 8 channels: an unaligned width has no fused kernel on CUDA.
+        u = torch.cat([features * weights, weights], dim=1)
+        padding = -u.shape[1] % 8
+        u = F.pad(u.flatten(2), (0, 0, 0, padding)).transpose(1, 2).contiguous()  # B HW F'
+        proj = torch.cat([self.edge_proj.weight, self.edge_proj.bias.unsqueeze(1)], dim=1)
+        proj = F.pad(proj, (0, padding))  # E F'
+
+        q = F.linear(patches, w_q, b_q).view(B, N, heads, d)
+        q = torch.einsum("bnhd,hdf->bhnf", q, (w_k @ proj).view(heads, d, -1))
+        # Every head asks the same keys, so that all heads are one with more queries. The CPU kernel
+        # runs one thread per (image, head): a small batch keeps a few, whose keys are not copied.
+        threads = torch.get_num_threads() if u.device.type == "cpu" else 1
+        groups = math.gcd(heads, math.ceil(threads / B))
+        keys = u.unsqueeze(1).expand(-1, groups, -1, -1)
+        u_bar = F.scaled_dot_product_attention(
+            q.reshape(B, groups, heads // groups * N, -1), keys, keys, scale=d**-0.5
+        ).view(B, heads, N, -1)
+        values = torch.einsum("bhnf,hdf->bnhd", u_bar, (w_v @ proj).view(heads, d, -1))
+        return self.cross_attn.out_proj(values.reshape(B, N, E) + b_v)
+
+    def _gated_sum(self, x: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum over the queries of x + g * a, and the sum of g."""
+        gate = self.gate(torch.cat([x, attended], dim=-1))
+        return (x + gate * attended).sum(1), gate.detach().sum()
+
+    def _ask_clip(
+        self, patches: Tensor, features: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor, int]:
+        """The sums of `_gated_sum` with z as queries, and their number."""
+
+        def part(f: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+            z = self.edge_proj(f.transpose(1, 2)) * w.transpose(1, 2)
+            attended, _ = self.cross_attn(z, patches, patches, need_weights=False)
+            return self._gated_sum(z, attended)
+
+        chunks = zip(
+            features.flatten(2).split(CHUNK, dim=2),
+            weights.flatten(2).split(CHUNK, dim=2),
+            strict=True,
+        )
+        sums = [checkpoint(part, f, w, use_reentrant=False) for f, w in chunks]
+        total, gate_total = (torch.stack(part).sum(0) for part in zip(*sums, strict=True))
+        return total, gate_total, features[0, 0].numel()

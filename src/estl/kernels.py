@@ -1,0 +1,238 @@
+"""The scan of `neurons.lif` fused into one pass forward and one backward.
+
+Autograd through the plain scan keeps about five tensors a step and walks memory once for every
+operation. Here the backward is written out, so that only the potential before the reset is kept,
+and both directions are pure functions that `torch.compile` turns into one loop over the neurons:
+C++ on the CPU, Triton on CUDA. The operations and their order are those of the plain scan and
+contraction is off, so the numbers are the same.
+
+What it costs is a compilation for each direction: about half a minute in all the first time on a
+machine, two or three seconds in a later process (inductor keeps its results on disk). One
+compilation serves all layer sizes; another T, dtype or set of options needs its own.
+"""
+
+import functools
+import os
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+LARGE = 2**20
+"""From this many input values on the CPU a training step repays a compilation."""
+
+_no_compiler: set[str] = set()  # device types on which compilation failed: not tried again
+_lock = threading.Lock()
+
+
+def worthwhile(x: Tensor) -> bool:
+    """Whether `LIF` takes the fused scan for `x`. Either way gives the same spikes.
+
+    It does for x on a CUDA device, and on the CPU for at least `LARGE` values, in training. Without
+    a gradient it does so only in a process that has compiled before: a prediction does not wait for
+    the compiler, the validation within a training gains. The environment variable ESTL_COMPILE
+    overrides all of this: with 0 never, with 1 always. Inside somebody else's `torch.compile` the
+    plain scan is taken and compiled with everything around it.
+
+    >>> worthwhile(torch.zeros(4, 8))
+    False
+    """
+    if torch.compiler.is_compiling():
+        return False
+    choice = os.environ.get("ESTL_COMPILE", "")
+    if choice not in ("", "0", "1"):
+        raise ValueError(f"ESTL_COMPILE={choice!r}: set it to 0 or 1, or leave it unset")
+    if choice:
+        return choice == "1"
+    training = torch.is_grad_enabled() and x.requires_grad
+    compiled_before = _compiled.cache_info().currsize > 0
+    return (training or compiled_before) and (x.is_cuda or (x.is_cpu and x.numel() >= LARGE))
+
+
+def fused_lif(
+    x: Tensor,
+    *,
+    decay: float,
+    gain: float,
+    threshold: float,
+    reset: Literal["hard", "soft"],
+    detach_reset: bool,
+    surrogate: Callable[[Tensor], Tensor],
+    inclusive: bool,
+) -> Tensor:
+    """What `neurons.lif` computes, in one pass over x (T,...); the arguments are the same.
+
+    Memory may lie in any order after T (channels last, say); the spikes get the same order. Where
+    nothing can be compiled, one warning says why and the same functions run uncompiled.
+
+    Raises:
+        ValueError: if x has no time steps.
+        RuntimeError: in a backward pass with `create_graph`, for there is no second derivative.
+
+    >>> from estl.neurons import Triangle
+    >>> fused_lif(torch.tensor([[0.8], [0.8], [0.8]]), decay=0.5, gain=1.0, threshold=1.0,
+    ...           reset="hard", detach_reset=False, surrogate=Triangle(), inclusive=False).T
+    tensor([[0., 1., 0.]])
+    """
+    if x.shape[0] == 0:
+        raise ValueError(f"x of shape {tuple(x.shape)} has no time steps: dimension 0 is T")
+    spikes: Tensor = _FusedLIF.apply(
+        x, decay, gain, threshold, reset == "hard", detach_reset, surrogate, inclusive
+    )
+    return spikes
+
+
+class _FusedLIF(torch.autograd.Function):
+    """The two pure functions below as one node of the graph."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        decay: float,
+        gain: float,
+        threshold: float,
+        hard: bool,
+        detach_reset: bool,
+        surrogate: Callable[[Tensor], Tensor],
+        inclusive: bool,
+    ) -> Tensor:
+        inner = sorted(range(1, x.ndim), key=x.stride, reverse=True)  # as they lie in memory
+        ctx.order = (0, *inner)
+        ctx.options = (decay, gain, threshold, hard, detach_reset, surrogate, inclusive)
+        spikes, v = _run(_forward, _rows(x, ctx.order), decay, gain, threshold, hard, inclusive)
+        ctx.save_for_backward(v)
+        return _unrows(spikes, x.shape, ctx.order)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True
+            raise RuntimeError(
+                "the fused LIF has no second derivative: set ESTL_COMPILE=0, the plain scan has one"
+            )
+        (v,) = ctx.saved_tensors
+        (grad,) = grads
+        grad_x = _run(_backward, _rows(grad, ctx.order), v, *ctx.options)
+        return _unrows(grad_x, grad.shape, ctx.order), *(None for _ in ctx.options)
+
+
+def _forward(
+    x: Tensor, decay: float, gain: float, threshold: float, hard: bool, inclusive: bool
+) -> tuple[Tensor, Tensor]:
+    """Spikes and potential before the reset, both (T,M), of x (T,M)."""
+    r = torch.zeros_like(x[0])
+    spikes, potential = [], []
+    for t in range(x.shape[0]):
+        v = decay * r + gain * x[t]
+        s = _fires(v - threshold, inclusive)
+        spikes.append(s)
+        potential.append(v)
+        r = v * (1.0 - s) if hard else v - threshold * s
+    return torch.stack(spikes), torch.stack(potential)
+
+
+def _backward(
+    grad: Tensor,
+    potential: Tensor,
+    decay: float,
+    gain: float,
+    threshold: float,
+    hard: bool,
+    detach_reset: bool,
+    surrogate: Callable[[Tensor], Tensor],
+    inclusive: bool,
+) -> Tensor:
+    """Gradient by x from the gradient by the spikes, both (T,M).
+
+        ds = grad_t - dr * v_t            (hard;  soft: dr * threshold;  detached: nothing)
+        dv = ds * surrogate(v_t - threshold) + dr * (1 - s_t)                  (soft: + dr)
+        dx = gain * dv,    dr of step t-1 = decay * dv
+
+    from the last step, whose dr is 0, to the first.
+    """
+    steps = potential.shape[0]
+    grad_x = []
+    dr = torch.zeros_like(grad[0])
+    for t in reversed(range(steps)):
+        v = potential[t]
+        u = v - threshold
+        ds = grad[t]
+        if not detach_reset:
+            ds = ds - (dr * v if hard else dr * threshold)
+        dv = ds * surrogate(u) + (dr * (1.0 - _fires(u, inclusive)) if hard else dr)
+        grad_x.append(gain * dv)
+        dr = decay * dv
+    return torch.stack(grad_x[::-1])
+
+
+def _fires(u: Tensor, inclusive: bool) -> Tensor:
+    return ((u >= 0) if inclusive else (u > 0)).to(u.dtype)
+
+
+def _rows(x: Tensor, order: tuple[int, ...]) -> Tensor:
+    """`x` (T,...) as (T,M), without a copy if memory is dense after T in this order of dimensions.
+
+    Steps that are all one memory (stride 0) stay so; any other stride than M is made M, so that
+    one compilation serves all.
+    """
+    rows = x.detach().permute(order).reshape(x.shape[0], -1)
+    return rows if rows.stride(0) == 0 and rows.stride(1) == 1 else rows.contiguous()
+
+
+def _unrows(rows: Tensor, shape: torch.Size, order: tuple[int, ...]) -> Tensor:
+    """The inverse of `_rows`."""
+    inverse = sorted(range(len(order)), key=order.__getitem__)
+    return rows.view([shape[d] for d in order]).permute(inverse)
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    # T and the options are constants of the generated code, M is marked dynamic. The limit is on
+    # the number of such variants; 8, the default, is less than a study of T or decay needs.
+    # emulate_precision_casts: round as the plain scan does, without FMA, in low precision as well.
+    return torch.compile(  # type: ignore[call-overload]  # its overloads lack recompile_limit
+        function,
+        fullgraph=True,
+        dynamic=False,
+        recompile_limit=128,
+        options={"emulate_precision_casts": True},
+    )
+
+
+def _run(function: Callable[..., Any], *args: Any) -> Any:
+    """`function(*args)`, compiled if that is possible."""
+    rows: Tensor = args[0]
+    device = rows.device.type
+    if device in _no_compiler or rows.shape[1] < 2:  # torch.compile takes 0 and 1 for constants
+        return function(*args)
+    for arg in args:
+        if isinstance(arg, Tensor):
+            torch._dynamo.mark_dynamic(arg, 1)
+    try:
+        with torch.autocast(device, enabled=False):  # its state would be another reason to compile
+            return _compiled(function)(*args)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        _warn_once(device, error)
+        return function(*args)
+
+
+def _warn_once(device: str, error: Exception) -> None:
+    with _lock:
+        if device in _no_compiler:
+            return
+        _no_compiler.add(device)
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    warnings.warn(
+        f"LIF runs uncompiled on {device}, with the same results but slower, since torch.compile "
+        f"failed ({reason}); ESTL_COMPILE=0 leaves it out from the start",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+__all__ = ["LARGE", "fused_lif", "worthwhile"]

@@ -1,0 +1,175 @@
+"""The LightningModule: one student, one supervision, the optimizer and what a checkpoint holds.
+
+What a checkpoint holds: `state_dict` is the student's, with the student's own keys and nothing
+else, so that `student.load_state_dict(torch.load(path)["state_dict"])` deploys it. The trained
+parts of the supervision are beside it (`supervision`), for resuming only.
+"""
+
+import math
+from collections import defaultdict
+from typing import Any, Literal
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from estl.types import Batch, Loss, Supervision
+
+Optimizer = Literal["adamw", "adam", "sgd"]
+
+
+def check_finite(loss: Loss) -> None:
+    """Raise FloatingPointError that names the first term which is not finite."""
+    if not torch.isfinite(loss.total):
+        bad = [name for name, term in loss.terms.items() if not torch.isfinite(term)]
+        raise FloatingPointError(
+            f"the loss is not finite (term {', '.join(bad) or 'total'}): training stopped; lower "
+            "--lr, or look at the term's inputs; the last checkpoint is intact"
+        )
+
+
+def cosine(step: int, total: int, warmup: int) -> float:
+    """Factor on the learning rate at `step`: a line up over `warmup` steps, then half a cosine.
+
+    >>> [round(cosine(s, total=4, warmup=0), 2) for s in range(5)]
+    [1.0, 0.85, 0.5, 0.15, 0.0]
+    """
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
+
+
+class Learner(LightningModule):
+    """Trains `student` under `supervision`.
+
+    Args:
+        student: a module whose forward takes events (B,T,C,H,W) and returns an `Output`.
+        supervision: turns `(Output, Batch)` into a `Loss`.
+        optimizer: "adamw", "adam", or "sgd" (with Nesterov momentum 0.9).
+        lr: learning rate of the student and of every part not named in `part_lr`.
+        weight_decay: applied to weights of two or more dimensions; not to biases and norms.
+        schedule: "cosine" to zero over the run, or "constant".
+        warmup: epochs of linear warm-up before the cosine; may be a fraction.
+        part_lr: learning rates of named parts of the supervision, such as
+            `{edge_detector: 1e-3, fusion: 1e-3, projector: 1e-3}`.
+        recipe: the resolved configuration, kept in the checkpoint.
+        classes: class names in the order of the labels, kept in the checkpoint.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        supervision: Supervision,
+        *,
+        optimizer: Optimizer = "adamw",
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        schedule: Literal["cosine", "constant"] = "cosine",
+        warmup: float = 0.0,
+        part_lr: dict[str, float] | None = None,
+        recipe: dict[str, Any] | None = None,
+        classes: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__()
+        if lr <= 0:
+            raise ValueError(f"lr is {lr}: it must be above 0")
+        self.student = student
+        self.supervision = supervision
+        self.optimizer: Optimizer = optimizer
+        self.lr, self.weight_decay = lr, weight_decay
+        self.schedule, self.warmup = schedule, warmup
+        self.part_lr = part_lr or {}
+        self.recipe = recipe or {}
+        self.classes = classes
+
+    def on_train_epoch_start(self) -> None:
+        """Seed each epoch on its own, so that a resumed run draws what an unbroken one draws."""
+        seed = int(self.recipe.get("seed", 0))
+        torch.manual_seed(seed + 1_000_003 * self.current_epoch + 7_919 * self.global_rank)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one batch; every term and metric is logged under its own name."""
+        output = self.student(batch.events)
+        loss: Loss = self.supervision(output, batch)
+        check_finite(loss)
+        values = {f"train/{name}": value for name, value in loss.terms.items()}
+        values["train/loss"] = loss.total
+        values |= {f"watch/{name}": value for name, value in loss.metrics.items()}
+        size = len(batch.label)
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=size)
+        self.log("loss", loss.total, prog_bar=True, logger=False)
+        return loss.total
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Cross-entropy and accuracy of the mean over time, the same for every supervision."""
+        mean = self.student(batch.events).logits.float().mean(1)
+        correct = (mean.argmax(-1) == batch.label).float().mean()
+        size = len(batch.label)
+        self.log("val/loss", F.cross_entropy(mean, batch.label), batch_size=size, sync_dist=True)
+        self.log("val/acc", correct, prog_bar=True, batch_size=size, sync_dist=True)
+
+    def part_of(self, name: str) -> str:
+        """The part a parameter belongs to: the innermost name in `part_lr`, or its owner."""
+        path = name.split(".")
+        return next((p for p in reversed(path) if p in self.part_lr), path[0])
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameter groups: per part its learning rate, norms and biases without weight decay."""
+        members: dict[tuple[str, bool], list[nn.Parameter]] = defaultdict(list)
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                members[self.part_of(name), parameter.ndim > 1].append(parameter)
+        absent = set(self.part_lr) - {part for part, _ in members}
+        if absent:
+            raise ValueError(
+                f"part_lr names {sorted(absent)}, which no trained parameter belongs to: "
+                "correct learner.part_lr"
+            )
+        return [
+            {
+                "params": parameters,
+                "lr": self.part_lr.get(part, self.lr),
+                "weight_decay": self.weight_decay if decays else 0.0,
+                "name": f"{part}/{'weights' if decays else 'biases'}",
+            }
+            for (part, decays), parameters in members.items()
+        ]
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, and the schedule per step."""
+        groups = self.groups()
+        optimizer: torch.optim.Optimizer
+        match self.optimizer:
+            case "adamw":
+                optimizer = torch.optim.AdamW(groups, lr=self.lr)
+            case "adam":
+                optimizer = torch.optim.Adam(groups, lr=self.lr)
+            case "sgd":
+                optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=0.9, nesterov=True)
+        if self.schedule == "constant":
+            return optimizer
+        total = int(self.trainer.estimated_stepping_batches)
+        epochs = self.trainer.max_epochs or 1
+        warmup = round(self.warmup * total / max(1, epochs))
+        factor = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: cosine(s, total, warmup))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": factor, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the student's keys alone in `state_dict`; the rest goes beside it."""
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = _below(state, "student.")
+        checkpoint["supervision"] = _below(state, "supervision.")
+        checkpoint["recipe"], checkpoint["classes"] = self.recipe, list(self.classes)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The way back."""
+        student, supervision = checkpoint["state_dict"], checkpoint["supervision"]
+        checkpoint["state_dict"] = {f"student.{k}": v for k, v in student.items()} | {
+            f"supervision.{k}": v for k, v in supervision.items()
+        }
+
+
+def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries under `prefix`, without it."""
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

@@ -1,0 +1,275 @@
+"""Recipes: the typed configuration of a run, from YAML files, dotted overrides and short flags.
+
+A recipe names classes and their arguments: `data`, `student`, `supervision`; and the arguments of
+`learner` and `trainer`. What the data decide (class count, channels, image size) is filled in where
+it is left out, and refused where it contradicts them.
+"""
+
+import importlib
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from lightning import Trainer
+from torch import nn
+
+from estl.checkpoint import RecipeError
+from estl.data.module import EventData
+from estl.learner import Learner
+from estl.types import Supervision
+
+ARCHS = {
+    "vggsnn": ["--student=estl.students.VGGSNN"],
+    "vggsnn-pooled": ["--student=estl.students.VGGSNN", "--student.init_args.pooled=true"],
+    "resnet18": ["--student=estl.students.resnet18"],
+    "resnet19": ["--student=estl.students.resnet19"],
+    "resnet34": ["--student=estl.students.resnet34"],
+    "resnet50": ["--student=estl.students.resnet50"],
+    "spikformer": ["--student=estl.students.Spikformer"],
+}
+DATASETS = {
+    "digits": ["--data=estl.data.digits.Digits"],
+    "nmnist": ["--data=estl.data.nmnist.NMNISTPairs"],
+}
+SUPERVISIONS = {"--tse": "estl.supervision.TSE", "--tet": "estl.supervision.TET"}
+SUPERVISION_OF = {"--tau-f": "--tse", "--kappa": "--tse", "--means": "--tet", "--lamb": "--tet"}
+PLAIN = "--supervision=estl.supervision.MeanCE"
+VALUES = {
+    "--data-path": "data.init_args.root",
+    "--T": "data.init_args.T",
+    "--batch-size": "data.init_args.batch_size",
+    "--epochs": "trainer.max_epochs",
+    "--lr": "learner.lr",
+    "--output-dir": "output_dir",
+    "--tau-f": "supervision.init_args.tau_f",
+    "--kappa": "supervision.init_args.kappa",
+    "--means": "supervision.init_args.means",
+    "--lamb": "supervision.init_args.lamb",
+}
+
+
+def spell_out(words: list[str]) -> list[str]:
+    """A command line with its short flags spelled out as overrides of a recipe.
+
+    Recipes come first, then classes, then everything else, whatever their order was: a class must
+    stand before its arguments, and the command line overrides a recipe.
+    `--no-tse` and `--no-tet` are left to `parse`, which knows the recipe.
+
+    >>> spell_out(["--tau-f", "0.3", "--tse"])
+    ['--supervision=estl.supervision.TSE', '--supervision.init_args.tau_f=0.3']
+
+    Raises:
+        RecipeError: `--tse` with `--tet`; a short flag without a value; an unknown name.
+    """
+    if "--tse" in words and "--tet" in words:
+        raise RecipeError(
+            "--tse and --tet both decide how the outputs over time become one loss, so they "
+            "exclude each other: leave one out"
+        )
+    recipes: list[str] = []
+    classes: list[str] = []
+    values: list[str] = []
+    queue = iter(words)
+    for word in queue:
+        flag, equals, value = word.partition("=")
+        if flag in SUPERVISIONS:
+            classes.append(f"--supervision={SUPERVISIONS[flag]}")
+        elif flag in VALUES or flag in ("--arch", "--dataset", "--config"):
+            value = value if equals else next(queue, "")
+            if not value or value.startswith("--"):
+                raise RecipeError(f"{flag} has no value: write {flag} VALUE")
+            if flag == "--config":
+                check_yaml(Path(value))
+                recipes.append(f"--config={value}")
+            elif flag in VALUES:
+                values.append(f"--{VALUES[flag]}={value}")
+            else:
+                classes += _named(ARCHS if flag == "--arch" else DATASETS, flag, value)
+        elif flag in ("--data", "--student", "--supervision"):
+            classes += [word] if equals else [word, next(queue, "")]
+        else:
+            values.append(word)
+    return recipes + classes + values
+
+
+def check_yaml(path: Path) -> None:
+    """Raise RecipeError, with the place, unless `path` is a file that parses as YAML."""
+    try:
+        yaml.safe_load(path.read_text())
+    except OSError:
+        raise RecipeError(f"--config {path} cannot be read: give a recipe (YAML file)") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        place = getattr(error, "problem_mark", None)
+        line = f" at line {place.line + 1}" if place else ""
+        raise RecipeError(f"{path} is not valid YAML{line}: correct it") from None
+
+
+def _named(table: dict[str, list[str]], flag: str, value: str) -> list[str]:
+    key = value.lower().replace("_", "-")
+    found = table.get(key) or table.get(key.replace("-", ""))
+    if found is None:
+        raise RecipeError(f"{flag} {value} is not known: choose from {', '.join(table)}")
+    return found
+
+
+def make_parser() -> ArgumentParser:
+    """The parser of `estl fit`, which is also the schema of a recipe."""
+    parser = ArgumentParser(
+        prog="estl fit",
+        exit_on_error=False,
+        allow_abbrev=False,
+        description="Train a student. Short flags: --arch --dataset --tse/--no-tse --tet/--no-tet "
+        + " ".join(VALUES),
+    )
+    parser.add_argument("--config", action="config", help="A recipe (YAML).")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of weights and batch order.")
+    parser.add_argument(
+        "--output_dir", type=str | None, default=None, help="Run folder (default: a new one)."
+    )
+    parser.add_subclass_arguments(EventData, "data")
+    parser.add_subclass_arguments(nn.Module, "student", skip={"neuron"})
+    parser.add_subclass_arguments(Supervision, "supervision")
+    parser.add_class_arguments(
+        Learner, "learner", skip={"student", "supervision", "recipe", "classes"}, instantiate=False
+    )
+    parser.add_class_arguments(
+        Trainer,
+        "trainer",
+        skip={"logger", "callbacks", "default_root_dir", "enable_checkpointing", "barebones"},
+        instantiate=False,
+    )
+    parser.set_defaults({"trainer.max_epochs": 20, "trainer.log_every_n_steps": 10})
+    return parser
+
+
+def parse(words: list[str]) -> tuple[Namespace, Namespace]:
+    """The complete configuration of a command line (without the word `fit`), and what was given.
+
+    Raises:
+        RecipeError: an unknown key, a wrong type, a missing part.
+    """
+    refused = {SUPERVISIONS[f"--{w[5:]}"] for w in words if w in ("--no-tse", "--no-tet")}
+    words = spell_out([w for w in words if w not in ("--no-tse", "--no-tet")])
+    parser = make_parser()
+    try:
+        given = parser.parse_args(words, defaults=False)
+        for part, how in (("data", "--dataset NAME"), ("student", "--arch NAME")):
+            if part not in given:
+                raise RecipeError(f"no {part} chosen: give --config RECIPE.yaml, or {how}")
+        if "supervision" not in given:
+            words = [PLAIN, *words]
+        elif _name(given.supervision) in {path.rpartition(".")[2] for path in refused}:
+            words = [*words, PLAIN]
+        return parser.parse_args(words), given
+    except ArgumentError as error:
+        raise RecipeError(one_line(str(error))) from None
+
+
+def one_line(text: str) -> str:
+    """jsonargparse's message without its scaffolding.
+
+    >>> one_line("Parser key \"a\":\\n  Errors:\\n    - Option 'b' is not accepted")
+    "key a: option 'b' is not accepted: correct it in the recipe or on the command line"
+    """
+    noise = (
+        "Does not validate",
+        "Subtypes:",
+        "Errors:",
+        "Expected a <class 'NoneType'>",
+        "Expected a path",
+        "Given value type:",
+        "Given value: NestedArg",
+        "Problem with given class_path",
+    )
+    lines = [line.strip().removeprefix("- ") for line in text.strip().splitlines()]
+    kept = [line for line in lines if line and not line.startswith(noise)]
+    message = " ".join(kept).replace('Parser key "', "key ").replace('":', ":")
+    message = message.replace("Option", "option").rstrip(".")
+    for flag, key in VALUES.items():
+        owner = SUPERVISION_OF.get(flag)
+        if owner and f"'{key.rpartition('.')[2]}' is not accepted" in message:
+            return f"{flag} is an option of {owner}: add {owner}, or leave {flag} out"
+    return f"{message}: correct it in the recipe or on the command line"
+
+
+def _name(part: Namespace) -> str:
+    """Last word of a class path."""
+    return str(part.class_path.rpartition(".")[2])
+
+
+@dataclass
+class Run:
+    """Everything that a training run is made of.
+
+    Args:
+        data: the data module, set up.
+        student: the network.
+        supervision: what trains it.
+        recipe: the resolved configuration as plain values.
+    """
+
+    data: EventData
+    student: nn.Module
+    supervision: Supervision
+    recipe: dict[str, Any]
+
+
+def build(config: Namespace, given: Namespace) -> Run:
+    """Instantiate data, student and supervision; the data's facts go into the student's arguments.
+
+    Raises:
+        RecipeError: an argument that contradicts the data, such as a wrong class count.
+    """
+    parser = make_parser()
+    if "seed" not in _written(given, "data"):
+        config.data.init_args.seed = config.seed
+    data = parser.instantiate(Namespace(data=config.data)).data
+    facts = {
+        "classes": len(data.classes),
+        "in_channels": data.in_channels,
+        "image_size": tuple(data.image_size),
+    }
+    _fill(config, given, "student", facts, of=_name(config.data))
+    student = parser.instantiate(Namespace(student=config.student)).student
+    _fill(config, given, "supervision", {"student_dim": student.dim}, of=_name(config.student))
+    supervision = parser.instantiate(Namespace(supervision=config.supervision)).supervision
+    recipe = yaml.safe_load(parser.dump(config, skip_validation=True))
+    recipe.pop("config", None)
+    return Run(data, student, supervision, recipe)
+
+
+def _written(given: Namespace, part: str) -> Namespace:
+    """The arguments of `part` that the user wrote down."""
+    return given[part].get("init_args", Namespace()) if part in given else Namespace()
+
+
+def _fill(
+    config: Namespace, given: Namespace, part: str, facts: dict[str, Any], *, of: str
+) -> None:
+    """Put `facts` into the arguments of `part` that are left out; refuse those that differ."""
+    accepted = inspect.signature(import_path(config[part].class_path)).parameters
+    written = _written(given, part)
+    for key in facts.keys() & accepted.keys():
+        if written.get(key) not in (None, facts[key]):
+            raise RecipeError(
+                f"{part}.init_args.{key} is {written[key]}, but {key} of {of} is {facts[key]}: "
+                "leave it out, or choose matching data"
+            )
+        config[part].init_args[key] = facts[key]
+
+
+def import_path(path: str) -> Any:
+    """The object that a class path names."""
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def from_recipe(recipe: dict[str, Any]) -> Namespace:
+    """The configuration that a checkpoint or a run folder holds."""
+    try:
+        return make_parser().parse_object(recipe)
+    except ArgumentError as error:
+        raise RecipeError(one_line(str(error))) from None

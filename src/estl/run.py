@@ -1,0 +1,249 @@
+"""What the commands do: train into a run folder, test a checkpoint, predict files.
+
+A run folder holds `config.yaml` (the resolved recipe), `best*.ckpt` and `last.ckpt`, TensorBoard
+events, and `results.json`, which is written once, at the end.
+"""
+
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import Namespace
+from lightning import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, Timer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+
+from estl.checkpoint import load_student, read_checkpoint
+from estl.learner import Learner
+from estl.recipe import RecipeError, Run, build, from_recipe, import_path
+from estl.types import Batch
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's, without the logger's version number."""
+
+    def get_metrics(self, *args: Any) -> dict[str, Any]:
+        """What the bar shows beside the speed."""
+        metrics = super().get_metrics(*args)
+        metrics.pop("v_num", None)
+        return metrics
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Test accuracy after each time step: of the mean logits over steps 1..t."""
+
+    per_step: tuple[float, ...]
+    samples: int
+
+    @property
+    def final(self) -> float:
+        """Accuracy after the last step."""
+        return self.per_step[-1]
+
+
+@torch.inference_mode()
+def evaluate(student: nn.Module, batches: Iterable[Batch], device: torch.device) -> Accuracy:
+    """Accuracy of `student` on `batches`, after each time step t = 1..T."""
+    student = student.to(device).eval()
+    correct, samples = torch.zeros(0, dtype=torch.long), 0
+    for batch in batches:
+        batch = batch.to(device)
+        hits = running_mean(student(batch.events).logits).argmax(-1) == batch.label[:, None]
+        hits = hits.sum(0).cpu()
+        correct = hits if samples == 0 else correct + hits
+        samples += len(batch.label)
+    return Accuracy(tuple((correct / samples).tolist()), samples)
+
+
+def running_mean(logits: Tensor) -> Tensor:
+    """Mean of `logits` (B,T,K) over steps 1..t, for every t.
+
+    >>> running_mean(torch.tensor([[[1.0], [3.0]]])).flatten()
+    tensor([1., 2.])
+    """
+    steps = torch.arange(1, logits.shape[1] + 1, device=logits.device)
+    return logits.float().cumsum(1) / steps[:, None]
+
+
+def run_folder(config: Namespace) -> Path:
+    """The folder of a new run: the one asked for, or the next free one in `runs/`.
+
+    Raises:
+        RecipeError: the folder asked for already holds a run.
+    """
+    if config.output_dir is not None:
+        folder = Path(config.output_dir)
+        if (folder / "config.yaml").exists():
+            raise RecipeError(
+                f"{folder} already holds a run: continue it with estl fit --resume {folder}, or "
+                "choose another --output-dir"
+            )
+    else:
+        names = [
+            config[p].class_path.rpartition(".")[2] for p in ("data", "student", "supervision")
+        ]
+        stem = "-".join([*names, f"seed{config.seed}"]).lower()
+        numbered = (Path("runs") / (stem + (f"-{n}" if n else "")) for n in range(100_000))
+        folder = next(path for path in numbered if not path.exists())
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def fit(config: Namespace, given: Namespace, resume: Path | None = None) -> dict[str, Any]:
+    """Train as the configuration says, test once at the end, and write the run folder.
+
+    Args:
+        config: the complete configuration.
+        given: the part of it that was written down, by file or flag.
+        resume: a run folder to continue from its `last.ckpt`.
+
+    Returns:
+        What `results.json` holds.
+    """
+    seed_everything(config.seed, verbose=False)
+    run = build(config, given)
+    folder = resume or run_folder(config)
+    (folder / "config.yaml").write_text(yaml.safe_dump(run.recipe, sort_keys=False))
+    learner = Learner(
+        run.student,
+        run.supervision,
+        **config.learner.as_dict(),
+        recipe=run.recipe,
+        classes=run.data.classes,
+    )
+    best = ModelCheckpoint(
+        folder, "best-{epoch:03d}", monitor="val/acc", mode="max", auto_insert_metric_name=False
+    )
+    last = ModelCheckpoint(
+        folder, "last", save_on_train_epoch_end=True, enable_version_counter=False
+    )
+    timer = Timer()
+    trainer = Trainer(
+        **config.trainer.as_dict(),
+        default_root_dir=folder,
+        logger=TensorBoardLogger(str(folder), name="", version="tensorboard"),
+        callbacks=[best, last, timer, ProgressBar()],
+    )
+    checkpoint = folder / "last.ckpt"
+    trainer.fit(learner, run.data, ckpt_path=checkpoint if checkpoint.exists() else None)
+    if not trainer.is_global_zero:
+        return {}
+    results = describe(run) | {
+        "epochs": trainer.current_epoch,
+        "train_seconds": round(timer.time_elapsed("train"), 1),
+        "peak_memory_mib": peak_memory(),
+        "test": _test_twice(run, Path(best.best_model_path), trainer.strategy.root_device),
+        "val_accuracy_of_best": float(best.best_model_score or 0.0),
+    }
+    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    return results | {"folder": str(folder)}
+
+
+def _test_twice(run: Run, best: Path, device: torch.device) -> dict[str, Any]:
+    """Test accuracy of the final weights, and of those that were best on validation."""
+    final = evaluate(run.student, run.data.test_dataloader(), device)
+    run.student.load_state_dict(read_checkpoint(best)["state_dict"])
+    chosen = evaluate(run.student, run.data.test_dataloader(), device)
+    return {
+        "samples": final.samples,
+        "final": {"accuracy": final.final, "per_step": final.per_step},
+        "best_on_validation": {"accuracy": chosen.final, "per_step": chosen.per_step},
+    }
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """What a figure has to stand with: seed, data, versions, machine, command."""
+    names = ("estl", "torch", "lightning", "numpy")
+    return {
+        "command": " ".join(["estl", *sys.argv[1:]]),
+        "seed": run.recipe["seed"],
+        "data": {
+            "name": type(run.data).__name__,
+            "fingerprint": run.data.fingerprint,
+            "sizes": run.data.sizes,
+        },
+        "student": {
+            "name": type(run.student).__name__,
+            "parameters": sum(p.numel() for p in run.student.parameters()),
+        },
+        "supervision": repr(run.supervision),
+        "versions": {"python": platform.python_version()} | {n: version(n) for n in names},
+        "machine": {
+            "processor": processor(),
+            "cores": os.cpu_count(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def peak_memory() -> int:
+    """The most memory this process has held so far, in MiB: on the GPU if there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() >> 20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10  # Linux gives KiB
+
+
+def processor() -> str:
+    """The processor's name, as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(s.partition(":")[2].strip() for s in lines if s.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def test(path: Path, data_path: str | None, output_dir: Path | None) -> dict[str, Any]:
+    """Test the checkpoint `path` on its own data, or on another root of the same layout.
+
+    Raises:
+        RecipeError: the data's classes are not the checkpoint's.
+    """
+    saved = read_checkpoint(path)
+    recipe = saved["recipe"]
+    if data_path is not None:
+        recipe["data"]["init_args"]["root"] = data_path
+    config = from_recipe(recipe)
+    run = build(config, config)
+    if list(run.data.classes) != saved["classes"]:
+        raise RecipeError(
+            f"the class names of {data_path} differ from those {path} was trained on "
+            f"({list(run.data.classes)[:3]}... against {saved['classes'][:3]}...): give other data"
+        )
+    run.student.load_state_dict(saved["state_dict"])
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = evaluate(run.student, run.data.test_dataloader(), device)
+    results = describe(run) | {
+        "checkpoint": str(path),
+        "test": {"samples": found.samples, "accuracy": found.final, "per_step": found.per_step},
+    }
+    if output_dir is not None:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        (output_dir / "test.json").write_text(json.dumps(results, indent=2) + "\n")
+    return results
+
+
+@torch.inference_mode()
+def predict(path: Path, files: list[Path]) -> Iterator[tuple[Path, list[tuple[str, float]]]]:
+    """For each event file the class and its probability after every time step t = 1..T."""
+    saved = read_checkpoint(path)
+    student = load_student(path)
+    data = saved["recipe"]["data"]
+    read = import_path(data["class_path"]).read
+    for file in files:
+        logits = student(read(file, **data["init_args"]).unsqueeze(0)).logits
+        probability, label = running_mean(logits)[0].softmax(-1).max(-1)
+        names = [saved["classes"][k] for k in label.tolist()]
+        yield file, list(zip(names, probability.tolist(), strict=True))

@@ -1,0 +1,7 @@
+"""Spiking students: each takes event frames (B,T,C,H,W) to an `Output` and has `classify`."""
+
+from estl.students.resnet import ResNet, resnet18, resnet19, resnet34, resnet50
+from estl.students.spikformer import Spikformer
+from estl.students.vggsnn import VGGSNN
+
+__all__ = ["VGGSNN", "ResNet", "Spikformer", "resnet18", "resnet19", "resnet34", "resnet50"]

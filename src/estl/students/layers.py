@@ -1,0 +1,96 @@
+"""What the students share: the time-first memory layout, and stateless layers at every step.
+
+Public tensors are (B,T,...), but their memory is (T,B,...): `time_first` lays the (small) input
+out once, and every layer after it, `PerStep` and `LIF` alike, sees and returns transposed views.
+Folding time into the batch is then a view too, and nothing is copied between layers.
+"""
+
+from typing import cast
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from estl.types import is_static
+
+
+def time_first(events: Tensor, channels: int) -> Float[Tensor, "B T C H W"]:
+    """`events` (B,T,C,H,W), checked, with time-first memory under the same shape.
+
+    Direct-coded events (one image expanded over T, see `estl.types.is_static`) stay as they are, so
+    that `PerStep` still sees that they are one image.
+
+    Raises:
+        ValueError: if `events` has not five dimensions, or not `channels` channels.
+
+    >>> import torch
+    >>> time_first(torch.rand(2, 4, 3, 8, 8), 3).stride()[:2]    # next sample, next step
+    (192, 384)
+    """
+    if events.dim() != 5:
+        raise ValueError(
+            f"events must have the five dimensions (B,T,C,H,W), got shape {tuple(events.shape)}:"
+            " add the missing one, e.g. with unsqueeze or estl.types.direct_code"
+        )
+    if events.shape[2] != channels:
+        raise ValueError(
+            f"events have {events.shape[2]} channels in shape {tuple(events.shape)}, but the"
+            f" student was built for in_channels={channels}: build it with the channels of the data"
+        )
+    if is_static(events):
+        return events
+    return events.transpose(0, 1).contiguous().transpose(0, 1)
+
+
+class PerStep(nn.Sequential):
+    """Stateless modules applied at every time step: (B,T,...) to (B,T,...).
+
+    Time is folded into the batch, so that a batch norm in here takes its statistics over all steps
+    (tdBN, Zheng et al. 2021). If all steps are one image (`estl.types.is_static`), it is computed
+    once and expanded over T: same output, same gradients. Of n values a channel instead of T*n,
+    batch norm's mean and biased variance are the same, and so is what it normalises; only the
+    unbiased `running_var` is larger, by n/(n-1) * (Tn-1)/(Tn).
+
+    >>> import torch
+    >>> PerStep(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8))(torch.rand(2, 4, 3, 6, 6)).shape
+    torch.Size([2, 4, 8, 6, 6])
+    """
+
+    def forward(self, x: Float[Tensor, "B T *shape"]) -> Float[Tensor, "B T *out"]:
+        """Every step of `x` through the modules."""
+        B, T = x.shape[:2]
+        if is_static(x):
+            y = cast(Tensor, super().forward(x[:, 0]))
+            return y.unsqueeze(1).expand(B, T, *y.shape[1:])
+        y = cast(Tensor, super().forward(x.transpose(0, 1).flatten(0, 1)))
+        return y.unflatten(0, (T, B)).transpose(0, 1)
+
+
+def conv_norm(
+    in_channels: int,
+    out_channels: int,
+    kernel: int = 3,
+    *,
+    stride: int = 1,
+    bias: bool = False,
+    weight: float = 1.0,
+) -> PerStep:
+    """Convolution and batch norm at every step; `kernel` is odd and padded to keep the size.
+
+    The convolution starts Kaiming normal (fan out, as TET's), the norm at `weight` and bias 0. A
+    neuron after it fires in about 15 % of the steps if `weight` is tdBN's threshold / gain (Zheng
+    et al. 2021): 1 for `LIF.tet`, 2 for `LIF.spikformer`.
+
+    >>> conv_norm(2, 64)
+    PerStep(
+      (0): Conv2d(2, 64, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False)
+      (1): BatchNorm2d(64, ...)
+    )
+    """
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=bias)
+    norm = nn.BatchNorm2d(out_channels)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    nn.init.constant_(norm.weight, weight)
+    return PerStep(conv, norm)
+
+
+__all__ = ["PerStep", "conv_norm", "time_first"]

@@ -1,0 +1,128 @@
+"""VGGSNN of TET (Deng et al., ICLR 2022), the reference net of DVS-CIFAR10."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from estl.neurons import LIF
+from estl.students.layers import PerStep, conv_norm, time_first
+from estl.types import Output
+
+Layer = int | Literal["AP"]
+"""Width of a convolution, or 2x2 average pooling."""
+
+
+class VGGSNN(nn.Module):
+    """Spiking VGG: 3x3 convolution (with bias), batch norm and LIF at each width; average pooling.
+
+    The defaults are TET's net, 64-128-AP-256-256-AP-512-512-AP-512-512-AP on 2x48x48 with one
+    linear layer on the flattened maps: 9,271,498 parameters.
+
+    Args:
+        classes: number of classes K.
+        in_channels: channels C of the events.
+        image_size: (H,W) of the events. The pooled variant also takes any other size.
+        layers: widths of the convolutions, and "AP" for 2x2 average pooling, which drops the last
+            row or column of an odd size.
+        pooled: a linear layer on the mean over places (D -> K) in place of TET's on the flattened
+            maps (D*H*W -> K). TSE needs it, since it classifies each place.
+        neuron: changes to the neuron `LIF.tet`, such as {"detach_reset": True}.
+
+    Raises:
+        ValueError: if `layers` holds no width or something else than widths and "AP", or pools
+            `image_size` to nothing.
+
+    >>> import torch
+    >>> net = VGGSNN(classes=5, image_size=(8, 8), layers=(8, "AP", 16, "AP"))
+    >>> output = net(torch.rand(3, 4, 2, 8, 8))
+    >>> output.logits.shape, output.features.shape
+    (torch.Size([3, 4, 5]), torch.Size([3, 4, 16, 2, 2]))
+    """
+
+    def __init__(
+        self,
+        classes: int = 10,
+        in_channels: int = 2,
+        image_size: tuple[int, int] = (48, 48),
+        *,
+        layers: Sequence[Layer] = (64, 128, "AP", 256, 256, "AP", 512, 512, "AP", 512, 512, "AP"),
+        pooled: bool = False,
+        neuron: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        stages: list[nn.Module] = []
+        width = in_channels
+        for layer in layers:
+            if layer == "AP":
+                stages.append(PerStep(nn.AvgPool2d(2)))
+            elif isinstance(layer, int) and layer > 0:
+                stages += [conv_norm(width, layer, bias=True), LIF.tet(**(neuron or {}))]
+                width = layer
+            else:
+                raise ValueError(f'layers must hold widths > 0 and "AP", got {layer!r}')
+        if len(stages) == list(layers).count("AP"):
+            raise ValueError(f"layers={tuple(layers)} holds no convolution: add a width")
+        self.classes = classes
+        self.in_channels = in_channels
+        self.dim = width
+        self.image_size = tuple(image_size)
+        self.poolings = list(layers).count("AP")
+        self.pooled = pooled
+        H, W = self._grid(*image_size)
+        self.layers = nn.Sequential(*stages)
+        self.head = nn.Linear(width if pooled else width * H * W, classes)
+        self.pooled_head = pooled or H * W == 1
+
+    def _grid(self, H: int, W: int) -> tuple[int, int]:
+        """Size of the last maps."""
+        h, w = H >> self.poolings, W >> self.poolings
+        if h == 0 or w == 0:
+            raise ValueError(
+                f"an image of {H}x{W} is too small for {self.poolings} poolings: give at least"
+                f" {2**self.poolings}x{2**self.poolings} or fewer AP in layers"
+            )
+        return h, w
+
+    def forward(self, events: Tensor) -> Output:
+        """Logits and features of `events` (B,T,C,H,W).
+
+        Raises:
+            ValueError: if dimensions or channels do not fit, or the size: other than `image_size`
+                if not `pooled`, or too small for the poolings.
+        """
+        x = time_first(events, self.in_channels)
+        size = tuple(x.shape[-2:])
+        if not self.pooled and size != self.image_size:
+            raise ValueError(
+                f"events are {size[0]}x{size[1]}, but the head was built for"
+                f" image_size={self.image_size}: build the student with the size of the data"
+            )
+        self._grid(*size)
+        features = self.layers(x)
+        pooled = features.mean((-2, -1))
+        return Output(
+            logits=self.classify(pooled if self.pooled else features.flatten(2)),
+            features=features,
+            classify=self.classify,
+            class_token=pooled,
+            pooled_head=self.pooled_head,
+        )
+
+    def classify(self, pooled: Float[Tensor, "B T F"]) -> Float[Tensor, "B T K"]:
+        """The whole head: pooled features (B,T,D), or flattened ones (B,T,D*H*W) if not `pooled`.
+
+        Raises:
+            ValueError: if the head flattens space and is given pooled features.
+        """
+        if pooled.shape[-1] != self.head.in_features:
+            raise ValueError(
+                f"this head reads {self.head.in_features} features a step, got {pooled.shape[-1]}:"
+                " to classify pooled features build the student as VGGSNN(pooled=True)"
+            )
+        logits: Tensor = self.head(pooled)
+        return logits
+
+
+__all__ = ["VGGSNN"]

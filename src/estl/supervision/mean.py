@@ -1,0 +1,38 @@
+"""Plain supervision: the cross-entropy of the logits averaged over time."""
+
+import torch.nn.functional as F
+
+from estl.types import Batch, Loss, Output, Supervision
+
+
+class MeanCE(Supervision):
+    """Cross-entropy of the mean logits: CE(1/T sum_t z_t, y), averaged over the batch.
+
+    The baseline that TET and TSE are compared with. Its one term is "cls".
+
+    Args:
+        label_smoothing: share of the target spread evenly over all classes, in [0,1].
+
+    Raises:
+        ValueError: `label_smoothing` outside [0,1].
+
+    >>> MeanCE(label_smoothing=0.1)
+    MeanCE(label_smoothing=0.1)
+    """
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        if not 0.0 <= label_smoothing <= 1.0:
+            raise ValueError(f"label_smoothing must be in [0,1], not {label_smoothing}")
+        self.label_smoothing = label_smoothing
+
+    def forward(self, output: Output, batch: Batch) -> Loss:
+        """The loss of one batch."""
+        total = F.cross_entropy(
+            output.logits.mean(1), batch.label, label_smoothing=self.label_smoothing
+        )
+        return Loss(total, {"cls": total})
+
+    def extra_repr(self) -> str:
+        """The options, as `print` shows them."""
+        return f"label_smoothing={self.label_smoothing}"

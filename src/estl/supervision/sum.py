@@ -1,0 +1,62 @@
+"""Several supervisions at once."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from estl.types import Batch, Loss, Output, Supervision
+
+
+class Sum(Supervision):
+    """The weighted sum of supervisions: total = sum_i w_i total_i, terms likewise, metrics merged.
+
+    Args:
+        supervisions: what is summed, at least one.
+        weights: one factor each, or None for all 1.
+
+    Raises:
+        ValueError: no supervision, or `weights` of another length; in `forward`, two supervisions
+            that report a term or a metric of the same name.
+
+    >>> from estl.supervision import MeanCE, TET
+    >>> Sum([MeanCE(), TET()], weights=[1.0, 0.5]).weights
+    [1.0, 0.5]
+    """
+
+    def __init__(
+        self, supervisions: Sequence[Supervision], weights: Sequence[float] | None = None
+    ) -> None:
+        super().__init__()
+        if not supervisions:
+            raise ValueError("Sum needs at least one supervision, got none")
+        self.supervisions = nn.ModuleList(supervisions)
+        self.weights = [1.0] * len(supervisions) if weights is None else list(weights)
+        if len(self.weights) != len(supervisions):
+            raise ValueError(
+                f"Sum got {len(self.weights)} weights for {len(supervisions)} supervisions: "
+                "give one each"
+            )
+
+    def forward(self, output: Output, batch: Batch) -> Loss:
+        """The loss of one batch."""
+        totals: list[Tensor] = []
+        terms: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
+        for weight, supervision in zip(self.weights, self.supervisions, strict=True):
+            loss = supervision(output, batch)
+            totals.append(weight * loss.total)
+            _merge(terms, {name: weight * term for name, term in loss.terms.items()})
+            _merge(metrics, loss.metrics)
+        return Loss(torch.stack(totals).sum(), terms, metrics)
+
+    def extra_repr(self) -> str:
+        """The options, as `print` shows them."""
+        return f"weights={self.weights}"
+
+
+def _merge(into: dict[str, Tensor], more: dict[str, Tensor]) -> None:
+    for name in more:
+        if name in into:
+            raise ValueError(f"two supervisions of a Sum report '{name}': keep one of them")
+    into.update(more)

@@ -1,0 +1,129 @@
+"""The three values that pass between the parts: a `Batch` goes through the student to an `Output`;
+a supervision turns `(Output, Batch)` into a `Loss`.
+
+Shapes, here and everywhere:
+
+    B batch    T time steps    C input channels (2 polarities, or 3)    H W height, width
+    D student width    N tokens    E teacher width    K classes
+
+Public tensors are batch first. The package annotates shapes with jaxtyping; the tests check them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+Classify = Callable[[Tensor], Tensor]
+"""A student's whole head: pooled features (B,T,D) to logits (B,T,K)."""
+
+
+def is_static(events: Tensor) -> bool:
+    """True if all time steps of `events` (B,T,...) are one and the same memory (see `direct_code`).
+
+    >>> import torch
+    >>> is_static(direct_code(torch.rand(2, 3, 8, 8), steps=4))
+    True
+    >>> is_static(torch.rand(2, 4, 3, 8, 8))
+    False
+    """
+    return events.shape[1] > 1 and events.stride(1) == 0
+
+
+def direct_code(image: Float[Tensor, "B C H W"], steps: int) -> Float[Tensor, "B T C H W"]:
+    """Direct coding: the same image at each of `steps` time steps, expanded without a copy.
+
+    >>> import torch
+    >>> direct_code(torch.rand(2, 3, 8, 8), steps=4).shape
+    torch.Size([2, 4, 3, 8, 8])
+    """
+    return image.unsqueeze(1).expand(-1, steps, -1, -1, -1)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a data set delivers.
+
+    Args:
+        events: event frames (B,T,C,H,W), counts or normalised counts; a static image set fills them
+            by `direct_code`.
+        label: class numbers (B,).
+        image: RGB images (B,3,H',W') in [0,1], or None where a set has none. Their size is their
+            own: the teacher resizes.
+    """
+
+    events: Float[Tensor, "B T C H W"]
+    label: Int[Tensor, " B"]
+    image: Float[Tensor, "B 3 h w"] | None = None
+
+    def _map(self, move: Callable[[Tensor], Tensor]) -> "Batch":
+        events = self.events
+        if is_static(events):  # move one step, not T copies of it
+            events = direct_code(move(events[:, 0]), events.shape[1])
+        else:
+            events = move(events)
+        image = None if self.image is None else move(self.image)
+        return Batch(events, move(self.label), image)
+
+    def to(self, *args: Any, **kwargs: Any) -> "Batch":
+        """The same batch on another device, as `Tensor.to`."""
+        return self._map(lambda x: x.to(*args, **kwargs))
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory."""
+        return self._map(lambda x: x.pin_memory())
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a student returns.
+
+    Args:
+        logits: (B,T,K), one prediction a time step.
+        features: (B,T,D,H,W), the last maps before pooling; for token models the patch tokens laid
+            on their grid.
+        classify: the student's whole head, (B,T,D) pooled features to (B,T,K) logits. It is called
+            with any number of rows in place of B, and steps its own spiking layer over T if it has
+            one.
+        class_token: (B,T,D), one summary of each step (for convolutional students the pooled
+            features).
+        patch_tokens: (B,T,N,D) of token models, else None; N runs over the grid of `features` row
+            by row.
+        pooled_head: whether `logits == classify(features.mean((-2, -1)))`. False for a head that
+            flattens space or reads a class token: it cannot be asked about one place (TSE).
+    """
+
+    logits: Float[Tensor, "B T K"]
+    features: Float[Tensor, "B T D H W"]
+    classify: Classify
+    class_token: Float[Tensor, "B T D"]
+    patch_tokens: Float[Tensor, "B T N D"] | None = None
+    pooled_head: bool = True
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a supervision returns.
+
+    Args:
+        total: the scalar to minimise.
+        terms: the named, *weighted* parts; they sum to `total`.
+        metrics: further scalars to watch, which are in no sum (an erase ratio, a gate's mean).
+    """
+
+    total: Float[Tensor, ""]
+    terms: dict[str, Tensor]
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Supervision(nn.Module):
+    """Base of all that turns `(Output, Batch)` into a `Loss`; subclasses define `forward`."""
+
+    def forward(self, output: Output, batch: Batch) -> Loss:
+        """The loss of one batch."""
+        raise NotImplementedError
+
+
+__all__ = ["Batch", "Classify", "Loss", "Output", "Supervision", "direct_code", "is_static"]

@@ -1,0 +1,134 @@
+import math
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from estl.guidance import ContrastiveLoss
+
+
+def loop(dvs: Tensor, rgb: Tensor, labels: Tensor, temperature: float, positives: str) -> float:
+    B = len(dvs)
+    d, r = dvs.double().tolist(), rgb.double().tolist()
+
+    def cosine(x: list[float], y: list[float]) -> float:
+        dot = sum(a * b for a, b in zip(x, y, strict=True))
+        return dot / math.sqrt(sum(a * a for a in x) * sum(b * b for b in y))
+
+    total = 0.0
+    for i in range(B):
+        s = [cosine(d[i], r[j]) / temperature for j in range(B)]
+        top = max(s)
+        log_sum = top + math.log(sum(math.exp(x - top) for x in s))
+        same = [j for j in range(B) if (j == i if positives == "pair" else labels[j] == labels[i])]
+        total -= sum(s[j] - log_sum for j in same) / len(same) / B
+    return total
+
+
+@pytest.mark.parametrize("positives", ["pair", "class"])
+@pytest.mark.parametrize("temperature", [0.07, 1.0])
+def test_the_loss_equals_a_scalar_loop(positives: str, temperature: float) -> None:
+    dvs, rgb, labels = torch.randn(7, 5), torch.randn(7, 5), torch.tensor([0, 1, 0, 2, 1, 0, 3])
+    loss = ContrastiveLoss(temperature, positives)(dvs, rgb, labels)
+    assert loss.item() == pytest.approx(loop(dvs, rgb, labels, temperature, positives), rel=1e-5)
+
+
+def test_pairs_golden(golden: dict[str, Any]) -> None:
+    torch.manual_seed(11)
+    dvs, rgb = torch.randn(6, 32), torch.randn(6, 32)
+    loss = ContrastiveLoss(0.07)(dvs, rgb, torch.arange(6))
+    assert loss.item() == pytest.approx(golden["info_nce_pair"]["loss"], abs=1e-5)
+
+
+def test_with_all_labels_different_class_is_pair() -> None:
+    dvs, rgb, labels = torch.randn(5, 8), torch.randn(5, 8), torch.arange(5)
+    pair, of_class = (ContrastiveLoss(positives=p)(dvs, rgb, labels) for p in ("pair", "class"))
+    torch.testing.assert_close(pair, of_class)
+
+
+@pytest.mark.parametrize("positives", ["pair", "class"])
+def test_a_batch_of_one_gives_zero_with_gradient_zero(positives: str) -> None:
+    dvs = torch.randn(1, 8, requires_grad=True)
+    loss = ContrastiveLoss(positives=positives)(dvs, torch.randn(1, 8), torch.tensor([3]))
+    loss.backward()
+    assert loss.item() == 0
+    torch.testing.assert_close(dvs.grad, torch.zeros(1, 8))
+
+
+def test_bfloat16_features_under_autocast_are_compared_in_float32() -> None:
+    dvs, rgb, labels = torch.randn(6, 32).bfloat16(), torch.randn(6, 32).bfloat16(), torch.arange(6)
+    expected = ContrastiveLoss()(dvs.float(), rgb.float(), labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = ContrastiveLoss()(dvs, rgb, labels)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, expected)
+
+
+def test_a_temperature_of_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
+        ContrastiveLoss(0.0)
+
+
+class Towers(nn.Module):
+    """Two small towers and the loss, with gradient on both sides."""
+
+    def __init__(self, positives: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.dvs, self.rgb = nn.Linear(6, 4), nn.Linear(5, 4)
+        self.loss = ContrastiveLoss(positives=positives)
+
+    def forward(self, dvs: Tensor, rgb: Tensor, labels: Tensor) -> Tensor:
+        return self.loss(self.dvs(dvs), self.rgb(rgb), labels)
+
+
+def batch() -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(3)
+    return torch.randn(8, 6), torch.randn(8, 5), torch.tensor([0, 1, 2, 0, 1, 0, 2, 2])
+
+
+def rank_of_two(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=60),
+    )
+    for positives in ("pair", "class"):
+        towers = DistributedDataParallel(Towers(positives))
+        loss = towers(*(x[4 * rank : 4 * rank + 4] for x in batch()))
+        loss.backward()
+        mean = loss.detach() / 2
+        dist.all_reduce(mean)
+        result = {n.removeprefix("module."): p.grad for n, p in towers.named_parameters()}
+        torch.save(result | {"loss": mean}, f"{folder}/{positives}-{rank}.pt")
+    uneven = [x[: 3 + rank] for x in batch()]
+    try:
+        Towers("pair")(*uneven)
+    except ValueError as error:
+        Path(f"{folder}/error-{rank}").write_text(str(error))
+    dist.destroy_process_group()
+
+
+def test_two_ranks_with_half_the_batch_each_are_one_rank_with_the_whole(tmp_path: Path) -> None:
+    mp.spawn(rank_of_two, (str(tmp_path),), nprocs=2)
+    for positives in ("pair", "class"):
+        towers = Towers(positives)
+        loss = towers(*batch())
+        loss.backward()
+        expected = {n: p.grad for n, p in towers.named_parameters()} | {"loss": loss.detach()}
+        for rank in (0, 1):
+            got = torch.load(tmp_path / f"{positives}-{rank}.pt")
+            assert got.keys() == expected.keys()
+            for name in expected:
+                torch.testing.assert_close(got[name], expected[name], atol=1e-6, rtol=1e-5)
+    for rank in (0, 1):
+        assert "one size on all ranks, got [3, 4]" in (tmp_path / f"error-{rank}").read_text()

@@ -1,0 +1,156 @@
+"""What holds for every supervision over time; MeanCE and Sum."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from estl.supervision import TET, TSE, MeanCE, Sum, Supervision
+from estl.types import Batch, Loss, Output
+
+EVERY = [
+    MeanCE(),
+    MeanCE(label_smoothing=0.1),
+    TET(),
+    TET(means=0.5, lamb=0.3),
+    TSE(tau_f=0.1, kappa=0.0),
+    TSE(tau_f=0.1, kappa=0.0, reduction="mean", label_smoothing=0.1).eval(),
+    Sum([MeanCE(), TET(), TSE()], weights=[1.0, 0.5, 0.25]),
+]
+
+
+def make(B: int = 4, T: int = 3, D: int = 5, K: int = 6) -> tuple[Output, Batch, nn.Linear]:
+    """A hand-made output of random maps, its batch, and its head."""
+    head = nn.Linear(D, K)
+    features = torch.randn(B, T, D, 2, 3, requires_grad=True)
+    pooled = features.mean((-2, -1))
+    output = Output(head(pooled), features, head, pooled)
+    return output, Batch(torch.zeros(B, T, 2, 8, 8), torch.randint(0, K, (B,))), head
+
+
+class Constant(Supervision):
+    """Reports what it was given."""
+
+    def __init__(self, term: str, metric: str) -> None:
+        super().__init__()
+        self.term, self.metric = term, metric
+
+    def forward(self, output: Output, batch: Batch) -> Loss:
+        one = torch.ones(())
+        return Loss(one, {self.term: one}, {self.metric: one})
+
+
+@pytest.mark.parametrize("supervision", EVERY, ids=str)
+def test_the_terms_sum_to_a_finite_total_and_all_are_scalars(supervision: Supervision) -> None:
+    output, batch, _ = make()
+    loss = supervision(output, batch)
+    torch.testing.assert_close(torch.stack(list(loss.terms.values())).sum(), loss.total)
+    assert loss.total.isfinite()
+    assert all(value.shape == () for value in (loss.terms | loss.metrics).values())
+    assert not any(value.requires_grad for value in loss.metrics.values())
+
+
+@pytest.mark.parametrize("supervision", EVERY, ids=str)
+def test_the_gradient_reaches_the_features_and_the_head(supervision: Supervision) -> None:
+    output, batch, head = make()
+    supervision(output, batch).total.backward()
+    for leaf in (output.features, head.weight, head.bias):
+        assert leaf.grad is not None
+        assert leaf.grad.isfinite().all()
+        assert leaf.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("supervision", EVERY, ids=str)
+def test_the_order_of_the_batch_does_not_matter(supervision: Supervision) -> None:
+    output, batch, head = make()
+    order = torch.tensor([2, 0, 3, 1])
+    turned = Output(output.logits[order], output.features[order], head, output.class_token[order])
+    torch.testing.assert_close(
+        supervision(turned, Batch(batch.events, batch.label[order])).total,
+        supervision(output, batch).total,
+    )
+
+
+@pytest.mark.parametrize("supervision", EVERY, ids=str)
+def test_a_label_out_of_range_is_not_passed_over_on_the_cpu(supervision: Supervision) -> None:
+    output, batch, _ = make(K=6)
+    with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+        supervision(output, Batch(batch.events, torch.tensor([0, 1, 6, 2])))
+
+
+@pytest.mark.parametrize("supervision", EVERY, ids=str)
+def test_nothing_is_learned_or_stored_by_a_supervision_over_time(supervision: Supervision) -> None:
+    assert not supervision.state_dict()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_mean_ce_equals_a_scalar_loop(smoothing: float) -> None:
+    output, batch, _ = make(B=3, T=4, K=5)
+    z, y = output.logits.tolist(), batch.label.tolist()
+    expected = 0.0
+    for b in range(3):
+        mean = [sum(z[b][t][k] for t in range(4)) / 4 for k in range(5)]
+        log_sum = math.log(sum(math.exp(m) for m in mean))
+        for k in range(5):
+            target = smoothing / 5 + (1 - smoothing) * (k == y[b])
+            expected += target * (log_sum - mean[k]) / 3
+    loss = MeanCE(label_smoothing=smoothing)(output, batch)
+    assert loss.total.item() == pytest.approx(expected, abs=1e-6)
+    assert loss.terms.keys() == {"cls"}
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.5, math.nan])
+def test_mean_ce_refuses_a_label_smoothing_outside_zero_to_one(smoothing: float) -> None:
+    with pytest.raises(ValueError, match=rf"^label_smoothing must be .* not {smoothing}$"):
+        MeanCE(label_smoothing=smoothing)
+
+
+def test_all_supervisions_of_one_step_agree_with_cross_entropy() -> None:
+    output, batch, _ = make(T=1)
+    expected = F.cross_entropy(output.logits[:, 0], batch.label)
+    for supervision in (MeanCE(), TET(lamb=0.0), TSE(tau_f=0.0, kappa=0.0)):
+        torch.testing.assert_close(supervision(output, batch).total, expected)
+
+
+def test_sum_weighs_totals_and_terms_and_merges_metrics() -> None:
+    output, batch, _ = make()
+    tet, tse = TET(), TSE(tau_f=0.1, kappa=0.0)
+    loss = Sum([tet, tse], weights=[0.5, 2.0])(output, batch)
+    alone = tet(output, batch), tse(output, batch)
+    torch.testing.assert_close(loss.total, 0.5 * alone[0].total + 2.0 * alone[1].total)
+    torch.testing.assert_close(loss.terms["tet_mse"], 0.5 * alone[0].terms["tet_mse"])
+    torch.testing.assert_close(loss.terms["tse"], 2.0 * alone[1].terms["tse"])
+    assert loss.terms.keys() == {"tet_ce", "tet_mse", "tse"}
+    assert loss.metrics == alone[1].metrics  # not weighted
+
+
+def test_sum_without_weights_adds_up() -> None:
+    output, batch, _ = make()
+    loss = Sum([MeanCE(), TET()])(output, batch)
+    torch.testing.assert_close(
+        loss.total, MeanCE()(output, batch).total + TET()(output, batch).total
+    )
+
+
+def test_the_mode_of_a_sum_is_that_of_its_parts() -> None:
+    output, batch, _ = make()
+    both = Sum([MeanCE(), TSE(tau_f=0.1, kappa=0.0)])
+    assert "erased" in both(output, batch).metrics
+    assert "erased" not in both.eval()(output, batch).metrics
+
+
+def test_sum_refuses_a_name_that_occurs_twice() -> None:
+    output, batch, _ = make()
+    with pytest.raises(ValueError, match=r"^two supervisions of a Sum report 'cls'.*$"):
+        Sum([MeanCE(), MeanCE(0.1)])(output, batch)
+    with pytest.raises(ValueError, match="'spread'"):
+        Sum([Constant("a", "spread"), Constant("b", "spread")])(output, batch)
+
+
+def test_sum_refuses_weights_that_do_not_match_and_an_empty_list() -> None:
+    with pytest.raises(ValueError, match=r"^Sum got 1 weights for 2 supervisions: give one each$"):
+        Sum([MeanCE(), TET()], weights=[1.0])
+    with pytest.raises(ValueError, match="at least one"):
+        Sum([])

@@ -1,0 +1,450 @@
+"""TSE: golden figures, a scalar transcription of Eq. 7 to 12, limits, and what it may not touch."""
+
+import math
+import statistics
+import warnings
+from typing import Any
+
+import jaxtyping
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from estl.neurons import LIF
+from estl.supervision import TSE, tse_keep, tse_loss
+from estl.supervision.tse import _past_prediction, _threshold
+from estl.types import Batch, Classify, Output
+
+# The oracle: equations 7 to 12 in loops over scalars. Scalars are 0-d tensors, for their gradients.
+
+Vector = list[Tensor]
+
+
+def scalar_linear(fc: nn.Linear, x: Vector) -> Vector:
+    K, D = fc.weight.shape
+    return [sum((fc.weight[k, d] * x[d] for d in range(D)), fc.bias[k]) for k in range(K)]
+
+
+def scalar_lif(currents: list[Vector]) -> list[Vector]:
+    """TET's neuron over a list of steps, its triangular surrogate by a straight-through sum."""
+    potentials = [torch.zeros((), dtype=torch.float64) for _ in currents[0]]
+    spikes = []
+    for step in currents:
+        fired = []
+        for i, current in enumerate(step):
+            v = 0.5 * potentials[i] + current
+            slope = max(0.0, 1.0 - abs(v.item() - 1.0))
+            s = float(v.item() > 1.0) + slope * (v - v.detach())
+            potentials[i] = v * (1.0 - s)
+            fired.append(s)
+        spikes.append(fired)
+    return spikes
+
+
+def scalar_head(head: nn.Module, steps: list[Vector]) -> list[Vector]:
+    """Logits of every step, of one linear layer or of fc, LIF, fc."""
+    if isinstance(head, nn.Linear):
+        return [scalar_linear(head, x) for x in steps]
+    assert isinstance(head, nn.Sequential)
+    fc1, _, fc2 = head
+    assert isinstance(fc1, nn.Linear)
+    assert isinstance(fc2, nn.Linear)
+    return [scalar_linear(fc2, s) for s in scalar_lif([scalar_linear(fc1, x) for x in steps])]
+
+
+def scalar_tse(
+    features: Tensor, head: nn.Module, labels: Tensor, tau_f: float, kappa: float
+) -> tuple[Tensor, list[bool]]:
+    """The summed loss, and the mask in the order of its four dimensions."""
+    B, T, D, H, W = features.shape
+    total = torch.zeros((), dtype=torch.float64)
+    mask: list[bool] = []
+    for b in range(B):
+        y = int(labels[b])
+        at_place = {  # logits of each place at each step, in floats: no gradient
+            (i, j): [
+                [z.item() for z in step]
+                for step in scalar_head(
+                    head, [[features[b, t, d, i, j] for d in range(D)] for t in range(T)]
+                )
+            ]
+            for i in range(H)
+            for j in range(W)
+        }
+        pooled = []
+        for t in range(T):
+            keep = dict.fromkeys(at_place, True)
+            if t > 0:
+                p = {}
+                for place, z in at_place.items():
+                    K = len(z[0])
+                    mean = [sum(z[s][k] for s in range(t)) / t for k in range(K)]
+                    p[place] = math.exp(mean[y]) / sum(math.exp(m) for m in mean)
+                tau_d = statistics.mean(p.values()) + kappa * statistics.stdev(p.values())
+                keep = {place: not p[place] >= max(tau_f, tau_d) for place in p}
+            mask += keep.values()
+            kept = [place for place in keep if keep[place]]
+            pooled.append(
+                [
+                    sum((features[b, t, d, i, j] for i, j in kept), torch.zeros(())) / (H * W)
+                    for d in range(D)
+                ]
+            )
+        for logits in scalar_head(head, pooled):
+            total = total + torch.stack(logits).exp().sum().log() - logits[y]
+    return total / B, mask
+
+
+def linear_head(D: int, K: int) -> nn.Linear:
+    return nn.Linear(D, K).double()
+
+
+def spiking_head(D: int, K: int) -> nn.Sequential:
+    """The head of ResNet-19, small."""
+    return nn.Sequential(nn.Linear(D, 6), LIF.tet(), nn.Linear(6, K)).double()
+
+
+@pytest.mark.parametrize("make_head", [linear_head, spiking_head])
+@pytest.mark.parametrize(("tau_f", "kappa"), [(0.3, 0.5), (0.0, 0.0), (0.0, 1.0)])
+def test_loss_mask_and_gradients_equal_a_scalar_transcription(
+    make_head: Any, tau_f: float, kappa: float
+) -> None:
+    B, T, D, H, W, K = 2, 4, 5, 2, 3, 3
+    head = make_head(D, K)
+    features = (4.0 * torch.randn(B, T, D, H, W, dtype=torch.float64)).requires_grad_()
+    labels = torch.tensor([2, 0])
+    leaves = [features, *head.parameters()]
+
+    expected, mask = scalar_tse(features, head, labels, tau_f, kappa)
+    keep = tse_keep(features, head, labels, tau_f=tau_f, kappa=kappa)
+    assert keep.flatten().tolist() == mask
+    assert 0 < (~keep).sum() < keep[:, 1:].numel()
+
+    loss = tse_loss(features, head, labels, tau_f=tau_f, kappa=kappa)
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-10)
+    for ours, oracle in zip(
+        torch.autograd.grad(loss, leaves), torch.autograd.grad(expected, leaves), strict=True
+    ):
+        assert oracle.abs().max() > 1e-3
+        torch.testing.assert_close(ours, oracle, rtol=0, atol=1e-10)
+
+
+# Golden figures.
+
+
+@pytest.mark.parametrize(
+    ("name", "tau_f", "kappa"),
+    [("tse_seed_test1", 0.5, 1.0), ("tse_erasing", 0.3, 0.5), ("tse_discriminating", 0.1, 0.5)],
+)
+def test_tse_gives_the_golden_figures(
+    golden: dict[str, Any], name: str, tau_f: float, kappa: float
+) -> None:
+    torch.manual_seed(42)
+    features, labels = torch.randn(4, 4, 128, 8, 8), torch.randint(0, 10, (4,))
+    head = nn.Linear(128, 10)
+    loss = tse_loss(features, head, labels, tau_f=tau_f, kappa=kappa)
+    assert loss.item() == pytest.approx(golden[name]["loss"], abs=1e-5)
+
+
+def test_map_threshold_and_mask_are_the_golden_ones(golden: dict[str, Any]) -> None:
+    figure = golden["tse_mask_seed_test5"]
+    torch.manual_seed(42)
+    features = torch.randn(1, 3, 32, 4, 4)
+    features[0, 1, :, 0, 0] *= 2
+    features[0, 2, :, 3, 3] *= 2
+    head, labels = nn.Linear(32, 3), torch.tensor([1])
+    p = _past_prediction(features, head, labels)
+    threshold = _threshold(p, tau_f=0.5, kappa=1.0)
+    torch.testing.assert_close(p[0, 0], torch.tensor(figure["map"]), rtol=0, atol=5.1e-5)
+    assert threshold[0, 0].item() == pytest.approx(figure["threshold"], abs=5.1e-5)
+    keep = tse_keep(features, head, labels, tau_f=0.5, kappa=1.0)
+    assert keep[0, 1].int().tolist() == figure["keep"]
+
+
+# Limits.
+
+
+def test_tse_with_tau_f_above_one_is_the_sum_of_cross_entropies() -> None:
+    features, head, labels = torch.randn(3, 4, 5, 6, 7), nn.Linear(5, 8), torch.tensor([0, 7, 3])
+    loss = tse_loss(features, head, labels, tau_f=1.01, kappa=0.0)
+    logits = head(features.mean((-2, -1)))
+    torch.testing.assert_close(loss, sum(F.cross_entropy(logits[:, t], labels) for t in range(4)))
+
+
+def test_a_large_kappa_erases_nothing() -> None:
+    features, head, labels = torch.randn(3, 4, 5, 6, 7), nn.Linear(5, 8), torch.tensor([0, 7, 3])
+    assert tse_keep(features, head, labels, tau_f=0.0, kappa=50.0).all()
+
+
+def test_one_step_keeps_everything_and_is_cross_entropy() -> None:
+    features, head, labels = torch.randn(3, 1, 5, 6, 7), nn.Linear(5, 8), torch.tensor([0, 7, 3])
+    assert tse_keep(features, head, labels, tau_f=0.0, kappa=0.0).all()
+    loss = tse_loss(features, head, labels, tau_f=0.0, kappa=0.0)
+    torch.testing.assert_close(loss, F.cross_entropy(head(features[:, 0].mean((-2, -1))), labels))
+
+
+def test_a_map_of_one_place_is_kept_without_a_warning() -> None:
+    features, head, labels = torch.randn(3, 4, 5, 1, 1), nn.Linear(5, 8), torch.tensor([0, 7, 3])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert tse_keep(features, head, labels, tau_f=0.0, kappa=0.0).all()
+
+
+def test_a_place_at_the_threshold_is_erased_and_a_sample_may_lose_all_places() -> None:
+    # Two classes and no evidence at step 1: P_2 is 1/2 everywhere, its mean 1/2, its deviation 0.
+    features, labels = torch.zeros(1, 2, 2, 2, 2), torch.tensor([0])
+    features[0, 1, 0] = 5.0  # all that step 2 knows, erased
+    head = nn.Identity()
+    assert not tse_keep(features, head, labels, tau_f=0.5, kappa=1.0)[:, 1].any()
+    loss = tse_loss(features, head, labels, tau_f=0.5, kappa=1.0)
+    assert loss.item() == pytest.approx(2 * math.log(2), abs=1e-6)
+    assert tse_keep(features, head, labels, tau_f=0.5001, kappa=1.0).all()
+    loss = tse_loss(features, head, labels, tau_f=0.5001, kappa=1.0)
+    assert loss.item() == pytest.approx(math.log(2) + math.log1p(math.exp(-5)), abs=1e-6)
+
+
+def test_erased_places_count_as_zeros_in_the_mean() -> None:
+    # Four places, one sure of its class at step 1. The head is the identity: logits are features.
+    features, labels = torch.zeros(1, 2, 2, 2, 2), torch.tensor([0])
+    features[0, 0, 0, 1, 1] = 10.0
+    features[0, 1, 0] = torch.tensor([[1.0, 2.0], [3.0, 100.0]])
+    loss = tse_loss(features, nn.Identity(), labels, tau_f=0.9, kappa=1.0)
+    expected = math.log1p(math.exp(-10 / 4)) + math.log1p(math.exp(-(1 + 2 + 3) / 4))
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_mean_over_steps_is_the_sum_divided_by_their_number() -> None:
+    features, head, labels = torch.randn(3, 4, 5, 6, 7), nn.Linear(5, 8), torch.tensor([0, 7, 3])
+    mean = tse_loss(features, head, labels, tau_f=0.1, kappa=0.5, reduction="mean")
+    total = tse_loss(features, head, labels, tau_f=0.1, kappa=0.5)
+    torch.testing.assert_close(4 * mean, total)
+
+
+def test_label_smoothing_is_that_of_cross_entropy() -> None:
+    features, head, labels = torch.randn(3, 4, 5, 6, 7), nn.Linear(5, 8), torch.tensor([0, 7, 3])
+    loss = tse_loss(features, head, labels, tau_f=2.0, kappa=0.0, label_smoothing=0.3)
+    logits = head(features.mean((-2, -1)))
+    parts = [F.cross_entropy(logits[:, t], labels, label_smoothing=0.3) for t in range(4)]
+    torch.testing.assert_close(loss, sum(parts))
+
+
+# Samples and places do not mix.
+
+
+def test_a_sample_keeps_its_mask_in_any_batch() -> None:
+    features, labels = 2 * torch.randn(4, 3, 5, 4, 6), torch.tensor([1, 0, 2, 1])
+    head = spiking_head(5, 3).float()
+    keep = tse_keep(features, head, labels, tau_f=0.1, kappa=0.5)
+    order = torch.tensor([3, 1, 0, 2])
+    turned = tse_keep(features[order], head, labels[order], tau_f=0.1, kappa=0.5)
+    assert torch.equal(turned, keep[order])
+    for b in range(4):
+        alone = tse_keep(features[b : b + 1], head, labels[b : b + 1], tau_f=0.1, kappa=0.5)
+        assert torch.equal(alone[0], keep[b])
+
+
+def test_the_mask_moves_with_the_places() -> None:
+    features, labels = 2 * torch.randn(2, 3, 5, 4, 6), torch.tensor([1, 0])
+    head = spiking_head(5, 3).float()
+    keep = tse_keep(features, head, labels, tau_f=0.1, kappa=0.5)
+    assert not keep.all()
+    moved = tse_keep(features.flip(-1).transpose(-1, -2), head, labels, tau_f=0.1, kappa=0.5)
+    assert torch.equal(moved, keep.flip(-1).transpose(-1, -2))
+
+
+def test_the_mask_does_not_depend_on_the_layout_in_memory() -> None:
+    features, labels = 2 * torch.randn(2, 3, 5, 4, 6), torch.tensor([1, 0])
+    head = nn.Linear(5, 3)
+    time_first = features.transpose(0, 1).contiguous().transpose(0, 1)
+    channels_last = features.movedim(2, -1).contiguous().movedim(-1, 2)
+    for view in (time_first, channels_last):
+        torch.testing.assert_close(
+            tse_loss(view, head, labels, tau_f=0.1, kappa=0.5),
+            tse_loss(features, head, labels, tau_f=0.1, kappa=0.5),
+        )
+
+
+def test_a_step_sees_only_the_steps_before_it() -> None:
+    features, labels = 2 * torch.randn(2, 4, 5, 4, 6), torch.tensor([1, 0])
+    head = spiking_head(5, 3).float()
+    keep = tse_keep(features, head, labels, tau_f=0.1, kappa=0.5)
+    changed = features.clone()
+    changed[:, 2:] = torch.randn_like(changed[:, 2:])
+    now = tse_keep(changed, head, labels, tau_f=0.1, kappa=0.5)
+    assert torch.equal(now[:, :3], keep[:, :3])
+    assert not torch.equal(now[:, 3], keep[:, 3])
+
+
+# What it costs and what it leaves alone.
+
+
+def test_the_head_is_asked_twice_first_for_all_places_without_gradient() -> None:
+    head, calls = nn.Linear(5, 8), []
+
+    def classify(x: Tensor) -> Tensor:
+        calls.append((tuple(x.shape), torch.is_grad_enabled()))
+        logits: Tensor = head(x)
+        return logits
+
+    features = torch.randn(2, 4, 5, 6, 7, requires_grad=True)
+    tse_loss(features, classify, torch.tensor([0, 7]), tau_f=0.1, kappa=0.5)
+    assert calls == [((2 * 6 * 7, 3, 5), False), ((2, 4, 5), True)]
+
+
+def test_the_graph_saves_no_map_of_the_features() -> None:
+    saved: list[int] = []
+
+    def pack(x: Tensor) -> Tensor:
+        saved.append(x.numel())
+        return x
+
+    features = torch.randn(2, 4, 64, 8, 8, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        tse_loss(features, nn.Linear(64, 3), torch.tensor([0, 2]), tau_f=0.1, kappa=0.5)
+    assert sum(saved) < features.numel() / 10
+
+
+@pytest.mark.parametrize("as_method", [False, True])
+def test_asking_places_disturbs_neither_batch_norm_nor_dropout_nor_the_mode(
+    as_method: bool,
+) -> None:
+    class Student(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.drop, self.fc = nn.BatchNorm1d(3), nn.Dropout(), nn.Linear(5, 3)
+            self.frozen = nn.BatchNorm1d(3).eval()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.norm(self.fc(self.drop(x)).transpose(1, 2)).transpose(1, 2)
+            return y
+
+    student = Student()
+    classify: Classify = student.forward if as_method else student
+    features, labels = torch.randn(4, 3, 5, 6, 6), torch.tensor([0, 1, 2, 0])
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    random = torch.get_rng_state()
+    keep = tse_keep(features, classify, labels, tau_f=0.1, kappa=0.5)
+    assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
+    assert torch.equal(random, torch.get_rng_state())
+    assert student.training
+    assert student.norm.training
+    assert student.drop.training
+    assert not student.frozen.training
+    asked = tse_keep(features, student.eval(), labels, tau_f=0.1, kappa=0.5)
+    assert torch.equal(keep, asked)
+
+
+def test_the_mode_is_restored_when_the_head_fails() -> None:
+    head = nn.Linear(4, 3)
+    with pytest.raises(RuntimeError):
+        tse_keep(torch.randn(1, 2, 5, 2, 2), head, torch.tensor([0]), tau_f=0.5, kappa=1.0)
+    assert head.training
+
+
+def test_half_precision_logits_are_averaged_in_single_precision() -> None:
+    features, head, labels = torch.randn(2, 8, 16, 6, 6), nn.Linear(16, 3), torch.tensor([0, 2])
+    half = features.bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        p = _past_prediction(half, head, labels)
+        loss = tse_loss(half, head, labels, tau_f=0.1, kappa=0.5)
+    assert p.dtype == torch.float32
+    torch.testing.assert_close(p, _past_prediction(features, head, labels), rtol=0, atol=0.01)
+    torch.testing.assert_close(
+        loss, tse_loss(features, head, labels, tau_f=0.1, kappa=0.5), rtol=0.02, atol=0
+    )
+
+
+# The module.
+
+
+def make(features: Tensor, classify: Classify, labels: Tensor) -> tuple[Output, Batch]:
+    pooled = features.mean((-2, -1))
+    B, T = labels.shape[0], features.shape[1]
+    return (
+        Output(classify(pooled), features, classify, pooled),
+        Batch(torch.zeros(B, T, 2, 8, 8), labels),
+    )
+
+
+def test_the_module_erases_in_training_only() -> None:
+    features, head, labels = torch.randn(3, 4, 5, 6, 7), nn.Linear(5, 8), torch.tensor([0, 7, 3])
+    output, batch = make(features, head, labels)
+    tse = TSE(tau_f=0.1, kappa=0.5)
+    erasing = tse_loss(features, head, labels, tau_f=0.1, kappa=0.5)
+    plain = tse_loss(features, head, labels, tau_f=2.0, kappa=0.5)
+    assert (erasing - plain).abs() > 1e-4
+    torch.testing.assert_close(tse(output, batch).total, erasing)
+    validation = tse.eval()(output, batch)
+    torch.testing.assert_close(validation.total, plain)
+    assert validation.metrics == {}
+
+
+def test_the_module_passes_its_options_on() -> None:
+    features, head, labels = torch.randn(3, 4, 5, 6, 7), nn.Linear(5, 8), torch.tensor([0, 7, 3])
+    output, batch = make(features, head, labels)
+    options: dict[str, Any] = {
+        "tau_f": 0.1,
+        "kappa": 0.2,
+        "reduction": "mean",
+        "label_smoothing": 0.1,
+    }
+    expected = tse_loss(features, head, labels, **options)
+    torch.testing.assert_close(TSE(**options)(output, batch).total, expected)
+    defaults = tse_loss(features, head, labels, tau_f=0.5, kappa=1.0, reduction="sum")
+    torch.testing.assert_close(TSE()(output, batch).total, defaults)
+
+
+def test_the_metrics_count_erased_places_and_samples_without_any_place() -> None:
+    # Sample 0 has no evidence: with tau_f = 1/2 it loses all places at steps 2 and 3. Sample 1 is
+    # sure of its class at one place of four, and loses that one.
+    features = torch.zeros(2, 3, 2, 2, 2)
+    features[1, :, 0, 0, 1] = 9.0
+    output, batch = make(features, nn.Identity(), torch.tensor([1, 0]))
+    metrics = TSE(tau_f=0.5, kappa=1.0)(output, batch).metrics
+    assert metrics["erased"].item() == pytest.approx((4 + 4 + 1 + 1) / 16)
+    assert metrics["erased_everywhere"].item() == pytest.approx(2 / 4)
+
+
+def test_the_metrics_of_one_step_are_zero() -> None:
+    output, batch = make(torch.randn(2, 1, 5, 3, 3), nn.Linear(5, 2), torch.tensor([1, 0]))
+    metrics = TSE(tau_f=0.0, kappa=0.0)(output, batch).metrics
+    assert {name: value.item() for name, value in metrics.items()} == {
+        "erased": 0.0,
+        "erased_everywhere": 0.0,
+    }
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_head_that_reads_no_pooled_features_is_refused(training: bool) -> None:
+    features = torch.randn(2, 3, 5, 4, 4)
+    output = Output(
+        torch.randn(2, 3, 7), features, nn.Linear(80, 7), features.mean((-2, -1)), pooled_head=False
+    )
+    batch = Batch(torch.zeros(2, 3, 2, 8, 8), torch.tensor([0, 1]))
+    with pytest.raises(
+        ValueError, match=r'^.*VGGSNN\(pooled=True\) or Spikformer\(readout="mean"\)$'
+    ):
+        TSE().train(training)(output, batch)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("tau_f", -0.1),
+        ("tau_f", math.nan),
+        ("kappa", -1.0),
+        ("kappa", math.nan),
+        ("reduction", "none"),
+        ("label_smoothing", 1.5),
+    ],
+)
+def test_tse_refuses_an_option_outside_its_range(
+    option: str, value: float | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # a user has no type checks
+    with pytest.raises(ValueError, match=rf"^{option} must be .*, not {value!r}$"):
+        TSE(**{option: value})  # type: ignore[arg-type]
+    options: dict[str, Any] = {"tau_f": 0.5, "kappa": 1.0, option: value}
+    with pytest.raises(ValueError, match=rf"^{option} must be"):
+        tse_loss(torch.zeros(1, 2, 3, 2, 2), nn.Identity(), torch.tensor([0]), **options)

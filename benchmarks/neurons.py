@@ -4,7 +4,8 @@
 
 The candidates take turns in one process; a figure is the median, with the best beside it. "kept" is
 what a forward pass holds for the backward pass, apart from its input and output. Frameworks that
-are not installed are left out (requirements-peers.txt).
+are not installed are left out (requirements-peers.txt). The machine must be idle: where another
+process holds a core, every parallel loop waits for the scheduler, and the ratios mean nothing.
 
 glibc maps allocations above 32 MB afresh each time, so at the default size much of every figure is
 page faults. To see the computation alone, let the allocator keep its memory:

@@ -44,7 +44,7 @@ def load_student(path: str | Path) -> nn.Module:
     """
     checkpoint = read_checkpoint(path)
     parser = ArgumentParser()
-    parser.add_subclass_arguments(nn.Module, "student", skip={"neuron"})
+    parser.add_subclass_arguments(nn.Module, "student")
     config = parser.parse_object({"student": checkpoint["recipe"]["student"]})
     student: nn.Module = parser.instantiate(config).student
     student.load_state_dict(checkpoint["state_dict"])

@@ -13,6 +13,8 @@ USAGE = """usage: estl COMMAND ...
   fit      train a student            estl fit --config recipes/digits_tse.yaml
   test     accuracy of a checkpoint   estl test --ckpt RUN/last.ckpt [--data-path ROOT]
   predict  classes of event files     estl predict --ckpt RUN/last.ckpt FILE...
+  teach    train a CLIP-like teacher  estl teach --dataset digits --output-dir TEACHER
+  ladder   the distillation in rungs  estl ladder --config recipes/digits_guided.yaml
 
 estl COMMAND --help lists the options of a command."""
 
@@ -27,6 +29,8 @@ def main(words: Sequence[str] | None = None) -> int:
         "fit": _fit,
         "test": _test,
         "predict": _predict,
+        "teach": _teach,
+        "ladder": _ladder,
     }
     if not words or words[0] in ("-h", "--help"):
         print(USAGE)
@@ -122,6 +126,87 @@ def _predict(words: list[str]) -> None:
         print(file)
         for t, (name, probability) in enumerate(steps, 1):
             print(f"  t={t}  {name}  {probability:.3f}")
+
+
+def _teach(words: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="estl teach",
+        allow_abbrev=False,
+        description="Train a CLIP vision tower on the images of a paired set's training split. "
+        "Further words choose the data as in estl fit: --dataset, --data-path, --config, --data",
+    )
+    parser.add_argument("--output-dir", type=Path, required=True, help="becomes the teacher")
+    parser.add_argument("--images", type=Path, help="further images, FOLDER/<class>/<name>.png")
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--image-size", type=int, default=32, help="side images are resized to")
+    parser.add_argument("--patch", type=int, default=4, help="side of a patch in pixels")
+    parser.add_argument("--dim", type=int, default=128, help="width E")
+    parser.add_argument("--depth", type=int, default=4, help="layers")
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--objective", choices=("embedding", "linear"), default="embedding")
+    parser.add_argument("--flip", action="store_true", help="mirrored images are of the same class")
+    options, rest = parser.parse_known_args(words)
+    from estl.recipe import build_data
+    from estl.teach import teach
+
+    names = ("image_size", "patch", "dim", "depth", "heads", "objective", "flip")
+    record = teach(
+        build_data(rest),
+        options.output_dir,
+        tower={name: getattr(options, name) for name in names},
+        images=options.images,
+        epochs=options.epochs,
+        lr=options.lr,
+        seed=options.seed,
+    )
+    for split, accuracy in record["image_accuracy"].items():
+        print(f"accuracy on the {split} images: {100 * accuracy:.2f} %")
+    print(f"teacher: {options.output_dir}")
+
+
+def _ladder(words: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="estl ladder",
+        allow_abbrev=False,
+        description="Every rung of the guided distillation, on the same data, seeds and budget. "
+        "Further words are those of estl fit.",
+    )
+    parser.add_argument("--output-dir", type=Path, required=True, help="continues if it exists")
+    parser.add_argument("--seeds", default="0,1,2", help="as 0,1,2")
+    parser.add_argument("--rungs", help="as 1,2,2s,3,4,5 (default: all)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    options, rest = parser.parse_known_args(words)
+    from estl.ladder import rungs
+    from estl.recipe import write_given
+    from estl.sweep import sweep, write
+
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    recipe = write_given(rest, options.output_dir / "recipe.yaml")
+    variants = rungs(recipe, options.rungs.split(",") if options.rungs else None)
+    found = sweep(
+        ["--config", str(options.output_dir / "recipe.yaml")],
+        variants,
+        numbers(options.seeds),
+        options.output_dir,
+        jobs=options.jobs,
+    )
+    title = f"Ladder on {recipe['data']['class_path'].rpartition('.')[2]}"
+    command = " ".join(["estl ladder", *words])
+    print(write(found, variants, options.output_dir, title=title, command=command))
+
+
+def numbers(text: str) -> list[int]:
+    """Whole numbers separated by commas.
+
+    >>> numbers("0,1,2")
+    [0, 1, 2]
+    """
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{text!r} is no list of whole numbers: write 0,1,2") from None
 
 
 if __name__ == "__main__":

@@ -193,12 +193,13 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     # T and the options are constants of the generated code, M is marked dynamic. The limit is on
     # the number of such variants; 8, the default, is less than a study of T or decay needs.
     # emulate_precision_casts: round as the plain scan does, without FMA, in low precision as well.
+    # cpp.dynamic_threads: else the first layer's size decides whether all run on one thread.
     return torch.compile(  # type: ignore[call-overload]  # its overloads lack recompile_limit
         function,
         fullgraph=True,
         dynamic=False,
         recompile_limit=128,
-        options={"emulate_precision_casts": True},
+        options={"emulate_precision_casts": True, "cpp.dynamic_threads": True},
     )
 
 

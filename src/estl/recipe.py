@@ -32,6 +32,7 @@ ARCHS = {
 }
 DATASETS = {
     "digits": ["--data=estl.data.digits.Digits"],
+    "folder": ["--data=estl.data.folder.ImageFolder"],
     "nmnist": ["--data=estl.data.nmnist.NMNISTPairs"],
 }
 SUPERVISIONS = {"--tse": "estl.supervision.TSE", "--tet": "estl.supervision.TET"}
@@ -48,6 +49,7 @@ VALUES = {
     "--kappa": "supervision.init_args.kappa",
     "--means": "supervision.init_args.means",
     "--lamb": "supervision.init_args.lamb",
+    "--teacher": "supervision.init_args.teacher",
 }
 
 
@@ -130,7 +132,7 @@ def make_parser() -> ArgumentParser:
         "--output_dir", type=str | None, default=None, help="Run folder (default: a new one)."
     )
     parser.add_subclass_arguments(EventData, "data")
-    parser.add_subclass_arguments(nn.Module, "student", skip={"neuron"})
+    parser.add_subclass_arguments(nn.Module, "student")
     parser.add_subclass_arguments(Supervision, "supervision")
     parser.add_class_arguments(
         Learner, "learner", skip={"student", "supervision", "recipe", "classes"}, instantiate=False
@@ -168,11 +170,43 @@ def parse(words: list[str]) -> tuple[Namespace, Namespace]:
         raise RecipeError(one_line(str(error))) from None
 
 
-def one_line(text: str) -> str:
-    """jsonargparse's message without its scaffolding.
+def build_data(words: list[str]) -> EventData:
+    """The data that a command line chooses; the rest of a recipe is left alone.
 
-    >>> one_line("Parser key \"a\":\\n  Errors:\\n    - Option 'b' is not accepted")
-    "key a: option 'b' is not accepted: correct it in the recipe or on the command line"
+    Raises:
+        RecipeError: no data chosen, or an unknown key.
+    """
+    parser = make_parser()
+    try:
+        config = parser.parse_args(spell_out(words))
+        if config.get("data") is None:
+            raise RecipeError("no data chosen: give --dataset NAME, or --config RECIPE.yaml")
+        data: EventData = parser.instantiate(Namespace(data=config.data)).data
+        return data
+    except ArgumentError as error:
+        raise RecipeError(one_line(str(error))) from None
+
+
+def write_given(words: list[str], path: Path) -> dict[str, Any]:
+    """Write what a command line gives, without defaults, as a recipe of its own; return it.
+
+    Raises:
+        RecipeError: as `parse`; or `path` holds another recipe.
+    """
+    _, given = parse(words)
+    recipe: dict[str, Any] = yaml.safe_load(make_parser().dump(given, skip_validation=True))
+    recipe.pop("config", None)
+    if path.exists() and yaml.safe_load(path.read_text()) != recipe:
+        raise RecipeError(f"{path} holds another recipe: choose another --output-dir")
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    return recipe
+
+
+def one_line(text: str) -> str:
+    r"""jsonargparse's message without its scaffolding.
+
+    >>> one_line("Parser key 'a':\n  Errors:\n    - Option 'b' is not accepted")
+    "Parser key 'a': option 'b' is not accepted: correct it in the recipe or on the command line"
     """
     noise = (
         "Does not validate",

@@ -4,6 +4,7 @@ A run folder holds `config.yaml` (the resolved recipe), `best*.ckpt` and `last.c
 events, and `results.json`, which is written once, at the end.
 """
 
+import itertools
 import json
 import os
 import platform
@@ -22,6 +23,7 @@ from jsonargparse import Namespace
 from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, Timer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from estl.checkpoint import load_student, read_checkpoint
@@ -77,28 +79,40 @@ def running_mean(logits: Tensor) -> Tensor:
     return logits.float().cumsum(1) / steps[:, None]
 
 
+def rank() -> int:
+    """Number of this process among those that train together, 0 if it is alone."""
+    return int(getattr(rank_zero_only, "rank", 0))
+
+
 def run_folder(config: Namespace) -> Path:
     """The folder of a new run: the one asked for, or the next free one in `runs/`.
 
     Raises:
         RecipeError: the folder asked for already holds a run.
     """
+    if rank() > 0:  # the first process has made it
+        folder = os.environ.get("ESTL_RUN_FOLDER", config.output_dir)
+        if folder is None:
+            raise RecipeError("several processes share a run: say where with --output-dir FOLDER")
+        return Path(folder)
     if config.output_dir is not None:
-        folder = Path(config.output_dir)
-        if (folder / "config.yaml").exists():
+        path = Path(config.output_dir)
+        if (path / "config.yaml").exists():
             raise RecipeError(
-                f"{folder} already holds a run: continue it with estl fit --resume {folder}, or "
+                f"{path} already holds a run: continue it with estl fit --resume {path}, or "
                 "choose another --output-dir"
             )
     else:
-        names = [
-            config[p].class_path.rpartition(".")[2] for p in ("data", "student", "supervision")
-        ]
-        stem = "-".join([*names, f"seed{config.seed}"]).lower()
-        numbered = (Path("runs") / (stem + (f"-{n}" if n else "")) for n in range(100_000))
-        folder = next(path for path in numbered if not path.exists())
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+        parts = [config[part].class_path for part in ("data", "student", "supervision")]
+        stem = "-".join([*(p.rpartition(".")[2] for p in parts), f"seed{config.seed}"]).lower()
+        path = Path("runs", stem)
+        for number in itertools.count(2):
+            if not path.exists():
+                break
+            path = Path("runs", f"{stem}-{number}")
+    path.mkdir(parents=True, exist_ok=True)
+    os.environ["ESTL_RUN_FOLDER"] = str(path)  # for the processes that Lightning starts
+    return path
 
 
 def fit(config: Namespace, given: Namespace, resume: Path | None = None) -> dict[str, Any]:
@@ -115,7 +129,8 @@ def fit(config: Namespace, given: Namespace, resume: Path | None = None) -> dict
     seed_everything(config.seed, verbose=False)
     run = build(config, given)
     folder = resume or run_folder(config)
-    (folder / "config.yaml").write_text(yaml.safe_dump(run.recipe, sort_keys=False))
+    if rank() == 0:
+        (folder / "config.yaml").write_text(yaml.safe_dump(run.recipe, sort_keys=False))
     learner = Learner(
         run.student,
         run.supervision,
@@ -124,7 +139,7 @@ def fit(config: Namespace, given: Namespace, resume: Path | None = None) -> dict
         classes=run.data.classes,
     )
     best = ModelCheckpoint(
-        folder, "best-{epoch:03d}", monitor="val/acc", mode="max", auto_insert_metric_name=False
+        folder, "best-{epoch:03d}", monitor="val/rank", mode="max", auto_insert_metric_name=False
     )
     last = ModelCheckpoint(
         folder, "last", save_on_train_epoch_end=True, enable_version_counter=False
@@ -140,12 +155,12 @@ def fit(config: Namespace, given: Namespace, resume: Path | None = None) -> dict
     trainer.fit(learner, run.data, ckpt_path=checkpoint if checkpoint.exists() else None)
     if not trainer.is_global_zero:
         return {}
+    run.data.trainer = None  # one process now reads the whole test split
     results = describe(run) | {
         "epochs": trainer.current_epoch,
         "train_seconds": round(timer.time_elapsed("train"), 1),
         "peak_memory_mib": peak_memory(),
         "test": _test_twice(run, Path(best.best_model_path), trainer.strategy.root_device),
-        "val_accuracy_of_best": float(best.best_model_score or 0.0),
     }
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     return results | {"folder": str(folder)}

@@ -85,8 +85,7 @@ class Output:
         features: (B,T,D,H,W), the last maps before pooling; for token models the patch tokens laid
             on their grid.
         classify: the student's whole head, (B,T,D) pooled features to (B,T,K) logits. It is called
-            with any number of rows in place of B, and steps its own spiking layer over T if it has
-            one.
+            with any number of rows and steps, and steps its own spiking layer over T if it has one.
         class_token: (B,T,D), one summary of each step (for convolutional students the pooled
             features).
         patch_tokens: (B,T,N,D) of token models, else None; N runs over the grid of `features` row

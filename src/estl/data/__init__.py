@@ -1,7 +1,8 @@
 """Event recordings and images, paired, as batches.
 
 Reading, framing and simulating are here at once; a data set (`estl.data.NMNISTPairs`,
-`estl.data.Digits`) imports Lightning, which takes seconds, when it is first named.
+`estl.data.Digits`,
+`estl.data.ImageFolder`) imports Lightning, which takes seconds, when it is first named.
 """
 
 from importlib import import_module
@@ -10,7 +11,7 @@ from typing import Any
 from estl.data.events import EVENT, read_events, to_frames
 from estl.data.saccades import simulate, simulate_events
 
-_SETS = {"NMNISTPairs": "nmnist", "Digits": "digits"}
+_SETS = {"NMNISTPairs": "nmnist", "Digits": "digits", "ImageFolder": "folder"}
 
 
 def __getattr__(name: str) -> Any:

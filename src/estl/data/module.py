@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from estl.data.images import read_rgb
 from estl.data.pairs import Item, file_content, fingerprint
 from estl.types import Batch
 
@@ -87,6 +88,7 @@ class EventData(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.splits = splits
+        self.load = load
         self.content = content
         self.classes = tuple(sorted({item.label for items in splits.values() for item in items}))
         self.sizes = {name: len(items) for name, items in splits.items()}
@@ -111,6 +113,10 @@ class EventData(L.LightningDataModule):
             ValueError: here, and in sets that have no event files.
         """
         raise ValueError(f"{path}: a student of this data set has no event files to predict")
+
+    def read_image(self, path: Path) -> Tensor:
+        """Image (3,h,w) of one file, as this set makes it."""
+        return read_rgb(path)
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Shuffled training batches."""

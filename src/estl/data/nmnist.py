@@ -4,14 +4,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from estl.data.events import Slicing, read_events, to_frames
+from estl.data.images import read_rgb
 from estl.data.module import EventData
 from estl.data.pairs import Item, list_items, select_items, split_items
 
@@ -28,14 +26,18 @@ def load_pair(
     frames = to_frames(read_events(item.events, SENSOR), T, SENSOR, by)
     if item.image is None:
         return frames, None
-    with Image.open(item.image) as file:
-        if file.size != (28, 28):
-            raise ValueError(
-                f"{item.image}: {file.width} by {file.height} pixels, MNIST has 28 by 28"
-            )
-        digit = torch.from_numpy(np.array(file.convert("L"))).float() / 255
-    margin = [(34 - 28) // 2] * 4
-    return frames, F.pad(digit, margin).expand(3, -1, -1)
+    return frames, pad_to_sensor(read_rgb(item.image))
+
+
+def pad_to_sensor(digit: Tensor) -> Float[Tensor, "3 34 34"]:
+    """The digit in the middle of black pixels, where the sensor sees it.
+
+    Raises:
+        ValueError: not 28x28.
+    """
+    if digit.shape != (3, 28, 28):
+        raise ValueError(f"a digit of shape {tuple(digit.shape)}: MNIST images are 28x28")
+    return F.pad(digit, [(34 - 28) // 2] * 4)
 
 
 class NMNISTPairs(EventData):
@@ -93,7 +95,11 @@ class NMNISTPairs(EventData):
                     recordings / part, root / "MNIST" / part if images else None
                 )
             except FileNotFoundError as error:
-                hint = " and its MNIST images, or ask for images=False" if images else ""
+                hint = (
+                    " and its MNIST images, or leave them out with --data.init_args.images=false"
+                    if images
+                    else ""
+                )
                 raise FileNotFoundError(f"{error}: point --data-path at {_SOURCE}{hint}") from error
         train, val = split_items(found["Train"], val_fraction, split_seed)
         if per_class is not None:
@@ -112,3 +118,7 @@ class NMNISTPairs(EventData):
     def read(path: Path, **options: Any) -> Tensor:
         """Frames of one recording; T and `by` of `options` are used."""
         return to_frames(read_events(path, SENSOR), options["T"], SENSOR, options["by"])
+
+    def read_image(self, path: Path) -> Tensor:
+        """One MNIST image (3,34,34)."""
+        return pad_to_sensor(read_rgb(path))

@@ -81,7 +81,7 @@ class EdgeGuidedDistillation(Supervision):
 
     Args:
         teacher: a `ClipTeacher`, or the name or folder of one.
-        student_dim: D, width of the student's tokens and class token.
+        student_dim: D, width of the student's tokens and class token; `estl fit` fills it in.
         edges: "learned", "sobel" (fixed) or "none".
         query: which side asks in the fusion, "clip" or "edge".
         edge_grid: grid to which the fusion averages edges first; None keeps every pixel.
@@ -108,7 +108,7 @@ class EdgeGuidedDistillation(Supervision):
         self,
         teacher: ClipTeacher | str | Path = "openai/clip-vit-base-patch16",
         *,
-        student_dim: int,
+        student_dim: int | None = None,
         edges: Literal["learned", "sobel", "none"] = "learned",
         query: Literal["clip", "edge"] = "clip",
         edge_grid: int | tuple[int, int] | None = None,
@@ -120,6 +120,8 @@ class EdgeGuidedDistillation(Supervision):
         normalize_targets: bool = False,
     ) -> None:
         super().__init__()
+        if student_dim is None:
+            raise ValueError("student_dim is missing: give the width of the student's features")
         self.weights = _weights(weights or {}, edges)
         self.student_dim = student_dim
         self.detach_target = detach_target

@@ -97,7 +97,7 @@ class Learner(LightningModule):
         values["train/loss"] = loss.total
         values |= {f"watch/{name}": value for name, value in loss.metrics.items()}
         size = len(batch.label)
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=size)
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         self.log("loss", loss.total, prog_bar=True, logger=False)
         return loss.total
 

@@ -3,7 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 demo: .venv/installed
-	$(BIN)/estl fit --config recipes/digits_tse.yaml
+	rm -rf runs/demo
+	$(BIN)/estl teach --dataset digits --epochs 10 --output-dir runs/demo/teacher
+	$(BIN)/estl ladder --config recipes/digits_guided.yaml --teacher runs/demo/teacher \
+	  --rungs 1,5 --seeds 0 --output-dir runs/demo
 
 test: .venv/installed
 	$(BIN)/pytest

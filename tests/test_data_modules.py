@@ -252,7 +252,7 @@ def test_nmnist_without_an_image_says_which_and_what_to_do(shared: Path, tmp_pat
     source = shared / "data" / "nmnist-pairs"
     for path in ("N-MNIST/Train/0", "N-MNIST/Test/0", "MNIST/Test/0"):
         shutil.copytree(source / path, tmp_path / path)
-    with pytest.raises(FileNotFoundError, match=r"has no image .*--data-path.*images=False"):
+    with pytest.raises(FileNotFoundError, match=r"has no image .*--data-path.*images=false"):
         NMNISTPairs(tmp_path)
 
 

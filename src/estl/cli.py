@@ -195,6 +195,7 @@ def _ladder(words: list[str]) -> None:
     title = f"Ladder on {recipe['data']['class_path'].rpartition('.')[2]}"
     command = " ".join(["estl ladder", *words])
     print(write(found, variants, options.output_dir, title=title, command=command))
+    print(f"table, figures and run folders: {options.output_dir}")
 
 
 def numbers(text: str) -> list[int]:

@@ -1,10 +1,12 @@
 """The scan of `neurons.lif` fused into one pass forward and one backward.
 
-Autograd through the plain scan keeps about five tensors a step and walks memory once for every
+Autograd through the plain scan keeps three tensors a step and walks memory once for every
 operation. Here the backward is written out, so that only the potential before the reset is kept,
 and both directions are pure functions that `torch.compile` turns into one loop over the neurons:
 C++ on the CPU, Triton on CUDA. The operations and their order are those of the plain scan and
-contraction is off, so the numbers are the same.
+contraction is off, so the numbers are the same. Two exceptions, both in the last bit: gradients
+through an exponential, of which eager code has two versions, and a threshold that is no number of
+the low precision it is used in.
 
 What it costs is a compilation for each direction: about half a minute in all the first time on a
 machine, two or three seconds in a later process (inductor keeps its results on disk). One

@@ -101,6 +101,17 @@ class Learner(LightningModule):
         self.log("loss", loss.total, prog_bar=True, logger=False)
         return loss.total
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the gradient's norm of each part: the student, and the children of a supervision."""
+        if self.global_step % max(1, self.trainer.log_every_n_steps):  # type: ignore[attr-defined]
+            return
+        squares: dict[str, Tensor] = {}
+        for name, parameter in self.named_parameters():
+            if parameter.grad is not None:
+                part = owner(name)
+                squares[part] = squares.get(part, 0) + parameter.grad.detach().square().sum()
+        self.log_dict({f"gradient/{part}": square.sqrt() for part, square in squares.items()})
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Cross-entropy and accuracy of the mean over time, the same for every supervision."""
         mean = self.student(batch.events).logits.float().mean(1)
@@ -172,6 +183,17 @@ class Learner(LightningModule):
         checkpoint["state_dict"] = {f"student.{k}": v for k, v in student.items()} | {
             f"supervision.{k}": v for k, v in supervision.items()
         }
+
+
+def owner(name: str) -> str:
+    """The part of the learner that a parameter belongs to.
+
+    >>> owner("student.head.weight"), owner("supervision.supervisions.1.projector.weight")
+    ('student', 'projector')
+    """
+    path = [word for word in name.split(".") if not word.isdigit()]
+    below = [word for word in path[1:-1] if word != "supervisions"]
+    return path[0] if path[0] == "student" or not below else below[0]
 
 
 def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from estl.checkpoint import load_student, read_checkpoint
 from estl.learner import Learner
+from estl.pictures import Pictures
 from estl.recipe import RecipeError, Run, build, from_recipe, import_path
 from estl.types import Batch
 
@@ -149,7 +150,7 @@ def fit(config: Namespace, given: Namespace, resume: Path | None = None) -> dict
         **config.trainer.as_dict(),
         default_root_dir=folder,
         logger=TensorBoardLogger(str(folder), name="", version="tensorboard"),
-        callbacks=[best, last, timer, ProgressBar()],
+        callbacks=[best, last, timer, ProgressBar(), Pictures(folder / "pictures")],
     )
     checkpoint = folder / "last.ckpt"
     trainer.fit(learner, run.data, ckpt_path=checkpoint if checkpoint.exists() else None)

@@ -52,7 +52,7 @@ def sweep(
     environment = os.environ | {"OMP_NUM_THREADS": threads}
     with ThreadPoolExecutor(jobs) as pool:
         done = pool.map(
-            lambda pair: _run(base, pair[0], pair[1], folder, environment, len(pairs)), pairs
+            lambda pair: _run(base, pair[0], pair[1], folder, environment, jobs == 1), pairs
         )
         found: dict[str, list[dict[str, Any]]] = {variant.name: [] for variant in variants}
         for (variant, seed), results in zip(pairs, done, strict=True):
@@ -73,7 +73,7 @@ def _run(
     seed: int,
     folder: Path,
     environment: dict[str, str],
-    total: int,
+    watched: bool,
 ) -> dict[str, Any]:
     run = folder / variant.name / f"seed{seed}"
     if not (run / "results.json").exists():
@@ -84,8 +84,9 @@ def _run(
             words = [*base, *variant.words, f"--seed={seed}", f"--output-dir={run}"]
         command = [sys.executable, "-m", "estl.cli", "fit", *words]
         with (run / "log.txt").open("w") as log:
+            shown = None if watched else log  # one at a time: its progress bar is on the screen
             status = subprocess.run(
-                command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False
+                command, stdout=shown, stderr=log, env=environment, check=False
             ).returncode
         if status:
             last = (run / "log.txt").read_text().strip().splitlines()[-1:]

@@ -26,17 +26,19 @@ def load_pair(
     frames = to_frames(read_events(item.events, SENSOR), T, SENSOR, by)
     if item.image is None:
         return frames, None
-    return frames, pad_to_sensor(read_rgb(item.image))
+    return frames, read_digit(item.image)
 
 
-def pad_to_sensor(digit: Tensor) -> Float[Tensor, "3 34 34"]:
-    """The digit in the middle of black pixels, where the sensor sees it.
+def read_digit(path: Path) -> Float[Tensor, "3 34 34"]:
+    """An MNIST image in the middle of black pixels, where the sensor sees it.
 
     Raises:
-        ValueError: not 28x28.
+        ValueError: not 28x28; the text names the file.
     """
-    if digit.shape != (3, 28, 28):
-        raise ValueError(f"a digit of shape {tuple(digit.shape)}: MNIST images are 28x28")
+    digit = read_rgb(path)
+    H, W = digit.shape[-2:]
+    if (H, W) != (28, 28):
+        raise ValueError(f"{path}: {W} by {H} pixels, but MNIST images are 28 by 28: replace it")
     return F.pad(digit, [(34 - 28) // 2] * 4)
 
 
@@ -121,4 +123,4 @@ class NMNISTPairs(EventData):
 
     def read_image(self, path: Path) -> Tensor:
         """One MNIST image (3,34,34)."""
-        return pad_to_sensor(read_rgb(path))
+        return read_digit(path)

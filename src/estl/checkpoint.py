@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from torch import nn
 
 
@@ -33,6 +33,21 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
+def make(parser: ArgumentParser, part: str, config: Namespace) -> Any:
+    """The object that the configuration of `part` describes.
+
+    Raises:
+        Exception: what its class raises, without what jsonargparse wraps around it.
+    """
+    try:
+        return parser.instantiate(Namespace({part: config}))[part]
+    except ValueError as error:
+        if error.__cause__ is None or "Does not validate" not in str(error):
+            raise
+        wrapped = error.__cause__
+    raise wrapped
+
+
 def load_student(path: str | Path) -> nn.Module:
     """The trained student of a checkpoint, in eval mode, ready to deploy.
 
@@ -46,6 +61,6 @@ def load_student(path: str | Path) -> nn.Module:
     parser = ArgumentParser()
     parser.add_subclass_arguments(nn.Module, "student")
     config = parser.parse_object({"student": checkpoint["recipe"]["student"]})
-    student: nn.Module = parser.instantiate(config).student
+    student: nn.Module = make(parser, "student", config.student)
     student.load_state_dict(checkpoint["state_dict"])
     return student.eval()

@@ -17,8 +17,8 @@ class Pictures(Callback):
     """Writes `folder/epoch_NNN.png` every `every` epochs, for a guided supervision.
 
     One row a sample of the first validation batch: RGB, edges, the teacher's attention (times the
-    edges), the student's, and the events of all steps (ON red, OFF blue). Other supervisions have
-    nothing to show and are left alone.
+    edges), the student's, and the events of the first third of the steps (ON red, OFF blue). A
+    supervision without guidance has nothing to show and is left alone.
 
     Args:
         folder: where the pages go.
@@ -61,12 +61,14 @@ def guided_part(supervision: Supervision) -> EdgeGuidedDistillation | None:
 
 
 def event_picture(events: Tensor) -> Tensor:
-    """Counts (B,T,2,H,W) as RGB (B,3,H,W) on white: ON red, OFF blue, the strongest pixel full.
+    """Events (B,T,2,H,W) as RGB (B,3,H,W) on white: ON red, OFF blue, the strongest pixel full.
+
+    Only the first third of the steps, one saccade: later ones draw the same edges the other way.
 
     >>> event_picture(torch.zeros(1, 2, 2, 4, 4)).unique()
     tensor([1.])
     """
-    counts = events.sum(1)
+    counts = events[:, : -(-events.shape[1] // 3)].sum(1)
     off, on = (counts / counts.amax((1, 2, 3), keepdim=True).clamp(min=1.0)).sqrt().unbind(1)
     return torch.stack((1 - off, 1 - torch.maximum(on, off), 1 - on), dim=1)
 

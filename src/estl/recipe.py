@@ -16,7 +16,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning import Trainer
 from torch import nn
 
-from estl.checkpoint import RecipeError
+from estl.checkpoint import RecipeError, make
 from estl.data.module import EventData
 from estl.learner import Learner
 from estl.types import Supervision
@@ -181,7 +181,7 @@ def build_data(words: list[str]) -> EventData:
         config = parser.parse_args(spell_out(words))
         if config.get("data") is None:
             raise RecipeError("no data chosen: give --dataset NAME, or --config RECIPE.yaml")
-        data: EventData = parser.instantiate(Namespace(data=config.data)).data
+        data: EventData = make(parser, "data", config.data)
         return data
     except ArgumentError as error:
         raise RecipeError(one_line(str(error))) from None
@@ -260,16 +260,16 @@ def build(config: Namespace, given: Namespace) -> Run:
     parser = make_parser()
     if "seed" not in _written(given, "data"):
         config.data.init_args.seed = config.seed
-    data = parser.instantiate(Namespace(data=config.data)).data
+    data = make(parser, "data", config.data)
     facts = {
         "classes": len(data.classes),
         "in_channels": data.in_channels,
         "image_size": tuple(data.image_size),
     }
     _fill(config, given, "student", facts, of=_name(config.data))
-    student = parser.instantiate(Namespace(student=config.student)).student
+    student = make(parser, "student", config.student)
     _fill(config, given, "supervision", {"student_dim": student.dim}, of=_name(config.student))
-    supervision = parser.instantiate(Namespace(supervision=config.supervision)).supervision
+    supervision = make(parser, "supervision", config.supervision)
     recipe = yaml.safe_load(parser.dump(config, skip_validation=True))
     recipe.pop("config", None)
     return Run(data, student, supervision, recipe)

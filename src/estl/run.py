@@ -67,7 +67,7 @@ def evaluate(student: nn.Module, batches: Iterable[Batch], device: torch.device)
         hits = hits.sum(0).cpu()
         correct = hits if samples == 0 else correct + hits
         samples += len(batch.label)
-    return Accuracy(tuple((correct / samples).tolist()), samples)
+    return Accuracy(tuple((correct.double() / samples).tolist()), samples)
 
 
 def running_mean(logits: Tensor) -> Tensor:

@@ -115,6 +115,7 @@ def rank_of_two(rank: int, folder: str) -> None:
         Towers("pair")(*uneven)
     except ValueError as error:
         Path(f"{folder}/error-{rank}").write_text(str(error))
+    dist.barrier()  # neither rank may close the store while the other still talks
     dist.destroy_process_group()
 
 

@@ -466,6 +466,7 @@ def rank_of_two(rank: int, folder: str) -> None:
     dist.all_reduce(mean)
     if rank == 0:
         torch.save({"loss": mean, "grads": gradients(trained.module)}, f"{folder}/got.pt")
+    dist.barrier()  # neither rank may close the store while the other still talks
     dist.destroy_process_group()
 
 

@@ -38,7 +38,6 @@ def main(words: Sequence[str] | None = None) -> int:
     if words[0] not in commands:
         print(f"estl: no command {words[0]!r}: choose from {', '.join(commands)}", file=sys.stderr)
         return 2
-    _quiet()
     try:
         commands[words[0]](words[1:])
     except (ValueError, OSError, FloatingPointError) as error:
@@ -51,7 +50,10 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _quiet() -> None:
-    """Keep Lightning's notes about hardware, workers and its products off the screen."""
+    """Keep Lightning's notes about hardware, workers and its products off the screen.
+
+    Importing Lightning sets these levels, so that this comes after.
+    """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     for text in (
@@ -67,6 +69,7 @@ def _fit(words: list[str]) -> None:
     from estl.recipe import RecipeError, make_parser, parse
     from estl.run import fit
 
+    _quiet()
     if "-h" in words or "--help" in words:
         make_parser().print_help()
         return
@@ -151,6 +154,7 @@ def _teach(words: list[str]) -> None:
     from estl.recipe import build_data
     from estl.teach import teach
 
+    _quiet()
     names = ("image_size", "patch", "dim", "depth", "heads", "objective", "flip")
     record = teach(
         build_data(rest),

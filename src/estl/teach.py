@@ -241,6 +241,9 @@ def teach(
     }
     run = Run(photographs, student, learner.supervision, recipe)
     record = describe(run) | recipe | {"epochs": epochs, "lr": lr, "image_accuracy": found}
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # of writing one small file
     student.tower.save_pretrained(folder)
     normalisation = {"image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD)}
     (folder / "preprocessor_config.json").write_text(json.dumps(normalisation, indent=2) + "\n")

@@ -99,9 +99,9 @@ class EdgeGuidedDistillation(Supervision):
             without images or a student of another width.
         FloatingPointError: in `forward`, if a term is not finite.
 
-    >>> supervision = EdgeGuidedDistillation("my-teacher", student_dim=256)   # doctest: +SKIP
-    >>> list(supervision(output, batch).terms)                                # doctest: +SKIP
-    ['cls', 'global_distill', 'patch_distill', 'edge_align', 'contrastive', 'edge_reg']
+        supervision = EdgeGuidedDistillation("teachers/mnist", student_dim=256)
+        loss = supervision(student(batch.events), batch)
+        loss.total.backward()
     """
 
     def __init__(

@@ -9,7 +9,8 @@ import yaml
 
 from estl.checkpoint import RecipeError, load_student, read_checkpoint
 from estl.cli import main
-from estl.recipe import parse, spell_out
+from estl.flags import spell_out
+from estl.recipe import parse
 
 SMALL = [
     "--dataset=digits",

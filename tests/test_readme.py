@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from estl.recipe import ARCHS, DATASETS, SUPERVISIONS, VALUES, parse
+from estl.flags import ARCHS, DATASETS, SUPERVISIONS, VALUES
+from estl.recipe import parse
 from estl.students import VGGSNN
 from estl.supervision.distillation import WEIGHTS
 

@@ -10,17 +10,22 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from estl.checkpoint import make
+from estl.data.augment import Augment
+from estl.data.cache import Load
 from estl.data.digits import Digits
-from estl.data.events import read_events
+from estl.data.events import Normalisation, read_events
 from estl.data.module import EventData
 from estl.data.nmnist import NMNISTPairs
 from estl.data.pairs import Item
-from estl.types import Batch
+from estl.recipe import from_recipe, make_parser, parse
+from estl.types import Batch, direct_code, is_static
 
 
 def load_number(item: Item) -> tuple[Tensor, None]:
@@ -157,6 +162,95 @@ def test_a_resumed_run_sees_the_batches_of_the_unbroken_run(tmp_path: Path) -> N
     assert start + rest == whole
 
 
+# What is done to frames
+
+
+def ramp(item: Item) -> tuple[Tensor, None]:
+    return torch.arange(18.0).view(1, 2, 3, 3).repeat(2, 1, 1, 1) * float(item.number), None
+
+
+def static(item: Item) -> tuple[Tensor, None]:
+    return direct_code(torch.arange(27.0).view(1, 3, 3, 3), 4)[0], None
+
+
+def one_item(load: Load, T: int, **options: Any) -> EventData:
+    splits = {name: [Item("a", "2")] for name in ("train", "val", "test")}
+    return EventData(splits, load, T=T, image_size=(3, 3), content=lambda item: [], **options)
+
+
+@pytest.mark.parametrize("how", ["none", "max", "std"])
+@pytest.mark.parametrize("cached", [False, True])
+def test_frames_are_normalised_after_the_cache(
+    how: Normalisation, cached: bool, tmp_path: Path
+) -> None:
+    data = one_item(ramp, 2, normalise=how, cache=tmp_path if cached else None)
+    raw = ramp(Item("a", "2"))[0]
+    assert torch.equal(data.load(Item("a", "2"))[0], raw)
+    divisor = {"none": 1.0, "max": raw.max(), "std": raw.std(correction=0)}[how]
+    torch.testing.assert_close(data.datasets["train"][0][0], raw / divisor)
+
+
+def test_directly_coded_frames_are_normalised_and_stacked_as_one_step() -> None:
+    data = one_item(static, 4, normalise="max")
+    batch = next(iter(data.val_dataloader()))
+    assert is_static(batch.events)
+    torch.testing.assert_close(batch.events[0], static(Item("a", "2"))[0] / 26)
+
+
+def test_training_batches_alone_are_augmented_and_normalised_after_that() -> None:
+    data = one_item(ramp, 2, normalise="max", augment=Augment(flip=1.0))
+    data.trainer = SimpleNamespace(  # type: ignore[assignment]
+        training=True, world_size=1, global_rank=0
+    )
+    raw = next(iter(data.train_dataloader()))
+    assert raw.events.max() == 34  # counts, as augmentation needs them
+    mirrored = data.on_after_batch_transfer(raw, 0)
+    torch.testing.assert_close(mirrored.events, raw.events.flip(-1) / 34)
+    data.trainer.training = False  # type: ignore[union-attr, misc]
+    held = next(iter(data.val_dataloader()))
+    assert data.on_after_batch_transfer(held, 0) is held
+    torch.testing.assert_close(held.events, raw.events / 34)
+
+
+def test_a_trainer_sees_augmented_batches_and_a_seed_gives_them_again() -> None:
+    def seen(seed: int) -> Tensor:
+        class Keeper(Recorder):
+            def training_step(self, batch: Batch, index: int) -> Tensor:
+                frames.append(batch.events)
+                return super().training_step(batch, index)
+
+        frames: list[Tensor] = []
+        torch.manual_seed(seed)
+        trainer = L.Trainer(
+            max_epochs=1,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        data = one_item(ramp, 2, augment=Augment(noise=3.0), batch_size=1)
+        trainer.fit(Keeper(), datamodule=data)
+        return frames[0]
+
+    assert torch.equal(seen(1), seen(1))
+    assert not torch.equal(seen(1), seen(2))
+
+
+def test_options_of_loading_are_read_from_a_recipe(tmp_path: Path) -> None:
+    words = ["--dataset=digits", "--arch=vggsnn-pooled", "--data.init_args.normalise=max"]
+    words += [f"--data.init_args.cache={tmp_path}", "--data.init_args.skip_broken=true"]
+    words += ["--data.init_args.augment.flip=0.5", "--data.init_args.allow_leaks=true"]
+    config, _ = parse(words)
+    data = make(make_parser(), "data", config.data)
+    assert data.augment == Augment(flip=0.5)
+    assert data.normalise == "max"
+    assert data.allow_leaks
+    assert list(tmp_path.glob("*/cache.json"))
+    text = make_parser().dump(config, skip_validation=True)
+    assert from_recipe(yaml.safe_load(text)).data == config.data
+
+
 # N-MNIST
 
 
@@ -242,6 +336,23 @@ def test_nmnist_is_read_in_the_layout_of_the_public_archive(
     assert torch.equal(batch.events, other.events)
 
 
+def test_nmnist_test_recordings_numbered_from_one_share_no_name_with_training_ones(
+    shared: Path, tmp_path: Path
+) -> None:
+    source = shared / "data" / "nmnist-pairs"
+    for part, original in (("Train", "00002"), ("Test", "60004")):
+        for root, suffix in (("N-MNIST", "bin"), ("MNIST", "png")):
+            (folder := tmp_path / root / part / "0").mkdir(parents=True)
+            shutil.copy(source / root / part / "0" / f"{original}.{suffix}", folder)
+            (folder / f"{original}.{suffix}").rename(folder / f"00002.{suffix}")
+    data = NMNISTPairs(tmp_path)
+    assert [str(item) for item in data.splits["train"]] == ["0/00002"]
+    (item,) = data.splits["test"]
+    assert str(item) == "0/60002"
+    assert item.events == tmp_path / "N-MNIST/Test/0/00002.bin"
+    assert item.image == tmp_path / "MNIST/Test/0/00002.png"
+
+
 def test_nmnist_without_its_folders_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no recordings .*--data-path.*N-MNIST") as error:
         NMNISTPairs(tmp_path)
@@ -282,10 +393,10 @@ def test_digits_have_their_sizes_classes_and_shapes(digits: Digits) -> None:
     assert digits.sizes["test"] == pytest.approx(0.2 * 1797, abs=5)
     assert digits.sizes["val"] == pytest.approx(0.08 * 1797, abs=5)
     batch = next(iter(digits.train_dataloader()))
-    assert batch.events.shape == (64, 6, 2, 32, 32)
+    assert batch.events.shape == (50, 6, 2, 32, 32)
     assert (digits.in_channels, digits.T, digits.image_size) == (2, 6, (32, 32))
     assert batch.image is not None
-    assert batch.image.shape == (64, 3, 32, 32)
+    assert batch.image.shape == (50, 3, 32, 32)
     assert batch.image.min() == 0
     assert 0.8 < batch.image.max() <= 1
     assert (batch.events.sum((2, 3, 4)) > 50).all()  # no empty frame

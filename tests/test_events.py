@@ -1,4 +1,6 @@
 import struct
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from estl.data.events import EVENT, read_events, to_frames
+from estl.data.events import (
+    EVENT,
+    normalise,
+    read_events,
+    read_npz,
+    read_recording,
+    to_frames,
+)
 
 WRAP = 1 << 23
 
@@ -167,3 +176,230 @@ def test_all_real_recordings_are_read_and_lose_no_event(shared: Path) -> None:
         size = (int(events["y"].max()) + 1, int(events["x"].max()) + 1)
         for by in ("count", "time"):
             assert to_frames(events, 10, size, by).sum(dtype=torch.float64) == len(events)  # type: ignore[arg-type]
+
+
+def test_a_sparse_file_of_2_gb_is_refused_unread(tmp_path: Path) -> None:
+    for name in ("e.bin", "e.npz", "e.aedat"):
+        path = tmp_path / name
+        with path.open("wb") as file:
+            file.truncate(2 << 30)
+        with pytest.raises(ValueError, match=rf"{name}: 2147483648 bytes, but") as error:
+            read_recording(path)
+        assert "\n" not in str(error.value)
+
+
+def frames_by_loop_on_grid(
+    events: np.ndarray, steps: int, size: tuple[int, int], sensor: tuple[int, int]
+) -> Tensor:
+    frames = torch.zeros(steps, 2, *size)
+    for i, (_, x, y, p) in enumerate(events.tolist()):
+        frames[i * steps // len(events), p, y * size[0] // sensor[0], x * size[1] // sensor[1]] += 1
+    return frames
+
+
+@settings(max_examples=50, deadline=None)
+@given(events=recordings(), H=st.integers(1, 12), W=st.integers(1, 12), steps=st.integers(1, 5))
+def test_events_are_binned_straight_into_a_grid_of_any_size(
+    events: np.ndarray, H: int, W: int, steps: int
+) -> None:
+    frames = to_frames(events, steps, (H, W), sensor=(5, 9))
+    assert torch.equal(frames, frames_by_loop_on_grid(events, steps, (H, W), (5, 9)))
+    assert frames.sum() == len(events)
+
+
+def test_a_grid_of_half_the_sensor_sums_blocks_of_two_by_two() -> None:
+    rng = np.random.default_rng(0)
+    events = np.zeros(500, EVENT)
+    events["x"], events["y"], events["p"] = rng.integers(0, (8, 6, 2), (500, 3)).T
+    fine = to_frames(events, 3, (6, 8))
+    blocks = fine.view(3, 2, 3, 2, 4, 2).sum((3, 5))
+    assert torch.equal(to_frames(events, 3, (3, 4), sensor=(6, 8)), blocks)
+
+
+def test_an_event_outside_the_sensor_is_refused_even_where_the_frame_is_larger() -> None:
+    events = np.array([(0, 9, 0, 0)], EVENT)
+    with pytest.raises(ValueError, match=r"event 0, x=9 y=0, outside the sensor of H=5 W=9"):
+        to_frames(events, 1, (100, 100), sensor=(5, 9))
+
+
+def test_products_beyond_32_bits_do_not_overflow() -> None:
+    events = np.zeros(3, EVENT)
+    events["t"] = [0, 1 << 40, (1 << 41) - 1]
+    events["x"] = [0, 16384, 32767]
+    assert to_frames(events, 1 << 10, (1, 1), "time", (1, 32768)).nonzero()[:, 0].tolist() == [
+        0,
+        512,
+        1023,
+    ]
+    wide = to_frames(events, 1, (1, 1 << 20), sensor=(1, 32768))
+    assert wide.nonzero()[:, 3].tolist() == [0, 16384 * 32, 32767 * 32]
+
+
+def test_a_place_with_more_than_2_to_the_24_events_is_counted_exactly() -> None:
+    n = (1 << 24) + 2
+    assert to_frames(np.zeros(n, EVENT), 1, (1, 1)).flatten().tolist() == [n, 0]
+
+
+@pytest.mark.parametrize("by", ["count", "time"])
+def test_no_events_are_frames_of_zero_and_one_event_is_in_the_first(by: str) -> None:
+    none = to_frames(np.zeros(0, EVENT), 3, (2, 2), by, (4, 4))  # type: ignore[arg-type]
+    assert none.shape == (3, 2, 2, 2)
+    assert none.sum() == 0
+    one = to_frames(np.array([(77, 3, 1, 1)], EVENT), 3, (2, 2), by, (4, 4))  # type: ignore[arg-type]
+    assert one.nonzero().tolist() == [[0, 1, 0, 1]]
+
+
+@pytest.mark.parametrize("how", ["max", "std"])
+def test_normalised_frames_are_those_of_a_loop_over_samples(how: str) -> None:
+    frames = torch.poisson(torch.full((3, 2, 2, 4, 5), 0.3))
+    frames[1] = 0
+    got = normalise(frames, how)  # type: ignore[arg-type]
+    for one, f in zip(got.double().numpy(), frames.double().numpy(), strict=True):
+        scale = f.max() if how == "max" else np.sqrt(((f - f.mean()) ** 2).mean())
+        np.testing.assert_allclose(one, f / scale if scale > 0 else f, rtol=1e-6)
+    assert torch.equal(normalise(frames[0], how), got[0])  # type: ignore[arg-type]
+
+
+def test_none_gives_the_same_tensor_and_an_unknown_scale_is_refused() -> None:
+    frames = torch.rand(1, 2, 3, 3)
+    assert normalise(frames, "none") is frames
+    plain = normalise.__wrapped__  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="normalise='l2'"):
+        plain(frames, "l2")
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.binary(max_size=60))
+def test_any_bytes_are_counted_once_or_refused_as_atis(
+    data: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzz.bin"
+    path.write_bytes(data)
+    counted_or_refused(path, read_events)
+
+
+def counted_or_refused(path: Path, read: Callable[[Path], np.ndarray]) -> None:
+    try:
+        events = read(path)
+    except ValueError as error:
+        message = str(error)
+    else:
+        assert (np.diff(events["t"]) >= 0).all()
+        assert to_frames(events, 3, (7, 7), sensor=(32768, 32768)).sum() == len(events) > 0
+        return
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+
+
+def write_npz(path: Path, **columns: object) -> Path:
+    np.savez_compressed(path, **columns)  # type: ignore[arg-type]
+    return path
+
+
+def test_an_npz_file_is_read_whatever_its_types(tmp_path: Path) -> None:
+    events = np.array([(5, 1, 2, 1), (5, 0, 0, 0), (9, 8, 4, 1)], EVENT)
+    columns = {name: events[name] for name in "txyp"}
+    for change in (
+        {},
+        {"t": columns["t"].astype(np.uint32)},
+        {"p": columns["p"].astype(bool)},
+        {"p": np.array([1, -1, 1])},
+        {"x": columns["x"].astype(np.uint8), "y": columns["y"].astype(np.int64)},
+    ):
+        path = write_npz(tmp_path / "e.npz", **(columns | change))
+        assert np.array_equal(read_npz(path), events)
+        assert read_recording(path)[1] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": np.array([1])}, r"x has shape \(1,\) of int64"),
+        ({"y": np.array([[1, 2]])}, r"y has shape \(1, 2\)"),
+        ({"t": np.array([1.0, 2.0])}, r"t has shape \(2,\) of float64"),
+        ({"x": np.array([1, 40000])}, r"event 1 has x=40000, outside 0 to 32767"),
+        ({"y": np.array([-1, 0])}, r"event 0 has y=-1, outside 0"),
+        ({"p": np.array([1, 2])}, r"event 1 has p=2, outside -1 to 1"),
+        ({"t": np.array([1, 1 << 63], np.uint64)}, r"event 1 has t=9223372036854775808"),
+        ({"t": np.array([2, 1])}, r"time runs backwards at event 1, from 2 to 1"),
+        ({name: np.zeros(0, int) for name in "txyp"}, "no events"),
+        ({"p": np.array([None, "x"], object)}, r"not a \.npz file .*allow_pickle=False"),
+    ],
+)
+def test_a_broken_npz_file_is_refused(
+    tmp_path: Path, change: dict[str, np.ndarray], message: str
+) -> None:
+    columns = {name: np.zeros(2, int) for name in "txyp"} | change
+    path = write_npz(tmp_path / "e.npz", **columns)
+    with pytest.raises(ValueError, match=rf"e\.npz: {message}") as error:
+        read_npz(path)
+    assert "\n" not in str(error.value)
+
+
+def test_npz_files_without_an_array_or_that_are_not_archives_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"e\.npz: not a \.npz file of t, x, y, p .*p is not"):
+        read_npz(write_npz(tmp_path / "e.npz", **{name: np.zeros(2, int) for name in "txy"}))
+    np.save(tmp_path / "f.npy", np.zeros(3))
+    (tmp_path / "f.npy").rename(tmp_path / "f.npz")
+    with pytest.raises(ValueError, match=r"f\.npz: not a \.npz file"):
+        read_npz(tmp_path / "f.npz")
+
+
+def test_an_npz_file_that_unpacks_to_too_much_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_npz(tmp_path / "e.npz", **{name: np.zeros(9999, int) for name in "txyp"})
+    assert path.stat().st_size < 9999
+    monkeypatch.setattr("estl.data.events.MAX_BYTES", 9999)
+    with pytest.raises(ValueError, match=r"e\.npz: .* unpacks to more than 9999 bytes"):
+        read_npz(path)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    cut=st.integers(0, 2000), places=st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)))
+)
+def test_any_bytes_are_counted_once_or_refused_as_npz(
+    cut: int, places: list[tuple[int, int]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzz.npz"
+    write_npz(path, **{name: np.arange(9) % (2 if name == "p" else 9) for name in "txyp"})
+    data = bytearray(path.read_bytes())
+    for place, value in places:
+        data[place % len(data)] = value
+    path.write_bytes(data[: len(data) - cut] if cut < len(data) // 2 else data)
+    counted_or_refused(path, read_npz)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    data=st.binary(max_size=60), start=st.sampled_from([b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00"])
+)
+def test_bytes_that_are_no_archive_are_refused_as_npz(
+    data: bytes, start: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "none.npz"
+    path.write_bytes(start + data)
+    with pytest.raises(ValueError, match=r"none\.npz: "):
+        read_npz(path)
+
+
+def test_an_array_that_claims_80_terabytes_is_refused(tmp_path: Path) -> None:
+    header = (
+        b"{'descr': '<i8', 'fortran_order': False, 'shape': (10000000000000,), }".ljust(117) + b"\n"
+    )
+    with zipfile.ZipFile(tmp_path / "e.npz", "w") as archive:
+        for name in "txyp":
+            data = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(80)
+            archive.writestr(f"{name}.npy", data)
+    with pytest.raises(ValueError, match=r"e\.npz: not a \.npz file"):
+        read_npz(tmp_path / "e.npz")
+
+
+def test_a_recording_is_read_by_its_suffix(tmp_path: Path) -> None:
+    path = write_events(tmp_path / "e.BIN", [(3, 2, 1, 1)])
+    events, sensor = read_recording(path)
+    assert events.tolist() == [(3, 2, 1, 1)]
+    assert sensor is None
+    with pytest.raises(ValueError, match=r"e\.mat: recordings are \.bin .*\.aedat or \.npz"):
+        read_recording(tmp_path / "e.mat")

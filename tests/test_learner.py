@@ -8,8 +8,8 @@ from lightning import Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
+from estl.evaluate import evaluate, running_mean
 from estl.learner import Learner, check_finite, cosine
-from estl.run import evaluate, running_mean
 from estl.students import VGGSNN
 from estl.supervision import TET, MeanCE
 from estl.types import Batch, Loss, Output, Supervision

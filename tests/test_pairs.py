@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from estl.data.pairs import Item, fingerprint, list_items, select_items, split_items
+from estl.data.pairs import (
+    Item,
+    fingerprint,
+    list_items,
+    pair_items,
+    read_splits,
+    select_items,
+    split_items,
+)
 
 ITEMS = [
     Item(label, f"{i:04d}") for label, n in (("cat", 20), ("dog", 7), ("eel", 1)) for i in range(n)
@@ -141,3 +149,90 @@ def test_a_fingerprint_changes_with_items_files_and_splits_and_with_nothing_else
     renamed = list_items(rec, img)
     others.append(fingerprint({"train": renamed[:2], "test": renamed[2:]}))
     assert len({first, *others}) == len(others) + 1
+
+
+def test_recordings_alone_and_images_alone_are_told_apart(tmp_path: Path) -> None:
+    rec, img = write_pairs(tmp_path, ["a/1", "a/2", "a/3", "b/1", "c/1"])
+    (img / "a" / "2.png").unlink()
+    (rec / "a" / "3.bin").unlink()
+    (rec / "b" / "1.bin").unlink()
+    pairing = pair_items(rec, img)
+    assert [str(item) for item in pairing.items] == ["a/1", "c/1"]
+    assert pairing.alone == [rec / "a" / "2.bin"]
+    assert pairing.extra_images == 2
+    assert pair_items(rec, img, leave_out=["a"]) == pair_items(rec, img, leave_out=("a",))
+    assert [str(item) for item in pair_items(rec, img, leave_out=["a"]).items] == ["c/1"]
+    without = pair_items(rec)
+    assert (len(without.items), without.alone, without.extra_images) == (3, [], 0)
+
+
+def test_a_class_with_one_item_keeps_it_for_training() -> None:
+    rest, part = split_items(ITEMS, 0.4)
+    assert labels(rest)["eel"] == 1
+    assert "eel" not in labels(part)
+    assert "eel" in labels(split_items(ITEMS, 0.5)[1])  # floor(1/2 + 1/2) of one is one
+
+
+def write_lists(folder: Path, **lists: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name, text in lists.items():
+        (folder / f"{name}.txt").write_text(text)
+    return folder
+
+
+def test_published_lists_are_read_with_and_without_suffix(tmp_path: Path) -> None:
+    lists = write_lists(
+        tmp_path,
+        train="cat/0003.bin\n\ncat/0001\r\n",
+        val="dog/0000\n",
+        test="dog\\0001.jpg\neel/0000\n",
+    )
+    splits = read_splits(lists, ITEMS)
+    assert list(splits) == ["train", "val", "test"]
+    assert {name: list(map(str, items)) for name, items in splits.items()} == {
+        "train": ["cat/0001", "cat/0003"],
+        "val": ["dog/0000"],
+        "test": ["dog/0001", "eel/0000"],
+    }
+
+
+def test_without_a_list_the_validation_split_is_taken_from_the_training_list(
+    tmp_path: Path,
+) -> None:
+    cats = [item for item in ITEMS if item.label == "cat"]
+    lists = write_lists(tmp_path, train="\n".join(map(str, cats)), test="dog/0001")
+    splits = read_splits(lists, ITEMS, val_fraction=0.2, seed=3)
+    assert (splits["train"], splits["val"]) == split_items(cats, 0.2, 3)
+    assert read_splits(lists, ITEMS)["val"] == []
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        ("cat/0001\ncat/0099", "dog/0001", r"train\.txt line 2: 'cat/0099' is no item of"),
+        ("cat/0001\ncat/0001.bin", "dog/0001", r"train\.txt line 2: .* in train\.txt line 1"),
+        ("cat/0001", "dog/0001\n\ncat/0001", r"test\.txt line 3: .* in train\.txt line 1"),
+        ("cat/0001", "\n", r"test\.txt: no items in this list"),
+    ],
+)
+def test_bad_lists_are_refused_with_file_and_line(
+    tmp_path: Path, train: str, test: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_splits(write_lists(tmp_path, train=train, test=test), ITEMS)
+
+
+def test_a_missing_or_binary_list_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no list .*test\.txt"):
+        read_splits(write_lists(tmp_path, train="cat/0001"), ITEMS)
+    (tmp_path / "test.txt").write_bytes(b"cat/\xff")
+    with pytest.raises(ValueError, match=r"test\.txt: not a text file \(byte 4\)"):
+        read_splits(tmp_path, ITEMS)
+
+
+def test_names_and_classes_that_are_left_out_may_be_listed(tmp_path: Path) -> None:
+    lists = write_lists(tmp_path, train="cat/0001\nfox/1\nowl/2.bin", test="dog/0001\nowl/3")
+    splits = read_splits(lists, ITEMS, left_out={"fox/1", "owl/"})
+    assert list(map(str, splits["train"] + splits["test"])) == ["cat/0001", "dog/0001"]
+    with pytest.raises(ValueError, match=r"line 3: 'owl/2\.bin'"):
+        read_splits(lists, ITEMS, left_out={"fox/1"})

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from estl.data.events import read_events, to_frames
+from estl.data.ncaltech101 import screen_size
 from estl.data.saccades import _sensor, saccade_path, simulate, simulate_events
 
 
@@ -221,35 +222,80 @@ def correlation(a: Tensor, b: Tensor) -> float:
     return float(np.corrcoef(a.flatten().numpy(), b.flatten().numpy())[0, 1])
 
 
+def winsorised(counts: Tensor) -> Tensor:
+    """Recorded counts, those above their 99th percentile taken as it.
+
+    A camera has pixels that fire by themselves: one pixel of 21,971 has 622 of a recording's 82,318
+    events, where its neighbours have none. No photograph foretells them.
+    """
+    return counts.clamp(max=counts.flatten().quantile(0.99).item())
+
+
 def compare(simulated: Tensor, real: Tensor) -> tuple[float, float]:
-    """Correlation of the event counts, and of ON - OFF, the mean of the saccades."""
-    real = real.clamp(max=10)  # broken pixels fire hundreds of times
+    """Correlation of the event counts, and of ON - OFF as recorded, the mean of the saccades."""
     signed = [correlation(s[1] - s[0], r[1] - r[0]) for s, r in zip(simulated, real, strict=True)]
-    return correlation(simulated.sum((0, 1)), real.sum((0, 1))), float(np.mean(signed))
+    return correlation(simulated.sum((0, 1)), winsorised(real.sum((0, 1)))), float(np.mean(signed))
 
 
-def test_simulated_recordings_resemble_n_caltech101(shared: Path) -> None:
-    root = shared / "data" / "ncaltech101-pairs"
-    found, ratios = [], []
+@pytest.fixture
+def n_caltech101(shared: Path) -> list[tuple[Tensor, np.ndarray, tuple[int, int]]]:
+    """Of each recording the photograph as it was on the screen, the events and the size (H,W).
+
+    The recording is what remains of the screen without a margin of 7 pixels, from row 4.5, column 4
+    (`ncaltech101.seen`); half a row is cut off here, so that it starts at row 4.
+    """
+    root, found = shared / "data" / "ncaltech101-pairs", []
     for recording in sorted(root.glob("Caltech101/*/*.bin")):
         folder = root / "101_ObjectCategories" / recording.parent.name
         photo = Image.open(folder / f"{recording.stem}.jpg").convert("RGB")
-        scale = min(240 / photo.width, 180 / photo.height)  # the screen's share of the camera
-        photo = photo.resize((round(scale * photo.width), round(scale * photo.height)))
-        image = torch.from_numpy(np.array(photo)).movedim(-1, 0)[None] / 255
-        events = read_events(recording)
-        H, W = int(events["y"].max()) + 1, int(events["x"].max()) + 1
-        # The recordings leave out the margin of 7 pixels that was not in view all the time.
-        simulated = simulate(image, 3)[0, :, :, 4 : 4 + H, 4 : 4 + W]
-        real = to_frames(events, 3, (H, W), "time")[
-            ..., : simulated.shape[-2], : simulated.shape[-1]
-        ]
+        H, W = screen_size((photo.height, photo.width))
+        cut = 0.5 * photo.height / H
+        box = (0, cut, photo.width, photo.height - cut)
+        photo = photo.resize((W, H - 1), Image.Resampling.BICUBIC, box)
+        image = torch.from_numpy(np.array(photo)).movedim(-1, 0) / 255
+        found.append((image, read_events(recording), (H - 7, W - 7)))
+    assert len(found) == 3
+    return found
+
+
+def test_simulated_recordings_resemble_n_caltech101(
+    n_caltech101: list[tuple[Tensor, np.ndarray, tuple[int, int]]],
+) -> None:
+    found, unclipped, without_one, ratios = [], [], [], []
+    for image, events, (H, W) in n_caltech101:
+        simulated = simulate(image[None], 3)[0, :, :, 4 : 4 + H, 4 : 4 + W]
+        real = to_frames(events, 3, (H, W), "time")
         found.append(compare(simulated, real))
-        ratios.append((simulated.sum() / real.sum()).item())
-    total, signed = np.mean(found, axis=0)
-    assert total > 0.8
-    assert signed > 0.8
+        counts, recorded = simulated.sum((0, 1)).flatten(), real.sum((0, 1)).flatten()
+        unclipped.append(correlation(counts, recorded))
+        others = recorded < recorded.max()
+        without_one.append(correlation(counts[others], recorded[others]))
+        ratios.append((counts.sum() / recorded.sum()).item())
+    total, signed = np.mean(found, axis=0)  # 0.91 and 0.86
+    assert total >= 0.85
+    assert signed >= 0.8
+    assert np.mean(unclipped) > 0.7  # 0.73
+    assert np.mean(without_one) >= 0.75  # 0.82, without the most active pixel of each recording
     assert all(0.8 < ratio < 1.25 for ratio in ratios)
+
+
+def test_the_event_rate_has_the_three_humps_of_n_caltech101(
+    n_caltech101: list[tuple[Tensor, np.ndarray, tuple[int, int]]],
+) -> None:
+    for image, events, (H, W) in n_caltech101:
+        frames = simulate(image[None], 30)[0, :, :, 4 : 4 + H, 4 : 4 + W]
+        simulated = frames.sum((1, 2, 3)).numpy()
+        recorded = to_frames(events, 30, (H, W), "time").sum((1, 2, 3)).numpy()
+        humps = []
+        for rate in (simulated, recorded):
+            smooth = ndimage.gaussian_filter1d(rate, 1.5, mode="constant")
+            inner = smooth[1:-1]
+            humps.append(np.flatnonzero((inner > smooth[:-2]) & (inner >= smooth[2:])) + 1)
+        assert len(humps[0]) == len(humps[1]) == 3
+        assert np.abs(humps[0] - humps[1]).max() <= 1  # of 10 ms
+        shares = [rate.reshape(3, 10).sum(1) / rate.sum() for rate in (simulated, recorded)]
+        assert np.abs(shares[0] - shares[1]).max() < 0.06
+        assert np.corrcoef(simulated, recorded)[0, 1] > 0.85  # 0.88 to 0.96
 
 
 def test_simulated_recordings_resemble_n_mnist(shared: Path) -> None:

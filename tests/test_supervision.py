@@ -1,5 +1,6 @@
 """What holds for every supervision over time; MeanCE and Sum."""
 
+import dataclasses
 import math
 
 import pytest
@@ -86,19 +87,53 @@ def test_nothing_is_learned_or_stored_by_a_supervision_over_time(supervision: Su
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_mean_ce_equals_a_scalar_loop(smoothing: float) -> None:
+@pytest.mark.parametrize("mixed", [False, True], ids=["hard", "soft"])
+def test_mean_ce_equals_a_scalar_loop(smoothing: float, mixed: bool) -> None:
     output, batch, _ = make(B=3, T=4, K=5)
-    z, y = output.logits.tolist(), batch.label.tolist()
+    weights = torch.rand(3, 5).softmax(1) if mixed else F.one_hot(batch.label, 5)
+    if mixed:
+        batch = dataclasses.replace(batch, soft_label=weights)
+    z, y = output.logits.tolist(), weights.tolist()
     expected = 0.0
     for b in range(3):
         mean = [sum(z[b][t][k] for t in range(4)) / 4 for k in range(5)]
         log_sum = math.log(sum(math.exp(m) for m in mean))
         for k in range(5):
-            target = smoothing / 5 + (1 - smoothing) * (k == y[b])
+            target = smoothing / 5 + (1 - smoothing) * y[b][k]
             expected += target * (log_sum - mean[k]) / 3
     loss = MeanCE(label_smoothing=smoothing)(output, batch)
     assert loss.total.item() == pytest.approx(expected, abs=1e-6)
     assert loss.terms.keys() == {"cls"}
+
+
+@pytest.mark.parametrize(
+    "supervision", [MeanCE(0.1), TET(lamb=0.3), TET(label_smoothing=0.1)], ids=str
+)
+def test_a_soft_label_that_is_one_hot_is_the_hard_one(supervision: Supervision) -> None:
+    output, batch, _ = make()
+    soft = dataclasses.replace(batch, soft_label=F.one_hot(batch.label, 6).float())
+    torch.testing.assert_close(supervision(output, soft).total, supervision(output, batch).total)
+
+
+@pytest.mark.parametrize("supervision", [MeanCE(), TET(), TET(lamb=0.3)], ids=str)
+def test_the_loss_of_a_mixed_label_is_the_mixed_loss(supervision: Supervision) -> None:
+    output, batch, _ = make()
+    other = dataclasses.replace(batch, label=(batch.label + 2) % 6)
+    weights = 0.7 * F.one_hot(batch.label, 6) + 0.3 * F.one_hot(other.label, 6)
+    mixed = dataclasses.replace(batch, soft_label=weights)
+    torch.testing.assert_close(
+        supervision(output, mixed).total,
+        0.7 * supervision(output, batch).total + 0.3 * supervision(output, other).total,
+    )
+
+
+def test_the_target_of_a_batch_is_its_soft_label_if_there_is_one() -> None:
+    _, batch, _ = make()
+    assert batch.target is batch.label
+    assert batch.to("meta").soft_label is None
+    mixed = dataclasses.replace(batch, soft_label=torch.full((4, 6), 1 / 6))
+    assert mixed.target is mixed.soft_label
+    assert mixed.to("meta").target.device.type == "meta"
 
 
 @pytest.mark.parametrize("smoothing", [-0.1, 1.5, math.nan])

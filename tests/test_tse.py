@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from estl.neurons import LIF
-from estl.supervision import TSE, tse_keep, tse_loss
-from estl.supervision.tse import _past_prediction, _threshold
-from estl.types import Batch, Classify, Output
+from estl.supervision import TET, TSE, Sum, tse_keep, tse_loss
+from estl.supervision.tse import _past_prediction, erasing_threshold, relaxed_keep
+from estl.types import Batch, Classify, Loss, Output, Supervision
 
 # The oracle: equations 7 to 12 in loops over scalars. Scalars are 0-d tensors, for their gradients.
 
@@ -54,14 +54,21 @@ def scalar_head(head: nn.Module, steps: list[Vector]) -> list[Vector]:
 
 
 def scalar_tse(
-    features: Tensor, head: nn.Module, labels: Tensor, tau_f: float, kappa: float
-) -> tuple[Tensor, list[bool]]:
-    """The summed loss, and the mask in the order of its four dimensions."""
+    features: Tensor,
+    head: nn.Module,
+    labels: Tensor,
+    tau_f: float,
+    kappa: float,
+    temperature: float | None = None,
+) -> tuple[Tensor, list[float]]:
+    """The summed loss, and the mask in the order of its four dimensions; relaxed if `temperature`.
+
+    `labels` are class numbers (B,) or class weights (B,K).
+    """
     B, T, D, H, W = features.shape
     total = torch.zeros((), dtype=torch.float64)
-    mask: list[bool] = []
+    mask: list[float] = []
     for b in range(B):
-        y = int(labels[b])
         at_place = {  # logits of each place at each step, in floats: no gradient
             (i, j): [
                 [z.item() for z in step]
@@ -72,27 +79,32 @@ def scalar_tse(
             for i in range(H)
             for j in range(W)
         }
+        K = len(at_place[0, 0][0])
+        y = labels[b].tolist() if labels.ndim == 2 else [float(k == labels[b]) for k in range(K)]
         pooled = []
         for t in range(T):
-            keep = dict.fromkeys(at_place, True)
+            keep = dict.fromkeys(at_place, 1.0)
             if t > 0:
                 p = {}
                 for place, z in at_place.items():
-                    K = len(z[0])
                     mean = [sum(z[s][k] for s in range(t)) / t for k in range(K)]
-                    p[place] = math.exp(mean[y]) / sum(math.exp(m) for m in mean)
+                    of_class = sum(y[k] * math.exp(mean[k]) for k in range(K))
+                    p[place] = of_class / sum(math.exp(m) for m in mean)
                 tau_d = statistics.mean(p.values()) + kappa * statistics.stdev(p.values())
-                keep = {place: not p[place] >= max(tau_f, tau_d) for place in p}
+                tau = max(tau_f, tau_d)
+                keep = {place: float(not p[place] >= tau) for place in p}
+                if temperature is not None:
+                    keep = {q: 1 - 1 / (1 + math.exp(-(p[q] - tau) / temperature)) for q in p}
             mask += keep.values()
-            kept = [place for place in keep if keep[place]]
             pooled.append(
                 [
-                    sum((features[b, t, d, i, j] for i, j in kept), torch.zeros(())) / (H * W)
+                    sum(keep[i, j] * features[b, t, d, i, j] for i, j in keep) / (H * W)
                     for d in range(D)
                 ]
             )
         for logits in scalar_head(head, pooled):
-            total = total + torch.stack(logits).exp().sum().log() - logits[y]
+            log_sum = torch.stack(logits).exp().sum().log()
+            total = total + sum(y[k] * (log_sum - logits[k]) for k in range(K))
     return total / B, mask
 
 
@@ -130,6 +142,176 @@ def test_loss_mask_and_gradients_equal_a_scalar_transcription(
         torch.testing.assert_close(ours, oracle, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("make_head", [linear_head, spiking_head])
+def test_mixed_labels_equal_a_scalar_transcription_with_the_label_weighted_map(
+    make_head: Any,
+) -> None:
+    head = make_head(5, 3)
+    features = (4.0 * torch.randn(2, 4, 5, 2, 3, dtype=torch.float64)).requires_grad_()
+    labels = torch.tensor([[0.7, 0.0, 0.3], [0.25, 0.5, 0.25]], dtype=torch.float64)
+    leaves = [features, *head.parameters()]
+    expected, mask = scalar_tse(features, head, labels, 0.3, 0.5)
+    keep = tse_keep(features, head, labels, tau_f=0.3, kappa=0.5)
+    assert keep.flatten().tolist() == mask
+    for y in (labels.argmax(1), labels.flip(1)):
+        assert not torch.equal(keep, tse_keep(features, head, y, tau_f=0.3, kappa=0.5))
+    loss = tse_loss(features, head, labels, tau_f=0.3, kappa=0.5)
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-10)
+    for ours, oracle in zip(
+        torch.autograd.grad(loss, leaves), torch.autograd.grad(expected, leaves), strict=True
+    ):
+        torch.testing.assert_close(ours, oracle, rtol=0, atol=1e-10)
+
+
+def test_one_hot_class_weights_are_the_class_numbers() -> None:
+    head, labels = spiking_head(5, 3), torch.tensor([2, 0, 1])
+    features = 4.0 * torch.randn(3, 4, 5, 4, 4, dtype=torch.float64)
+    for weights in (F.one_hot(labels, 3).double(), F.one_hot(labels, 3).float()):
+        keep = tse_keep(features, head, weights, tau_f=0.2, kappa=0.5)
+        assert torch.equal(keep, tse_keep(features, head, labels, tau_f=0.2, kappa=0.5))
+    torch.testing.assert_close(
+        tse_loss(features, head, weights.double(), tau_f=0.2, kappa=0.5),
+        tse_loss(features, head, labels, tau_f=0.2, kappa=0.5),
+        rtol=0,
+        atol=1e-14,
+    )
+
+
+# A learned kappa.
+
+
+@pytest.mark.parametrize("make_head", [linear_head, spiking_head])
+@pytest.mark.parametrize("temperature", [0.3, 0.05])
+def test_the_gradient_of_kappa_is_that_of_the_relaxed_loss_by_finite_differences(
+    make_head: Any, temperature: float
+) -> None:
+    head, labels = make_head(5, 3), torch.tensor([2, 0])
+    features = 4.0 * torch.randn(2, 4, 5, 2, 3, dtype=torch.float64)
+    kappa = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    loss = tse_loss(features, head, labels, tau_f=0.1, kappa=kappa, temperature=temperature)
+    (slope,) = torch.autograd.grad(loss, kappa)
+
+    # The spiking head's loss has jumps: its relaxed loss is differentiated as autograd does it,
+    # by surrogate, through the scalar oracle's mask.
+    h = 1e-5
+    if isinstance(head, nn.Linear):
+        up, down = (
+            scalar_tse(features, head, labels, 0.1, 0.4 + step, temperature)[0] for step in (h, -h)
+        )
+        expected = (up - down) / (2 * h)
+    else:
+        masks = [
+            torch.tensor(
+                scalar_tse(features, head, labels, 0.1, k, temperature)[1], dtype=torch.float64
+            )
+            for k in (0.4, 0.4 + h, 0.4 - h)
+        ]
+        at, up, down = (m.view(2, 4, 1, 2, 3) for m in masks)
+        at.requires_grad_()
+        logits = head((features * at).mean((-2, -1)))
+        relaxed = 4 * F.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(4))
+        expected = (torch.autograd.grad(relaxed, at)[0] * (up - down) / (2 * h)).sum()
+    assert expected.abs() > 1e-4
+    torch.testing.assert_close(slope, expected, rtol=1e-5, atol=1e-9)
+
+
+def test_a_learned_kappa_changes_neither_the_loss_nor_the_gradients_of_the_student() -> None:
+    head, labels = spiking_head(5, 3), torch.tensor([2, 0])
+    features = (4.0 * torch.randn(2, 4, 5, 4, 6, dtype=torch.float64)).requires_grad_()
+    leaves = [features, *head.parameters()]
+    fixed = tse_loss(features, head, labels, tau_f=0.1, kappa=0.4)
+    kappa = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    learned = tse_loss(features, head, labels, tau_f=0.1, kappa=kappa)
+    assert learned.item() == fixed.item()
+    for ours, plain in zip(
+        torch.autograd.grad(learned, leaves), torch.autograd.grad(fixed, leaves), strict=True
+    ):
+        assert torch.equal(ours, plain)
+
+
+def test_the_relaxed_mask_becomes_the_hard_one_as_the_temperature_falls() -> None:
+    head, labels = linear_head(5, 3), torch.tensor([2, 0])
+    features = 4.0 * torch.randn(2, 4, 5, 2, 3, dtype=torch.float64)
+    hard = tse_keep(features, head, labels, tau_f=0.1, kappa=0.4)[:, 1:].double()
+    p = _past_prediction(features, head, labels)
+    oracle = scalar_tse(features, head, labels, 0.1, 0.4, 0.3)[1]
+    relaxed = relaxed_keep(p, 0.1, 0.4, temperature=0.3)
+    assert relaxed.flatten().tolist() == pytest.approx(
+        torch.tensor(oracle, dtype=torch.float64).view(2, 4, 2, 3)[:, 1:].flatten().tolist()
+    )
+    far = [
+        (relaxed_keep(p, 0.1, 0.4, temperature) - hard).abs().max()
+        for temperature in (0.1, 0.01, 1e-6)
+    ]
+    assert far[0] > far[1] > far[2]
+    assert far[2] < 1e-9
+
+
+def test_where_tau_f_rules_kappa_has_no_gradient() -> None:
+    head, labels = linear_head(5, 3), torch.tensor([2, 0])
+    features = 4.0 * torch.randn(2, 4, 5, 2, 3, dtype=torch.float64)
+    kappa = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    tse_loss(features, head, labels, tau_f=1.5, kappa=kappa).backward()
+    assert kappa.grad is not None
+    assert kappa.grad.item() == 0.0
+
+
+def test_asking_the_relaxed_loss_disturbs_no_running_statistics() -> None:
+    head = nn.Sequential(nn.Linear(5, 6), nn.Flatten(0, 1), nn.BatchNorm1d(6), nn.Linear(6, 3))
+
+    def classify(x: Tensor) -> Tensor:
+        logits: Tensor = head(x)
+        return logits.unflatten(0, x.shape[:2])
+
+    features, labels = torch.randn(2, 4, 5, 2, 3), torch.tensor([2, 0])
+    states = []
+    for kappa in (0.4, torch.tensor(0.4, requires_grad=True)):
+        head[2].reset_running_stats()
+        tse_loss(features, Head(head, classify), labels, tau_f=0.1, kappa=kappa)
+        states.append(head[2].running_mean.clone())
+        assert head[2].num_batches_tracked == 1
+        assert head.training
+    assert torch.equal(*states)
+
+
+class Head(nn.Module):
+    """A function as the forward of a module, so that its mode is seen."""
+
+    def __init__(self, module: nn.Module, function: Classify) -> None:
+        super().__init__()
+        self.module, self.function = module, function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def test_the_module_learns_kappa_and_keeps_it_above_zero() -> None:
+    features, head, labels = (
+        3 * torch.randn(3, 4, 5, 6, 7),
+        nn.Linear(5, 8),
+        torch.tensor([0, 7, 3]),
+    )
+    output, batch = make(features, head, labels)
+    tse = TSE(tau_f=0.1, kappa=0.5, learn_kappa=True, temperature=0.2)
+    assert [name for name, _ in tse.named_parameters()] == ["kappa.raw"]
+    loss = tse(output, batch)
+    torch.testing.assert_close(
+        loss.total, tse_loss(features, head, labels, tau_f=0.1, kappa=tse.kappa().item())
+    )
+    assert loss.metrics["kappa"].item() == pytest.approx(0.5)
+    assert not loss.metrics["kappa"].requires_grad
+    kappa = torch.tensor(0.5, requires_grad=True)
+    tse_loss(features, head, labels, tau_f=0.1, kappa=kappa, temperature=0.2).backward()
+    loss.total.backward()
+    chain = 1 - math.exp(-0.5)  # of log(1 + exp(raw)) at 0.5
+    assert tse.kappa.raw.grad.item() == pytest.approx(chain * kappa.grad.item(), rel=1e-4)
+    assert abs(kappa.grad.item()) > 1e-4
+    with torch.no_grad():
+        tse.kappa.raw -= 50
+    assert 0 < tse.kappa().item() < 1e-8
+    assert not TSE(kappa=0.5).state_dict()
+
+
 # Golden figures.
 
 
@@ -155,7 +337,7 @@ def test_map_threshold_and_mask_are_the_golden_ones(golden: dict[str, Any]) -> N
     features[0, 2, :, 3, 3] *= 2
     head, labels = nn.Linear(32, 3), torch.tensor([1])
     p = _past_prediction(features, head, labels)
-    threshold = _threshold(p, tau_f=0.5, kappa=1.0)
+    threshold = erasing_threshold(p, tau_f=0.5, kappa=1.0)
     torch.testing.assert_close(p[0, 0], torch.tensor(figure["map"]), rtol=0, atol=5.1e-5)
     assert threshold[0, 0].item() == pytest.approx(figure["threshold"], abs=5.1e-5)
     keep = tse_keep(features, head, labels, tau_f=0.5, kappa=1.0)
@@ -227,6 +409,30 @@ def test_label_smoothing_is_that_of_cross_entropy() -> None:
     logits = head(features.mean((-2, -1)))
     parts = [F.cross_entropy(logits[:, t], labels, label_smoothing=0.3) for t in range(4)]
     torch.testing.assert_close(loss, sum(parts))
+
+
+def test_a_criterion_takes_the_place_of_cross_entropy() -> None:
+    features, head, labels = torch.randn(3, 4, 5, 6, 7), nn.Linear(5, 8), torch.tensor([0, 7, 3])
+    smooth = nn.CrossEntropyLoss(label_smoothing=0.3)
+    for reduction in ("sum", "mean"):
+        options: dict[str, Any] = {"tau_f": 0.1, "kappa": 0.5, "reduction": reduction}
+        expected = tse_loss(features, head, labels, label_smoothing=0.3, **options)
+        torch.testing.assert_close(tse_loss(features, head, labels, smooth, **options), expected)
+        output, batch = make(features, head, labels)
+        torch.testing.assert_close(TSE(criterion=smooth, **options)(output, batch).total, expected)
+    hinge = tse_loss(features, head, labels, F.multi_margin_loss, tau_f=2.0)
+    logits = head(features.mean((-2, -1)))
+    torch.testing.assert_close(
+        hinge, sum(F.multi_margin_loss(logits[:, t], labels) for t in range(4))
+    )
+
+
+def test_a_criterion_must_return_a_mean_and_smooths_its_labels_itself() -> None:
+    features, head, labels = torch.randn(3, 4, 5, 6, 7), nn.Linear(5, 8), torch.tensor([0, 7, 3])
+    with pytest.raises(ValueError, match=r"^criterion must return a scalar, .* not \(12,\)$"):
+        tse_loss(features, head, labels, nn.CrossEntropyLoss(reduction="none"))
+    with pytest.raises(ValueError, match=r"^label_smoothing must be 0 beside a criterion, not 0.1"):
+        TSE(criterion=nn.CrossEntropyLoss(), label_smoothing=0.1)
 
 
 # Samples and places do not mix.
@@ -358,6 +564,17 @@ def test_half_precision_logits_are_averaged_in_single_precision() -> None:
 # The module.
 
 
+def test_the_module_takes_the_class_weights_of_mixed_samples() -> None:
+    features, head = 3 * torch.randn(3, 4, 5, 6, 7), nn.Linear(5, 8)
+    mixed = torch.rand(3, 8).softmax(-1)
+    output, batch = make(features, head, torch.tensor([0, 7, 3]))
+    batch = Batch(batch.events, batch.label, soft_label=mixed)
+    expected = tse_loss(features, head, mixed, tau_f=0.1, kappa=0.5)
+    torch.testing.assert_close(TSE(tau_f=0.1, kappa=0.5)(output, batch).total, expected)
+    plain = tse_loss(features, head, mixed, tau_f=2.0)
+    torch.testing.assert_close(TSE(tau_f=0.1, kappa=0.5).eval()(output, batch).total, plain)
+
+
 def make(features: Tensor, classify: Classify, labels: Tensor) -> tuple[Output, Batch]:
     pooled = features.mean((-2, -1))
     B, T = labels.shape[0], features.shape[1]
@@ -435,6 +652,7 @@ def test_a_head_that_reads_no_pooled_features_is_refused(training: bool) -> None
         ("tau_f", math.nan),
         ("kappa", -1.0),
         ("kappa", math.nan),
+        ("temperature", 0.0),
         ("reduction", "none"),
         ("label_smoothing", 1.5),
     ],
@@ -448,3 +666,50 @@ def test_tse_refuses_an_option_outside_its_range(
     options: dict[str, Any] = {"tau_f": 0.5, "kappa": 1.0, option: value}
     with pytest.raises(ValueError, match=rf"^{option} must be"):
         tse_loss(torch.zeros(1, 2, 3, 2, 2), nn.Identity(), torch.tensor([0]), **options)
+
+
+def test_kappa_cannot_be_learned_from_zero() -> None:
+    with pytest.raises(ValueError, match=r"^kappa must be > 0 to be learned, not 0.0$"):
+        TSE(kappa=0.0, learn_kappa=True)
+
+
+# TSE beside TET.
+
+
+def test_the_hybrid_of_tse_and_tet_is_their_mixture_and_at_its_ends_each_alone() -> None:
+    features, head, labels = (
+        3 * torch.randn(3, 4, 5, 6, 7),
+        nn.Linear(5, 8),
+        torch.tensor([0, 7, 3]),
+    )
+    output, batch = make(features, head, labels)
+    tse, tet = TSE(0.1, 0.5, reduction="mean"), TET()
+    for w in (0.0, 0.3, 1.0):
+        loss = Sum([tse, tet], weights=[w, 1 - w])(output, batch)
+        expected = w * tse(output, batch).total + (1 - w) * tet(output, batch).total
+        torch.testing.assert_close(loss.total, expected, rtol=0 if w in (0, 1) else 1e-6, atol=0)
+        assert ("tse" in loss.terms) == ("erased" in loss.metrics) == (w > 0)
+        assert ("tet_ce" in loss.terms) == (w < 1)
+
+
+def test_a_part_of_weight_zero_is_neither_asked_nor_trained() -> None:
+    class Bomb(Supervision):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fuse = nn.Linear(2, 2)
+
+        def forward(self, output: Output, batch: Batch) -> Loss:
+            raise AssertionError
+
+    features, head, labels = torch.randn(3, 4, 5, 6, 7), nn.Linear(5, 8), torch.tensor([0, 7, 3])
+    output, batch = make(features, head, labels)
+    both = Sum([TSE(learn_kappa=True), Bomb()], weights=[1.0, 0.0])
+    both(output, batch)
+    assert [n for n, p in both.named_parameters() if p.requires_grad] == [
+        "supervisions.0.kappa.raw"
+    ]
+
+
+def test_a_sum_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^Sum got the weights \[0.0, 0.0\]: one must not be 0$"):
+        Sum([TSE(), TET()], weights=[0.0, 0.0])

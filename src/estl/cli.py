@@ -6,7 +6,12 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from estl.sweep import Variant
+
+T = TypeVar("T")
 
 USAGE = """usage: estl COMMAND ...
 
@@ -14,7 +19,10 @@ USAGE = """usage: estl COMMAND ...
   test     accuracy of a checkpoint   estl test --ckpt RUN/last.ckpt [--data-path ROOT]
   predict  classes of event files     estl predict --ckpt RUN/last.ckpt FILE...
   teach    train a CLIP-like teacher  estl teach --dataset digits --output-dir TEACHER
+  data     get, check, show a set     estl data check --root ROOT
   ladder   the distillation in rungs  estl ladder --config recipes/digits_guided.yaml
+  compare  plain, TET and TSE         estl compare --config recipes/digits_tse.yaml
+  tune     thresholds of TSE          estl tune --config recipes/digits_tse.yaml
 
 estl COMMAND --help lists the options of a command."""
 
@@ -25,12 +33,15 @@ def main(words: Sequence[str] | None = None) -> int:
     A user's mistake ends with one line on standard error and status 2.
     """
     words = list(sys.argv[1:] if words is None else words)
-    commands: dict[str, Callable[[list[str]], None]] = {
+    commands: dict[str, Callable[[list[str]], int | None]] = {
         "fit": _fit,
         "test": _test,
         "predict": _predict,
         "teach": _teach,
+        "data": _data,
         "ladder": _ladder,
+        "compare": _compare,
+        "tune": _tune,
     }
     if not words or words[0] in ("-h", "--help"):
         print(USAGE)
@@ -39,7 +50,7 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"estl: no command {words[0]!r}: choose from {', '.join(commands)}", file=sys.stderr)
         return 2
     try:
-        commands[words[0]](words[1:])
+        return commands[words[0]](words[1:]) or 0
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"estl {words[0]}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -61,6 +72,7 @@ def _quiet() -> None:
         ".*number of training batches.*",
         ".*exists and is not empty.*",
         ".*isinstance.treespec, LeafSpec.*",
+        ".*IterableDataset. has .__len__. defined.*",
     ):
         warnings.filterwarnings("ignore", message=text)
 
@@ -109,13 +121,27 @@ def _test(words: list[str]) -> None:
     parser.add_argument("--ckpt", type=Path, required=True, help="best*.ckpt or last.ckpt")
     parser.add_argument("--data-path", help="another root of the same layout")
     parser.add_argument("--output-dir", type=Path, help="write test.json there")
+    parser.add_argument("--attack", action="append", choices=("fgsm", "pgd"), default=[])
+    parser.add_argument("--eps", default="8/255", help="of the attack, a share of a sample's range")
+    parser.add_argument("--noise", action="store_true", help="Gaussian, event noise, a lost frame")
     options = parser.parse_args(words)
+    from estl.attacks import parse_eps
     from estl.run import test
 
-    found = test(options.ckpt, options.data_path, options.output_dir)["test"]
+    results = test(
+        options.ckpt,
+        options.data_path,
+        options.output_dir,
+        attacks=options.attack,
+        eps=parse_eps(options.eps),
+        noisy=options.noise,
+    )
+    found = results["test"]
     for t, accuracy in enumerate(found["per_step"], 1):
         print(f"after step {t}: {100 * accuracy:.2f} %")
     print(f"test accuracy: {100 * found['accuracy']:.2f} % of {found['samples']} samples")
+    for condition, accuracy in results.get("robustness", {}).items():
+        print(f"{condition}: {100 * accuracy:.2f} %")
 
 
 def _predict(words: list[str]) -> None:
@@ -170,25 +196,66 @@ def _teach(words: list[str]) -> None:
     print(f"teacher: {options.output_dir}")
 
 
+def _data(words: list[str]) -> int:
+    from estl.data.commands import main as data
+
+    return data(words)
+
+
 def _ladder(words: list[str]) -> None:
+    options, rest = _sweep_parser(
+        "ladder",
+        "Every rung of the guided distillation, on the same data, seeds and budget.",
+        "--rungs",
+        "as 1,2,2s,3,4,5 (default: all)",
+    ).parse_known_args(words)
+    from estl.ladder import rungs
+
+    _sweep("ladder", "Ladder", words, options, rest, lambda recipe: rungs(recipe, options.names))
+
+
+def _compare(words: list[str]) -> None:
+    options, rest = _sweep_parser(
+        "compare",
+        "Plain cross-entropy, TET, and TSE at three thresholds, on the same data, seeds and "
+        "budget; the recipe's own supervision is replaced.",
+        "--only",
+        "as plain,tet,tse,tse-aggressive,tse-conservative (default: all)",
+    ).parse_known_args(words)
+    from estl.compare import experiments
+
+    _sweep("compare", "Comparison", words, options, rest, lambda _: experiments(options.names))
+
+
+def _sweep_parser(
+    command: str, description: str, names: str, names_help: str
+) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="estl ladder",
+        prog=f"estl {command}",
         allow_abbrev=False,
-        description="Every rung of the guided distillation, on the same data, seeds and budget. "
-        "Further words are those of estl fit.",
+        description=f"{description} Further words are those of estl fit.",
     )
     parser.add_argument("--output-dir", type=Path, required=True, help="continues if it exists")
     parser.add_argument("--seeds", default="0,1,2", help="as 0,1,2")
-    parser.add_argument("--rungs", help="as 1,2,2s,3,4,5 (default: all)")
+    parser.add_argument(names, dest="names", type=lambda t: t.split(","), help=names_help)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    options, rest = parser.parse_known_args(words)
-    from estl.ladder import rungs
+    return parser
+
+
+def _sweep(
+    command: str,
+    title: str,
+    words: list[str],
+    options: argparse.Namespace,
+    rest: list[str],
+    variants_of: "Callable[[dict[str, Any]], list[Variant]]",
+) -> None:
     from estl.recipe import write_given
     from estl.sweep import sweep, write
 
     options.output_dir.mkdir(parents=True, exist_ok=True)
     recipe = write_given(rest, options.output_dir / "recipe.yaml")
-    variants = rungs(recipe, options.rungs.split(",") if options.rungs else None)
+    variants = variants_of(recipe)
     found = sweep(
         ["--config", str(options.output_dir / "recipe.yaml")],
         variants,
@@ -196,22 +263,60 @@ def _ladder(words: list[str]) -> None:
         options.output_dir,
         jobs=options.jobs,
     )
-    title = f"Ladder on {recipe['data']['class_path'].rpartition('.')[2]}"
-    command = " ".join(["estl ladder", *words])
-    print(write(found, variants, options.output_dir, title=title, command=command))
+    title = f"{title} on {recipe['data']['class_path'].rpartition('.')[2]}"
+    line = " ".join([f"estl {command}", *words])
+    print(write(found, variants, options.output_dir, title=title, command=line))
     print(f"table, figures and run folders: {options.output_dir}")
 
 
-def numbers(text: str) -> list[int]:
-    """Whole numbers separated by commas.
+def _tune(words: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="estl tune",
+        allow_abbrev=False,
+        description="Search tau_f and kappa of TSE on the validation split with Optuna. "
+        "Further words are those of estl fit.",
+    )
+    parser.add_argument("--output-dir", type=Path, required=True, help="continues if it exists")
+    parser.add_argument("--trials", type=int, default=20, help="in all, those before included")
+    parser.add_argument("--grid-tau-f", help="as 0.3,0.5,0.7; every pair instead of TPE")
+    parser.add_argument("--grid-kappa", help="as 0.5,1,2")
+    parser.add_argument("--storage", help="Optuna storage URL (default: SQLite in the folder)")
+    parser.add_argument("--no-prune", action="store_true", help="finish every trial")
+    options, rest = parser.parse_known_args(words)
+    from estl.recipe import RecipeError, write_given
+    from estl.tune import tune, write
 
-    >>> numbers("0,1,2")
-    [0, 1, 2]
+    _quiet()
+    if (options.grid_tau_f is None) != (options.grid_kappa is None):
+        raise RecipeError("a grid needs both: give --grid-tau-f and --grid-kappa, or neither")
+    grid = None
+    if options.grid_tau_f is not None:
+        pairs = {"tau_f": options.grid_tau_f, "kappa": options.grid_kappa}
+        grid = {name: numbers(text, float) for name, text in pairs.items()}
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    write_given(rest, options.output_dir / "recipe.yaml")
+    study = tune(
+        ["--config", str(options.output_dir / "recipe.yaml")],
+        options.output_dir,
+        trials=options.trials,
+        grid=grid,
+        storage=options.storage,
+        prune=not options.no_prune,
+    )
+    print(write(study, options.output_dir, " ".join(["estl tune", *words])))
+    print(f"table, figure and run folders: {options.output_dir}")
+
+
+def numbers(text: str, kind: Callable[[str], T] = int) -> list[T]:  # type: ignore[assignment]
+    """Numbers separated by commas.
+
+    >>> numbers("0,1,2"), numbers("0.5,2", float)
+    ([0, 1, 2], [0.5, 2.0])
     """
     try:
-        return [int(word) for word in text.split(",")]
+        return [kind(word) for word in text.split(",")]
     except ValueError:
-        raise ValueError(f"{text!r} is no list of whole numbers: write 0,1,2") from None
+        raise ValueError(f"{text!r} is no list of numbers: write 0,1,2") from None
 
 
 if __name__ == "__main__":

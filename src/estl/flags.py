@@ -19,6 +19,12 @@ DATASETS = {
     "digits": ["--data=estl.data.digits.Digits"],
     "folder": ["--data=estl.data.folder.ImageFolder"],
     "nmnist": ["--data=estl.data.nmnist.NMNISTPairs"],
+    "ncaltech101": ["--data=estl.data.ncaltech101.NCaltech101Pairs"],
+    "cifar10": ["--data=estl.data.cifar.CIFAR"],
+    "cifar100": ["--data=estl.data.cifar.CIFAR", "--data.init_args.classes=100"],
+    "cifar10dvs": ["--data=estl.data.cifar10dvs.CIFAR10DVS"],
+    "dvsgesture": ["--data=estl.data.gesture.DVSGesture"],
+    "shards": ["--data=estl.data.stream.Shards"],
 }
 SUPERVISIONS = {"--tse": "estl.supervision.TSE", "--tet": "estl.supervision.TET"}
 SUPERVISION_OF = {"--tau-f": "--tse", "--kappa": "--tse", "--means": "--tet", "--lamb": "--tet"}

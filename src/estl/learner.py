@@ -14,6 +14,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from estl.supervision.schedule import Scheduled
 from estl.types import Batch, Loss, Supervision
 
 Optimizer = Literal["adamw", "adam", "sgd"]
@@ -87,6 +88,13 @@ class Learner(LightningModule):
         """Seed each epoch on its own, so that a resumed run draws what an unbroken one draws."""
         seed = int(self.recipe.get("seed", 0))
         torch.manual_seed(seed + 1_000_003 * self.current_epoch + 7_919 * self.global_rank)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Tell what follows a schedule the share of the optimizer's steps that is done."""
+        progress = min(1.0, self.global_step / max(1, self.trainer.estimated_stepping_batches))
+        for module in self.supervision.modules():
+            if isinstance(module, Scheduled):
+                module.at(progress)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch; every term and metric is logged under its own name."""

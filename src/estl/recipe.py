@@ -37,7 +37,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--output_dir", type=str | None, default=None, help="Run folder (default: a new one)."
     )
-    parser.add_subclass_arguments(EventData, "data")
+    parser.add_subclass_arguments(EventData, "data", skip={"in_channels", "content"})
     parser.add_subclass_arguments(nn.Module, "student")
     parser.add_subclass_arguments(Supervision, "supervision")
     parser.add_class_arguments(
@@ -174,7 +174,13 @@ def build(config: Namespace, given: Namespace) -> Run:
     }
     _fill(config, given, "student", facts, of=_name(config.data))
     student = make(parser, "student", config.student)
-    _fill(config, given, "supervision", {"student_dim": student.dim}, of=_name(config.student))
+    _fill(
+        config,
+        given,
+        "supervision",
+        {"student_dim": getattr(student, "dim", None)},
+        of=_name(config.student),
+    )
     supervision = make(parser, "supervision", config.supervision)
     recipe = yaml.safe_load(parser.dump(config, skip_validation=True))
     recipe.pop("config", None)

@@ -11,8 +11,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,16 +20,19 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning import Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, Timer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar, Timer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor, nn
 
+from estl.attacks import attack, noise, robustness
 from estl.checkpoint import load_student, read_checkpoint
+from estl.data.check import refuse_leaks
+from estl.data.events import normalise
+from estl.diagnostics import diagnose, plot, summary
+from estl.evaluate import evaluate, running_mean
 from estl.learner import Learner
 from estl.pictures import Pictures
 from estl.recipe import RecipeError, Run, build, from_recipe, import_path
-from estl.types import Batch
 
 
 class ProgressBar(RichProgressBar):
@@ -41,43 +43,6 @@ class ProgressBar(RichProgressBar):
         metrics = super().get_metrics(*args)
         metrics.pop("v_num", None)
         return metrics
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Test accuracy after each time step: of the mean logits over steps 1..t."""
-
-    per_step: tuple[float, ...]
-    samples: int
-
-    @property
-    def final(self) -> float:
-        """Accuracy after the last step."""
-        return self.per_step[-1]
-
-
-@torch.inference_mode()
-def evaluate(student: nn.Module, batches: Iterable[Batch], device: torch.device) -> Accuracy:
-    """Accuracy of `student` on `batches`, after each time step t = 1..T."""
-    student = student.to(device).eval()
-    correct, samples = torch.zeros(0, dtype=torch.long), 0
-    for batch in batches:
-        batch = batch.to(device)
-        hits = running_mean(student(batch.events).logits).argmax(-1) == batch.label[:, None]
-        hits = hits.sum(0).cpu()
-        correct = hits if samples == 0 else correct + hits
-        samples += len(batch.label)
-    return Accuracy(tuple((correct.double() / samples).tolist()), samples)
-
-
-def running_mean(logits: Tensor) -> Tensor:
-    """Mean of `logits` (B,T,K) over steps 1..t, for every t.
-
-    >>> running_mean(torch.tensor([[[1.0], [3.0]]])).flatten()
-    tensor([1., 2.])
-    """
-    steps = torch.arange(1, logits.shape[1] + 1, device=logits.device)
-    return logits.float().cumsum(1) / steps[:, None]
 
 
 def rank() -> int:
@@ -116,19 +81,30 @@ def run_folder(config: Namespace) -> Path:
     return path
 
 
-def fit(config: Namespace, given: Namespace, resume: Path | None = None) -> dict[str, Any]:
+def fit(
+    config: Namespace,
+    given: Namespace,
+    resume: Path | None = None,
+    *,
+    callbacks: Sequence[Callback] = (),
+    test: bool = True,
+) -> dict[str, Any]:
     """Train as the configuration says, test once at the end, and write the run folder.
 
     Args:
         config: the complete configuration.
         given: the part of it that was written down, by file or flag.
         resume: a run folder to continue from its `last.ckpt`.
+        callbacks: of Lightning, beside the run's own.
+        test: whether the test split is read at the end, and the student diagnosed on it.
 
     Returns:
         What `results.json` holds.
     """
     seed_everything(config.seed, verbose=False)
     run = build(config, given)
+    if not run.data.allow_leaks:
+        refuse_leaks(run.data)
     folder = resume or run_folder(config)
     if rank() == 0:
         (folder / "config.yaml").write_text(yaml.safe_dump(run.recipe, sort_keys=False))
@@ -150,33 +126,42 @@ def fit(config: Namespace, given: Namespace, resume: Path | None = None) -> dict
         **config.trainer.as_dict(),
         default_root_dir=folder,
         logger=TensorBoardLogger(str(folder), name="", version="tensorboard"),
-        callbacks=[best, last, timer, ProgressBar(), Pictures(folder / "pictures")],
+        callbacks=[best, last, timer, ProgressBar(), Pictures(folder / "pictures"), *callbacks],
     )
     checkpoint = folder / "last.ckpt"
     trainer.fit(learner, run.data, ckpt_path=checkpoint if checkpoint.exists() else None)
     if not trainer.is_global_zero:
         return {}
     run.data.trainer = None  # one process now reads the whole test split
+    device = trainer.strategy.root_device
     results = describe(run) | {
         "epochs": trainer.current_epoch,
         "train_seconds": round(timer.time_elapsed("train"), 1),
         "peak_memory_mib": peak_memory(),
-        "test": _test_twice(run, Path(best.best_model_path), trainer.strategy.root_device),
     }
+    weights = {"final": checkpoint, "best_on_validation": Path(best.best_model_path)}
+    for split in ("val", "test") if test else ("val",):
+        results[split] = _accuracies(run, weights, split, device)
+    if test:
+        run.student.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
+        found = diagnose(run.student, run.data.test_dataloader(), device, run.supervision)
+        (folder / "diagnostics.json").write_text(json.dumps(found, indent=2) + "\n")
+        plot(found, folder / "diagnostics.png")
+        results["diagnosis"] = summary(found)
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     return results | {"folder": str(folder)}
 
 
-def _test_twice(run: Run, best: Path, device: torch.device) -> dict[str, Any]:
-    """Test accuracy of the final weights, and of those that were best on validation."""
-    final = evaluate(run.student, run.data.test_dataloader(), device)
-    run.student.load_state_dict(read_checkpoint(best)["state_dict"])
-    chosen = evaluate(run.student, run.data.test_dataloader(), device)
-    return {
-        "samples": final.samples,
-        "final": {"accuracy": final.final, "per_step": final.per_step},
-        "best_on_validation": {"accuracy": chosen.final, "per_step": chosen.per_step},
-    }
+def _accuracies(
+    run: Run, weights: dict[str, Path], split: str, device: torch.device
+) -> dict[str, Any]:
+    """Accuracy on one split of the final weights, and of those that were best on validation."""
+    found: dict[str, Any] = {"samples": run.data.sizes[split]}
+    for name, path in weights.items():
+        run.student.load_state_dict(read_checkpoint(path)["state_dict"])
+        accuracy = evaluate(run.student, getattr(run.data, f"{split}_dataloader")(), device)
+        found[name] = {"accuracy": accuracy.final, "per_step": accuracy.per_step}
+    return found
 
 
 def describe(run: Run) -> dict[str, Any]:
@@ -221,8 +206,24 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def test(path: Path, data_path: str | None, output_dir: Path | None) -> dict[str, Any]:
+def test(
+    path: Path,
+    data_path: str | None,
+    output_dir: Path | None,
+    *,
+    attacks: Sequence[str] = (),  # noqa: PT028
+    eps: float = 8 / 255,  # noqa: PT028
+    noisy: bool = False,  # noqa: PT028
+) -> dict[str, Any]:
     """Test the checkpoint `path` on its own data, or on another root of the same layout.
+
+    Args:
+        path: the checkpoint.
+        data_path: the other root, or None.
+        output_dir: where to write `test.json`, or None.
+        attacks: names of `attacks.attack`, under which accuracy is measured besides.
+        eps: their size, a share of each sample's range.
+        noisy: whether it is also measured under noise and with a frame dropped.
 
     Raises:
         RecipeError: the data's classes are not the checkpoint's.
@@ -245,6 +246,11 @@ def test(path: Path, data_path: str | None, output_dir: Path | None) -> dict[str
         "checkpoint": str(path),
         "test": {"samples": found.samples, "accuracy": found.final, "per_step": found.per_step},
     }
+    if attacks or noisy:
+        conditions = {k: v for name in attacks for k, v in attack(name, eps).items()}
+        conditions |= noise(sigma=0.1, rate=0.05, dropped=1) if noisy else {}
+        batches, seed = run.data.test_dataloader(), run.recipe["seed"]
+        results["robustness"] = robustness(run.student, batches, device, conditions, seed)
     if output_dir is not None:
         output_dir.mkdir(parents=True, exist_ok=True)
         (output_dir / "test.json").write_text(json.dumps(results, indent=2) + "\n")
@@ -258,8 +264,10 @@ def predict(path: Path, files: list[Path]) -> Iterator[tuple[Path, list[tuple[st
     student = load_student(path)
     data = saved["recipe"]["data"]
     read = import_path(data["class_path"]).read
+    how = data["init_args"].get("normalise", "none")
     for file in files:
-        logits = student(read(file, **data["init_args"]).unsqueeze(0)).logits
+        frames = normalise(read(file, **data["init_args"]), how)
+        logits = student(frames.unsqueeze(0)).logits
         probability, label = running_mean(logits)[0].softmax(-1).max(-1)
         names = [saved["classes"][k] for k in label.tolist()]
         yield file, list(zip(names, probability.tolist(), strict=True))

@@ -15,6 +15,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+DIAGNOSIS = {"cosine": 1.0, "cka": 1.0, "erased": 100.0, "firing_rate": 100.0, "energy_uj": 1.0}
+"""What the second table shows of `diagnostics.summary`, and the factor it is shown with."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -176,6 +179,19 @@ def markdown(
         lines.append(
             f"| {row['name']} |" + "|".join(f" {m:.1f} " for m, _ in row["per_step"]) + "|"
         )
+    lines += [
+        "",
+        "Final weights, test split: similarity of the features between time steps (mean over pairs "
+        "of steps), places that would be erased, spikes a neuron and step, estimated energy:",
+        "",
+        "| | cosine of maps | linear CKA | erased % | firing rate % | µJ a sample |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, runs in found.items():
+        cells = [
+            _figure([r["diagnosis"][key] for r in runs], scale) for key, scale in DIAGNOSIS.items()
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     seeds = [run["seed"] for run in next(iter(found.values()))]
     data, machine, sizes = first["data"], first["machine"], first["data"]["sizes"]
     versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
@@ -190,6 +206,11 @@ def markdown(
         "",
     ]
     return "\n".join(lines)
+
+
+def _figure(values: Sequence[float | None], scale: float) -> str:
+    known = [scale * v for v in values if v is not None]
+    return "{:.3f} ± {:.3f}".format(*_spread(known)) if len(known) == len(values) else "-"
 
 
 def plot(table: Sequence[dict[str, Any]], path: Path, *, title: str) -> None:

@@ -16,15 +16,16 @@ from lightning import Trainer, seed_everything
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from estl.data.check import refuse_leaks
 from estl.data.images import list_images
 from estl.data.module import EventData
 from estl.data.pairs import Item, file_content
+from estl.evaluate import evaluate
 from estl.guidance.teacher import CLIP_MEAN, CLIP_STD
 from estl.learner import Learner
 from estl.recipe import Run
-from estl.run import ProgressBar, describe, evaluate
-from estl.supervision import MeanCE
-from estl.types import Output
+from estl.run import ProgressBar, describe
+from estl.types import Batch, Loss, Output, Supervision
 
 Objective = Literal["embedding", "linear"]
 
@@ -38,6 +39,10 @@ class ClipTower(nn.Module):
         logit_k = exp(s) * cos(P pooled, w_k)
 
     objective="linear": a linear layer on the pooled feature.
+
+    Two heads of the objective: one reads the pooled feature (`logits`), one the mean of the patches
+    (`classify`). The second is there because a tower that is trained through its class token alone
+    leaves its patches, of which the distillation's target is made, half as telling (docs/log.md).
 
     In training mode every image is shifted and scaled by up to a tenth, and mirrored if `flip`.
 
@@ -94,10 +99,9 @@ class ClipTower(nn.Module):
         self.tower = CLIPVisionModel(config)
         self.image_size, self.grid, self.flip = image_size, image_size // patch, flip
         self.dim, self.in_channels, self.classes = dim, 3, classes
-        self.head: nn.Module
-        self.head = (
-            CosineHead(dim, classes) if objective == "embedding" else nn.Linear(dim, classes)
-        )
+        head = CosineHead if objective == "embedding" else nn.Linear
+        self.head: nn.Module = head(dim, classes)
+        self.patch_head: nn.Module = head(dim, classes)
         self.register_buffer("mean", torch.tensor(CLIP_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(CLIP_STD).view(3, 1, 1), persistent=False)
 
@@ -115,10 +119,23 @@ class ClipTower(nn.Module):
         return Output(
             logits=self.head(pooled),
             features=patches.unflatten(2, (self.grid, self.grid))[:, None],
-            classify=self.head,
+            classify=self.patch_head,
             class_token=pooled,
             pooled_head=False,
         )
+
+
+class BothHeads(Supervision):
+    """CE(logits, label) + CE(classify(mean of the patches), label), see `ClipTower`."""
+
+    def forward(self, output: Output, batch: Batch) -> Loss:
+        """The loss of one batch."""
+        patches = output.classify(output.features.mean((-2, -1)))
+        terms = {
+            "pooled": F.cross_entropy(output.logits.mean(1), batch.target),
+            "patches": F.cross_entropy(patches.mean(1), batch.target),
+        }
+        return Loss(sum(terms.values(), start=terms["pooled"].new_zeros(())), terms)
 
 
 class CosineHead(nn.Module):
@@ -156,8 +173,8 @@ class Photographs(EventData):
         extra: a folder of further training images `<class>/<name>.png`, or None.
 
     Raises:
-        ValueError: the set has no images; `extra` has other classes, or an image of the set's
-            validation or test items (same class and number).
+        ValueError: the set has no images, or none for validation; `extra` has other classes, or an
+            image of the set's validation or test items (same class and number).
     """
 
     def __init__(self, pairs: EventData, extra: Path | None = None) -> None:
@@ -171,6 +188,8 @@ class Photographs(EventData):
                 what = f"class {min(strange)}" if strange else f"{leaks[0]}, which is held out"
                 raise ValueError(f"--images {extra} has {what}: remove it from the folder")
             splits["train"] += more
+        if not splits.get("val"):
+            raise ValueError("this data set lists no validation images: choose the set itself")
         image = pairs.load(splits["val"][0])[1]
         if image is None:
             raise ValueError("this data set has no images to teach from: choose a paired one")
@@ -222,9 +241,11 @@ def teach(
         raise ValueError(f"{folder} already holds a model: choose another --output-dir")
     seed_everything(seed, verbose=False)
     photographs = Photographs(pairs, images)
+    if not pairs.allow_leaks:
+        refuse_leaks(photographs)
     student = ClipTower(len(pairs.classes), **tower)
     recipe = {"seed": seed, "tower": tower, "images": None if images is None else str(images)}
-    learner = Learner(student, MeanCE(), lr=lr, weight_decay=0.05, warmup=2.0, recipe=recipe)
+    learner = Learner(student, BothHeads(), lr=lr, weight_decay=0.05, warmup=2.0, recipe=recipe)
     trainer = Trainer(
         max_epochs=epochs,
         logger=False,

@@ -52,11 +52,19 @@ class Batch:
         label: class numbers (B,).
         image: RGB images (B,3,H',W') in [0,1], or None where a set has none. Their size is their
             own: the teacher resizes.
+        soft_label: class weights (B,K) of mixed samples, rows summing to 1, or None where `label`
+            alone counts. Beside them, `label` is the class of most weight.
     """
 
     events: Float[Tensor, "B T C H W"]
     label: Int[Tensor, " B"]
     image: Float[Tensor, "B 3 h w"] | None = None
+    soft_label: Float[Tensor, "B K"] | None = None
+
+    @property
+    def target(self) -> Int[Tensor, " B"] | Float[Tensor, "B K"]:
+        """What `F.cross_entropy` takes: `soft_label` if there is one, else `label`."""
+        return self.label if self.soft_label is None else self.soft_label
 
     def _map(self, move: Callable[[Tensor], Tensor]) -> "Batch":
         events = self.events
@@ -65,7 +73,8 @@ class Batch:
         else:
             events = move(events)
         image = None if self.image is None else move(self.image)
-        return Batch(events, move(self.label), image)
+        soft_label = None if self.soft_label is None else move(self.soft_label)
+        return Batch(events, move(self.label), image, soft_label)
 
     def to(self, *args: Any, **kwargs: Any) -> "Batch":
         """The same batch on another device, as `Tensor.to`."""

@@ -1,17 +1,25 @@
 """Event recordings and images, paired, as batches.
 
-Reading, framing and simulating are here at once; a data set (`estl.data.NMNISTPairs`,
-`estl.data.Digits`,
-`estl.data.ImageFolder`) imports Lightning, which takes seconds, when it is first named.
+Reading, framing and simulating are here at once; a data set (`estl.data.NMNISTPairs` and the rest
+of `_SETS`) imports Lightning, which takes seconds, when it is first named.
 """
 
 from importlib import import_module
 from typing import Any
 
-from estl.data.events import EVENT, read_events, to_frames
+from estl.data.events import EVENT, normalise, read_events, read_recording, to_frames
 from estl.data.saccades import simulate, simulate_events
 
-_SETS = {"NMNISTPairs": "nmnist", "Digits": "digits", "ImageFolder": "folder"}
+_SETS = {
+    "CIFAR": "cifar",
+    "CIFAR10DVS": "cifar10dvs",
+    "Digits": "digits",
+    "DVSGesture": "gesture",
+    "ImageFolder": "folder",
+    "NCaltech101Pairs": "ncaltech101",
+    "NMNISTPairs": "nmnist",
+    "Shards": "stream",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -20,4 +28,12 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(f"{__name__}.{_SETS[name]}"), name)
 
 
-__all__ = ["EVENT", "read_events", "simulate", "simulate_events", "to_frames"]
+__all__ = [
+    "EVENT",
+    "normalise",
+    "read_events",
+    "read_recording",
+    "simulate",
+    "simulate_events",
+    "to_frames",
+]

@@ -1,7 +1,11 @@
 """The embedded set: scanned digits and their simulated recordings, without a download."""
 
+from functools import partial
+from typing import Any
+
 import numpy as np
 import torch
+from jaxtyping import Float
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,12 +26,11 @@ class Digits(EventData):
     Args:
         T: number of frames; a multiple of 3 lets no frame mix two saccades.
         size: height and width of the canvas, a multiple of 8.
-        batch_size: samples a batch.
         val_fraction: share of the items outside the test split that is the validation split.
         test_fraction: share of the items that is the test split.
         per_class: training items a class, all if None. The rest is unused.
-        seed: of the order of the training batches.
         split_seed: of the choice of test, validation and `per_class` items.
+        loading: arguments of `EventData`: batch_size, seed, num_workers, cache and others.
 
     Raises:
         ValueError: `size` is no multiple of 8, or a class has fewer than `per_class` items.
@@ -38,12 +41,11 @@ class Digits(EventData):
         *,
         T: int = 6,
         size: int = 32,
-        batch_size: int = 64,
         val_fraction: float = 0.1,
         test_fraction: float = 0.2,
         per_class: int | None = None,
-        seed: int = 0,
         split_seed: int = 0,
+        **loading: Any,
     ) -> None:
         if size < 8 or size % 8:
             raise ValueError(f"size={size}: a multiple of 8")
@@ -59,16 +61,19 @@ class Digits(EventData):
         if per_class is not None:
             train = select_items(train, per_class, split_seed)
 
-        def load(item: Item) -> tuple[Tensor, Tensor]:
-            i = int(item.number)
-            return frames[i], images[i].expand(3, -1, -1)
-
         super().__init__(
             {"train": train, "val": val, "test": test},
-            load,
+            partial(load_digit, frames=frames, images=images),
             T=T,
             image_size=(size, size),
-            batch_size=batch_size,
-            seed=seed,
             content=lambda item: [scans[int(item.number)].tobytes()],
+            **loading,
         )
+
+
+def load_digit(
+    item: Item, frames: Float[Tensor, "N T 2 H W"], images: Float[Tensor, "N 1 H W"]
+) -> tuple[Float[Tensor, "T 2 H W"], Float[Tensor, "3 H W"]]:
+    """Events and canvas of the scan that the item's number names."""
+    i = int(item.number)
+    return frames[i], images[i].expand(3, -1, -1)

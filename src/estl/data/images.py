@@ -13,8 +13,17 @@ from estl.data.pairs import Item
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 
 
-def read_rgb(path: Path, size: int | None = None) -> Float[Tensor, "3 H W"]:
+Box = tuple[float, float, float, float]
+"""Left, upper, right and lower edge of a part of an image, as fractions of its width and height."""
+
+
+def read_rgb(path: Path, size: int | None = None, box: Box | None = None) -> Float[Tensor, "3 H W"]:
     """An image file as RGB in [0,1], resized (bicubic, not keeping its aspect) to a square.
+
+    Args:
+        path: the file.
+        size: height and width of the result, the image's own if None.
+        box: the part of the image to resize, all of it if None; it needs a `size`.
 
     Raises:
         ValueError: not an image; the text names the file.
@@ -22,11 +31,29 @@ def read_rgb(path: Path, size: int | None = None) -> Float[Tensor, "3 H W"]:
     try:
         with Image.open(path) as file:
             image = file.convert("RGB")
-    except OSError as error:
+    except (OSError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as an image ({error}): remove it") from None
     if size is not None:
-        image = image.resize((size, size), Image.Resampling.BICUBIC)
+        pixels = None
+        if box is not None:
+            W, H = image.size
+            pixels = (box[0] * W, box[1] * H, box[2] * W, box[3] * H)
+        image = image.resize((size, size), Image.Resampling.BICUBIC, pixels)
     return torch.from_numpy(np.array(image)).movedim(-1, 0).float() / 255
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """(H,W) of an image file, from its head.
+
+    Raises:
+        ValueError: not an image; the text names the file.
+    """
+    try:
+        with Image.open(path) as file:
+            W, H = file.size
+    except (OSError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as an image ({error}): remove it") from None
+    return H, W
 
 
 def list_images(root: Path) -> list[Item]:

@@ -4,48 +4,83 @@ A set is a subclass of `EventData` whose `__init__` lists its items, splits them
 function that loads one (see `nmnist.py`).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from jaxtyping import Float
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from estl.data.augment import Augment
+from estl.data.cache import Content, Kept, Load, keep
+from estl.data.events import Normalisation
+from estl.data.events import normalise as normalise_frames
 from estl.data.images import read_rgb
 from estl.data.pairs import Item, file_content, fingerprint
-from estl.types import Batch
-
-Load = Callable[[Item], tuple[Tensor, Tensor | None]]
-"""An item to its event frames (T,C,H,W) and its image (3,h,w), None in a set without images."""
+from estl.types import Batch, direct_code, is_static
 
 Sample = tuple[Tensor, int, Tensor | None]
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """(events, label, image) of each sample, stacked."""
+    """(events, label, image) of each sample, stacked; of direct coding one step (`direct_code`)."""
     events, labels, images = zip(*samples, strict=True)
+    if all(is_static(frames[None]) for frames in events):
+        stacked = direct_code(torch.stack([frames[0] for frames in events]), len(events[0]))
+    else:
+        stacked = torch.stack(events)
     image = None if images[0] is None else torch.stack(images)
-    return Batch(torch.stack(events), torch.tensor(labels), image)
+    return Batch(stacked, torch.tensor(labels), image)
+
+
+def scaled(frames: Float[Tensor, "*B T C H W"], how: Normalisation) -> Float[Tensor, "*B T C H W"]:
+    """`estl.data.events.normalise`, of directly coded frames for one step that stands for all."""
+    if how == "none":
+        return frames
+    if frames.shape[-4] == 1 or frames.stride(-4) != 0:
+        return normalise_frames(frames, how)
+    return normalise_frames(frames.narrow(-4, 0, 1), how).expand(frames.shape)
 
 
 class Split(Dataset[Sample]):
-    """One split: an item is loaded when it is asked for."""
+    """One split: an item is loaded, and its frames normalised, when it is asked for."""
 
-    def __init__(self, items: Sequence[Item], classes: Sequence[str], load: Load) -> None:
+    def __init__(
+        self,
+        items: Sequence[Item],
+        classes: Sequence[str],
+        load: Load,
+        normalise: Normalisation = "none",
+    ) -> None:
         self.items = list(items)
         self.number = {name: i for i, name in enumerate(classes)}
         self.load = load
+        self.normalise = normalise
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: int) -> Sample:
-        item = self.items[index]
-        events, image = self.load(item)
-        return events, self.number[item.label], image
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
+        """The samples of a batch; `DataLoader` asks for them so."""
+        items = [self.items[i] for i in indices]
+        if isinstance(self.load, Kept):
+            loaded = self.load.read(items)
+        else:
+            loaded = [self.load(item) for item in items]
+        return [
+            (scaled(frames, self.normalise), self.number[item.label], image)
+            for item, (frames, image) in zip(items, loaded, strict=True)
+        ]
 
 
 class EventData(L.LightningDataModule):
@@ -66,11 +101,23 @@ class EventData(L.LightningDataModule):
         batch_size: samples a batch and process.
         seed: of the order of the training batches.
         num_workers: processes that load.
+        cache: folder where decoded items are kept (`estl.data.cache`), None to decode every time.
+        skip_broken: leave out items that cannot be read, count them, and list them in the cache;
+            without, the first one ends the run. It needs `cache`.
+        augment: random changes of the training batches, on the device; None for none.
+        normalise: how frames are scaled (`estl.data.events.normalise`): when they are loaded, of
+            training batches that are augmented after that.
+        allow_leaks: train although the same thing is in two splits (`estl.data.check`).
         content: what the fingerprint knows of an item; by default its files.
 
     Attributes:
         classes: the classes' names; a label is an index into them.
         sizes: number of items of each split.
+        load: gives an item's frames and image, from the cache if there is one.
+        decode: gives them as the set was given, without the cache.
+
+    Raises:
+        ValueError: `skip_broken` without `cache`.
     """
 
     def __init__(
@@ -84,21 +131,53 @@ class EventData(L.LightningDataModule):
         batch_size: int = 50,
         seed: int = 0,
         num_workers: int = 0,
-        content: Callable[[Item], Iterable[bytes]] = file_content,
+        cache: Path | None = None,
+        skip_broken: bool = False,
+        augment: Augment | None = None,
+        normalise: Normalisation = "none",
+        allow_leaks: bool = False,
+        content: Content = file_content,
     ) -> None:
         super().__init__()
+        self.decode = load
+        if cache is not None:
+            everything = (item for items in splits.values() for item in items)
+            load = kept = keep(
+                everything,
+                load,
+                cache,
+                content,
+                num_workers=num_workers,
+                skip_broken=skip_broken,
+            )
+            if kept.broken:
+                splits = {name: [i for i in items if i in kept] for name, items in splits.items()}
+                _tell_broken(kept.broken, kept.folder)
+        elif skip_broken:
+            raise ValueError(
+                "skip_broken=true needs a cache, where broken items are listed: "
+                "add --data.init_args.cache=FOLDER"
+            )
         self.splits = splits
         self.load = load
         self.content = content
         self.classes = tuple(sorted({item.label for items in splits.values() for item in items}))
         self.sizes = {name: len(items) for name, items in splits.items()}
-        self.datasets = {name: Split(items, self.classes, load) for name, items in splits.items()}
+        # Augmentation is of counts, so that augmented frames are normalised after it.
+        late = {"train"} if augment is not None else set()
+        self.datasets = {
+            name: Split(items, self.classes, load, "none" if name in late else normalise)
+            for name, items in splits.items()
+        }
         self.T = T
         self.image_size = image_size
         self.in_channels = in_channels
         self.batch_size = batch_size
         self.seed = seed
         self.num_workers = num_workers
+        self.augment = augment
+        self.normalise = normalise
+        self.allow_leaks = allow_leaks
 
     @cached_property
     def fingerprint(self) -> str:
@@ -117,6 +196,13 @@ class EventData(L.LightningDataModule):
     def read_image(self, path: Path) -> Tensor:
         """Image (3,h,w) of one file, as this set makes it."""
         return read_rgb(path)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Augment a training batch, on the device where it now is, and normalise it then."""
+        if self.augment is None or self.trainer is None or not self.trainer.training:
+            return batch
+        batch = self.augment(batch, len(self.classes))
+        return replace(batch, events=scaled(batch.events, self.normalise))
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Shuffled training batches."""
@@ -150,3 +236,13 @@ class EventData(L.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+
+@rank_zero_only
+def _tell_broken(broken: Mapping[str, str], folder: Path) -> None:
+    name, error = next(iter(broken.items()))
+    print(
+        f"{len(broken)} broken items are left out, the first {name} ({error}); all of them are "
+        f"in {folder / 'cache.json'}",
+        file=sys.stderr,
+    )

@@ -1,5 +1,6 @@
 """N-MNIST, alone or with the MNIST images that it was recorded from."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,19 @@ def read_digit(path: Path) -> Float[Tensor, "3 34 34"]:
     return F.pad(digit, [(34 - 28) // 2] * 4)
 
 
+def number_in_mnist(name: str) -> str:
+    """Name of a test recording, counted on from the 60,000 of the training set.
+
+    Where test files are numbered from 1 again, they would share their names with training items.
+
+    >>> number_in_mnist("00004"), number_in_mnist("60004")
+    ('60004', '60004')
+    """
+    if name.isdecimal() and 1 <= int(name) <= 10_000:
+        return f"{60_000 + int(name):05d}"
+    return name
+
+
 class NMNISTPairs(EventData):
     """Recordings of N-MNIST, each with its MNIST digit: real RGB-event pairs.
 
@@ -61,12 +75,10 @@ class NMNISTPairs(EventData):
         T: number of frames.
         by: frames of equal event "count" or of equal "time".
         images: whether the pairs have images; without, `Batch.image` is None.
-        batch_size: samples a batch.
         val_fraction: share of the training recordings that is the validation split.
         per_class: training recordings a class, all if None. The rest is unused.
-        seed: of the order of the training batches.
         split_seed: of the choice of validation and `per_class` recordings.
-        num_workers: processes that load.
+        loading: arguments of `EventData`: batch_size, seed, num_workers, cache and others.
 
     Raises:
         FileNotFoundError: a folder, all recordings, or a recording's image are missing.
@@ -81,12 +93,10 @@ class NMNISTPairs(EventData):
         T: int = 10,
         by: Slicing = "count",
         images: bool = True,
-        batch_size: int = 50,
         val_fraction: float = 0.1,
         per_class: int | None = None,
-        seed: int = 0,
         split_seed: int = 0,
-        num_workers: int = 0,
+        **loading: Any,
     ) -> None:
         root = Path(root)
         recordings = root / "N-MNIST" if (root / "N-MNIST").is_dir() else root
@@ -103,17 +113,16 @@ class NMNISTPairs(EventData):
                     else ""
                 )
                 raise FileNotFoundError(f"{error}: point --data-path at {_SOURCE}{hint}") from error
+        test = [replace(item, number=number_in_mnist(item.number)) for item in found["Test"]]
         train, val = split_items(found["Train"], val_fraction, split_seed)
         if per_class is not None:
             train = select_items(train, per_class, split_seed)
         super().__init__(
-            {"train": train, "val": val, "test": found["Test"]},
+            {"train": train, "val": val, "test": test},
             partial(load_pair, T=T, by=by),
             T=T,
             image_size=SENSOR,
-            batch_size=batch_size,
-            seed=seed,
-            num_workers=num_workers,
+            **loading,
         )
 
     @staticmethod

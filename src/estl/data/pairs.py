@@ -8,7 +8,7 @@ lists its files nor on chance.
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -36,32 +36,77 @@ class Item:
         return f"{self.label}/{self.number}"
 
 
-def list_items(events: Path, images: Path | None = None) -> list[Item]:
-    """Items of a folder `events/<class>/<number>.bin`, sorted, each with its image if asked for.
+@dataclass(frozen=True)
+class Pairing:
+    """What two folders hold.
+
+    Args:
+        items: recordings, each with its image where images were asked for, sorted.
+        alone: recordings without an image; they are no items.
+        extra_images: number of images without a recording; a set may well have more images.
+    """
+
+    items: list[Item]
+    alone: list[Path]
+    extra_images: int
+
+
+def pair_items(
+    events: Path, images: Path | None = None, leave_out: Collection[str] = ()
+) -> Pairing:
+    """Recordings `events/<class>/<number>.bin` and images `images/<class>/<number>.png` or `.jpg`.
 
     Args:
         events: folder with one folder of recordings a class.
-        images: folder with `<class>/<number>.png` or `.jpg`; every recording must have one there.
+        images: folder with one folder of images a class; None if images are not asked for.
+        leave_out: classes that are not looked at.
 
     Raises:
-        FileNotFoundError: `events` has no recordings, or a recording has no image.
+        FileNotFoundError: `events` has no recordings.
     """
-    recordings = sorted(events.glob("*/*.bin"))
+
+    def files(folder: Path, suffix: str) -> list[Path]:
+        found = folder.glob(f"*/*.{suffix}")
+        return sorted(path for path in found if path.parent.name not in leave_out)
+
+    recordings = files(events, "bin")
     if not recordings:
         raise FileNotFoundError(f"no recordings {events}/<class>/<number>.bin")
     partners: dict[tuple[str, str], Path] = {}
     if images is not None:
         for suffix in ("png", "jpg"):
-            partners |= {(p.parent.name, p.stem): p for p in images.glob(f"*/*.{suffix}")}
-    items = []
+            partners |= {(p.parent.name, p.stem): p for p in files(images, suffix)}
+    items, alone = [], []
     for path in recordings:
         key = (path.parent.name, path.stem)
-        if images is not None and key not in partners:
-            raise FileNotFoundError(
-                f"recording {path} has no image {images / key[0] / key[1]}.png or .jpg"
-            )
-        items.append(Item(*key, events=path, image=partners.get(key)))
-    return items
+        image = partners.pop(key, None)
+        if images is not None and image is None:
+            alone.append(path)
+        else:
+            items.append(Item(*key, events=path, image=image))
+    return Pairing(sorted(items), alone, len(partners))
+
+
+def list_items(events: Path, images: Path | None = None) -> list[Item]:
+    """The items of `pair_items`, where every recording must have an image if images are asked for.
+
+    Raises:
+        FileNotFoundError: `events` has no recordings, or a recording has no image.
+    """
+    pairing = pair_items(events, images)
+    if images is not None:
+        check_partners(pairing, images)
+    return pairing.items
+
+
+def check_partners(pairing: Pairing, images: Path) -> None:
+    """Raise FileNotFoundError, with the file that is missing, if a recording is alone."""
+    if pairing.alone:
+        first, more = pairing.alone[0], len(pairing.alone) - 1
+        raise FileNotFoundError(
+            f"recording {first} has no image {images / first.parent.name / first.stem}.png or .jpg"
+            + (f" ({more} more have none)" if more else "")
+        )
 
 
 def split_items(
@@ -115,6 +160,69 @@ def select_items(items: Iterable[Item], per_class: int, seed: int = 0) -> list[I
             )
         chosen += ranked[:per_class]
     return sorted(chosen)
+
+
+def read_splits(
+    folder: Path,
+    items: Iterable[Item],
+    *,
+    val_fraction: float = 0.0,
+    seed: int = 0,
+    left_out: Collection[str] = (),
+) -> dict[str, list[Item]]:
+    """Splits that others published: lists of names in `train.txt`, `val.txt` and `test.txt`.
+
+    A line is `class/number`, with or without a suffix such as `.bin`; empty lines do not count.
+    Items that no list names are in no split. Without `val.txt`, the validation split is taken from
+    the training list by `split_items`.
+
+    Args:
+        folder: where the lists are.
+        items: all items that there are.
+        val_fraction: share of the training list, where there is no `val.txt`.
+        seed: of that choice.
+        left_out: names, or whole classes as `class/`, that the lists may hold although they are no
+            items.
+
+    Raises:
+        FileNotFoundError: no `train.txt` or no `test.txt`.
+        ValueError: an unknown name, a name listed twice, or a list without items; the text names
+            the file and the line.
+    """
+    by_name = {str(item): item for item in items}
+    where: dict[Item, str] = {}
+    splits: dict[str, list[Item]] = {}
+    for split in ("train", "val", "test"):
+        path = folder / f"{split}.txt"
+        if not path.is_file():
+            if split == "val":
+                continue
+            raise FileNotFoundError(f"no list {path}: a folder of splits has train.txt, test.txt")
+        splits[split] = []
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: not a text file (byte {error.start})") from None
+        for i, line in enumerate(lines, start=1):
+            name = line.strip().replace("\\", "/")
+            short = name.rsplit(".", 1)[0]
+            if not name or not {name, short, name.split("/")[0] + "/"}.isdisjoint(left_out):
+                continue
+            item = by_name.get(name) or by_name.get(short)
+            if item is None:
+                raise ValueError(
+                    f"{path} line {i}: {name!r} is no item of this data set, such as "
+                    f"{next(iter(by_name), None)!r}"
+                )
+            if item in where:
+                raise ValueError(f"{path} line {i}: {name!r} is already in {where[item]}")
+            where[item] = f"{path.name} line {i}"
+            splits[split].append(item)
+        if not splits[split]:
+            raise ValueError(f"{path}: no items in this list")
+    if "val" not in splits:
+        splits["train"], splits["val"] = split_items(splits["train"], val_fraction, seed)
+    return {split: sorted(splits[split]) for split in ("train", "val", "test")}
 
 
 def file_content(item: Item) -> Iterable[bytes]:

@@ -154,7 +154,7 @@ class EdgeGuidedDistillation(Supervision):
         terms: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
         if "cls" in self.weights:
-            terms["cls"] = F.cross_entropy(output.logits.mean(1), batch.label)
+            terms["cls"] = F.cross_entropy(output.logits.mean(1), batch.target)
         if self.training and self.weights.keys() - {"cls"}:
             guided, metrics = self._guide(output, batch)
             terms |= guided

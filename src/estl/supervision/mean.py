@@ -8,7 +8,8 @@ from estl.types import Batch, Loss, Output, Supervision
 class MeanCE(Supervision):
     """Cross-entropy of the mean logits: CE(1/T sum_t z_t, y), averaged over the batch.
 
-    The baseline that TET and TSE are compared with. Its one term is "cls".
+    y is the class, or the class weights of a mixed sample (`Batch.target`). The baseline that TET
+    and TSE are compared with. Its one term is "cls".
 
     Args:
         label_smoothing: share of the target spread evenly over all classes, in [0,1].
@@ -29,7 +30,7 @@ class MeanCE(Supervision):
     def forward(self, output: Output, batch: Batch) -> Loss:
         """The loss of one batch."""
         total = F.cross_entropy(
-            output.logits.mean(1), batch.label, label_smoothing=self.label_smoothing
+            output.logits.mean(1), batch.target, label_smoothing=self.label_smoothing
         )
         return Loss(total, {"cls": total})
 

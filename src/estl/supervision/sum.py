@@ -11,13 +11,27 @@ from estl.types import Batch, Loss, Output, Supervision
 class Sum(Supervision):
     """The weighted sum of supervisions: total = sum_i w_i total_i, terms likewise, metrics merged.
 
+    A part of weight 0 is neither computed nor trained nor reported.
+
+    A hybrid of TSE and TET, w TSE + (1 - w) TET, is a sum with the weights w and 1 - w; at w = 1
+    and w = 0 it is TSE and TET. TSE's loss is a sum over T and TET's a mean: reduction="mean" puts
+    both on one scale. As a recipe, with w = 0.7:
+
+        supervision:
+          class_path: estl.supervision.Sum
+          init_args:
+            supervisions:
+              - {class_path: estl.supervision.TSE, init_args: {tau_f: 0.5, reduction: mean}}
+              - {class_path: estl.supervision.TET}
+            weights: [0.7, 0.3]
+
     Args:
         supervisions: what is summed, at least one.
         weights: one factor each, or None for all 1.
 
     Raises:
-        ValueError: no supervision, or `weights` of another length; in `forward`, two supervisions
-            that report a term or a metric of the same name.
+        ValueError: no supervision, `weights` of another length, or all 0; in `forward`, two
+            supervisions that report a term or a metric of the same name.
 
     >>> from estl.supervision import MeanCE, TET
     >>> Sum([MeanCE(), TET()], weights=[1.0, 0.5]).weights
@@ -37,6 +51,11 @@ class Sum(Supervision):
                 f"Sum got {len(self.weights)} weights for {len(supervisions)} supervisions: "
                 "give one each"
             )
+        if not any(self.weights):
+            raise ValueError(f"Sum got the weights {self.weights}: one must not be 0")
+        for weight, supervision in zip(self.weights, supervisions, strict=True):
+            if weight == 0:  # DDP refuses trained parameters that no loss reaches
+                supervision.requires_grad_(False)
 
     def forward(self, output: Output, batch: Batch) -> Loss:
         """The loss of one batch."""
@@ -44,6 +63,8 @@ class Sum(Supervision):
         terms: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
         for weight, supervision in zip(self.weights, self.supervisions, strict=True):
+            if weight == 0:
+                continue
             loss = supervision(output, batch)
             totals.append(weight * loss.total)
             _merge(terms, {name: weight * term for name, term in loss.terms.items()})

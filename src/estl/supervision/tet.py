@@ -13,7 +13,12 @@ from estl.types import Batch, Loss, Output, Supervision
 
 
 def tet_loss(
-    logits: Float[Tensor, "B T K"], labels: Int[Tensor, " B"], *, means: float, lamb: float
+    logits: Float[Tensor, "B T K"],
+    labels: Int[Tensor, " B"] | Float[Tensor, "B K"],
+    *,
+    means: float,
+    lamb: float,
+    label_smoothing: float = 0.0,
 ) -> Float[Tensor, ""]:
     """TET's total loss (Deng et al. 2022, L_TOTAL in section 4).
 
@@ -21,17 +26,19 @@ def tet_loss(
 
     Args:
         logits: the predictions z_t of all time steps (B,T,K).
-        labels: class numbers y (B,), in 0..K-1.
+        labels: class numbers y (B,), in 0..K-1, or class weights (B,K) of mixed samples, rows
+            summing to 1.
         means: the value that the second part pulls every logit to.
         lamb: share of the second part, in [0,1].
+        label_smoothing: share of the target spread evenly over all classes, in [0,1].
 
     Raises:
-        ValueError: `lamb` outside [0,1].
+        ValueError: `lamb` or `label_smoothing` outside [0,1].
 
     >>> tet_loss(torch.zeros(2, 4, 10), torch.tensor([3, 7]), means=1.0, lamb=0.0)  # log 10
     tensor(2.3026)
     """
-    ce, mse = _parts(logits, labels, means, lamb)
+    ce, mse = _parts(logits, labels, means, lamb, label_smoothing)
     return ce + mse
 
 
@@ -41,35 +48,43 @@ class TET(Supervision):
     The terms are the two weighted parts, "tet_ce" and "tet_mse".
 
     >>> TET()
-    TET(means=1.0, lamb=0.001)
+    TET(means=1.0, lamb=0.001, label_smoothing=0.0)
     """
 
-    def __init__(self, means: float = 1.0, lamb: float = 1e-3) -> None:
+    def __init__(
+        self, means: float = 1.0, lamb: float = 1e-3, label_smoothing: float = 0.0
+    ) -> None:
         super().__init__()
-        _check(lamb)
-        self.means, self.lamb = means, lamb
+        _check(lamb, label_smoothing)
+        self.means, self.lamb, self.label_smoothing = means, lamb, label_smoothing
 
     def forward(self, output: Output, batch: Batch) -> Loss:
         """The loss of one batch."""
-        ce, mse = _parts(output.logits, batch.label, self.means, self.lamb)
+        ce, mse = _parts(output.logits, batch.target, self.means, self.lamb, self.label_smoothing)
         return Loss(ce + mse, {"tet_ce": ce, "tet_mse": mse})
 
     def extra_repr(self) -> str:
         """The options, as `print` shows them."""
-        return f"means={self.means}, lamb={self.lamb}"
+        return f"means={self.means}, lamb={self.lamb}, label_smoothing={self.label_smoothing}"
 
 
 def _parts(
-    logits: Float[Tensor, "B T K"], labels: Int[Tensor, " B"], means: float, lamb: float
+    logits: Float[Tensor, "B T K"],
+    labels: Int[Tensor, " B"] | Float[Tensor, "B K"],
+    means: float,
+    lamb: float,
+    label_smoothing: float,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """The two weighted parts of `tet_loss`."""
-    _check(lamb)
-    labels_per_step = labels.unsqueeze(1).expand(-1, logits.shape[1])
-    ce = F.cross_entropy(logits.transpose(1, 2), labels_per_step)
+    _check(lamb, label_smoothing)
+    labels_per_step = labels.unsqueeze(-1).expand(*labels.shape, logits.shape[1])
+    ce = F.cross_entropy(logits.transpose(1, 2), labels_per_step, label_smoothing=label_smoothing)
     mse = F.mse_loss(logits, torch.full_like(logits, means))
     return (1.0 - lamb) * ce, lamb * mse
 
 
-def _check(lamb: float) -> None:
+def _check(lamb: float, label_smoothing: float) -> None:
     if not 0.0 <= lamb <= 1.0:
         raise ValueError(f"lamb must be in [0,1], not {lamb}")
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing must be in [0,1], not {label_smoothing}")

@@ -1,0 +1,216 @@
+"""A data set as tar shards, for sets larger than a disk, or read by many nodes.
+
+`write_shards` decodes any data set once and packs each split into tar files of the webdataset
+format (Aizman et al. 2019, "High Performance I/O For Large Scale Deep Learning"), which
+`estl.data.stream.Shards` streams, from a folder or from a web address. Pairs stay pairs, and splits
+splits.
+"""
+
+import hashlib
+import io
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset as wds
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from estl.data.check import refuse_leaks
+from estl.data.module import EventData
+from estl.data.pairs import Item
+from estl.types import is_static
+
+INDEX = "index.json"
+_FORMAT = 1
+
+Parts = dict[str, bytes]
+"""A sample's files in a shard: frames.npy, image.png (in a set with images), item.json."""
+
+
+def write_shards(
+    data: EventData, folder: str | Path, *, shard_size: int = 500, seed: int = 0
+) -> dict[str, Any]:
+    """Write all splits of `data` to `folder/<split>-000000.tar`, ..., and `folder/index.json`.
+
+    A sample is `frames.npy` (the counts before any normalisation, of the smallest of uint8, uint16
+    and float32 that holds them; of direct coding one step), `image.png` (8 bits a channel) and
+    `item.json` (class and name). Training items are shuffled before they are written, so that a
+    shard is a fair part of the set. The index has the classes, sizes and fingerprint of `data` and
+    the checksum of every shard; it is written last, so that a folder without one is incomplete.
+    The same data give the same bytes.
+
+    Args:
+        data: any data set; its `num_workers` processes decode.
+        folder: where to write; made if it is not there.
+        shard_size: samples a shard. A reader holds one shard in memory.
+        seed: of the order of the training items.
+
+    Returns:
+        What the index holds.
+
+    Raises:
+        ValueError: `folder` already holds shards, `shard_size` below 1, or a leak (the same item in
+            two splits), unless `data` allows leaks.
+    """
+    if shard_size < 1:
+        raise ValueError(f"shard_size={shard_size}: at least 1")
+    folder = Path(folder)
+    if (folder / INDEX).exists():
+        raise ValueError(f"{folder} already holds shards: choose another folder")
+    if not data.allow_leaks:
+        refuse_leaks(data)
+    folder.mkdir(parents=True, exist_ok=True)
+    splits: dict[str, list[dict[str, Any]]] = {}
+    for split, items in data.splits.items():
+        order = sorted(items)
+        if split == "train":
+            random.Random(seed).shuffle(order)
+        splits[split] = _write_split(data, order, str(folder / f"{split}-%06d.tar"), shard_size)
+    index = {
+        "format": _FORMAT,
+        "source": type(data).__name__,
+        "fingerprint": data.fingerprint,
+        "classes": list(data.classes),
+        "T": data.T,
+        "image_size": list(data.image_size),
+        "in_channels": data.in_channels,
+        "allow_leaks": data.allow_leaks,
+        "splits": splits,
+    }
+    (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
+    return index
+
+
+def _write_split(
+    data: EventData, items: Sequence[Item], pattern: str, shard_size: int
+) -> list[dict[str, Any]]:
+    """The shards of one split, as the index describes them."""
+    if not items:
+        return []
+    samples = DataLoader(_Encoded(items, data.load), batch_size=None, num_workers=data.num_workers)
+    paths: list[str] = []
+    options = {"user": "", "group": "", "mtime": 0, "encoder": False}
+    with wds.ShardWriter(pattern, shard_size, verbose=0, post=paths.append, **options) as writer:
+        for i, parts in enumerate(samples):
+            writer.write({"__key__": f"{i:08d}"} | parts)
+    shards = []
+    for i, path in enumerate(paths):
+        content = Path(path).read_bytes()
+        shards.append(
+            {
+                "file": Path(path).name,
+                "samples": min(shard_size, len(items) - i * shard_size),
+                "bytes": len(content),
+                "sha256": hashlib.sha256(content).hexdigest(),
+            }
+        )
+    return shards
+
+
+class _Encoded(Dataset[Parts]):
+    """Items as the files of a shard."""
+
+    def __init__(
+        self, items: Sequence[Item], load: Callable[[Item], tuple[Tensor, Tensor | None]]
+    ) -> None:
+        self.items = items
+        self.load = load
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Parts:
+        item = self.items[index]
+        frames, image = self.load(item)
+        return encode(item, frames, image)
+
+
+def encode(item: Item, frames: Float[Tensor, "T C H W"], image: Tensor | None) -> Parts:
+    """A sample's files; counts are kept exactly, an image to 8 bits a channel."""
+    if is_static(frames[None]):
+        frames = frames[:1]
+    array = frames.contiguous().numpy()
+    for kind in (np.uint8, np.uint16):
+        if np.array_equal(small := array.astype(kind), array):
+            array = small
+            break
+    file = io.BytesIO()
+    np.save(file, array)
+    parts = {
+        "frames.npy": file.getvalue(),
+        "item.json": json.dumps({"label": item.label, "number": item.number}).encode(),
+    }
+    if image is not None:
+        file = io.BytesIO()
+        pixels = (image * 255).round().clamp(0, 255).byte().movedim(0, -1).numpy()
+        Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+        parts["image.png"] = file.getvalue()
+    return parts
+
+
+def decode(
+    parts: Mapping[str, bytes], T: int
+) -> tuple[Item, Float[Tensor, "T C H W"], Float[Tensor, "3 h w"] | None]:
+    """The item, frames and image that `encode` was given."""
+    item = json.loads(parts["item.json"])
+    frames = torch.from_numpy(np.load(io.BytesIO(parts["frames.npy"]), allow_pickle=False)).float()
+    if len(frames) == 1:
+        frames = frames.expand(T, -1, -1, -1)
+    image = None
+    if "image.png" in parts:
+        pixels = np.array(Image.open(io.BytesIO(parts["image.png"])))
+        image = torch.from_numpy(pixels).movedim(-1, 0).float() / 255
+    return Item(item["label"], item["number"]), frames, image
+
+
+def read_shard(root: str, shard: Mapping[str, Any]) -> Iterator[Parts]:
+    """The samples of one shard, once its length and checksum are those of the index.
+
+    Raises:
+        FileNotFoundError: no such shard.
+        ValueError: another length or checksum.
+    """
+    url = f"{root}/{shard['file']}"
+    content = _read(url)
+    if len(content) != shard["bytes"]:
+        raise ValueError(
+            f"{url}: truncated or replaced ({len(content)} bytes, {shard['bytes']} in {INDEX}): "
+            "fetch the shard again"
+        )
+    if hashlib.sha256(content).hexdigest() != shard["sha256"]:
+        raise ValueError(f"{url}: its SHA-256 is not that of {INDEX}: fetch the shard again")
+    for sample in group_by_keys(tar_file_expander([{"url": url, "stream": io.BytesIO(content)}])):
+        yield {name: part for name, part in sample.items() if not name.startswith("__")}
+
+
+def _read(url: str) -> bytes:
+    """The bytes of a file or of a web address (webdataset's `gopen`)."""
+    if "://" not in url and not Path(url).is_file():
+        raise FileNotFoundError(f"no file {url}: point --data-path at a folder of estl data shard")
+    with wds.gopen(url) as stream:
+        return bytes(stream.read())
+
+
+def read_index(root: str) -> dict[str, Any]:
+    """The index of a folder, or web address, of shards.
+
+    Raises:
+        FileNotFoundError: no index.
+        ValueError: not an index, or one of another format.
+    """
+    url = f"{root}/{INDEX}"
+    try:
+        index: dict[str, Any] = json.loads(_read(url))
+        if index["format"] == _FORMAT:
+            return index
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
+        pass
+    raise ValueError(f"{url}: not an index of shards in format {_FORMAT}: write the shards again")

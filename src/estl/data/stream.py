@@ -1,0 +1,213 @@
+"""Shards as a data set that is streamed: every sample once an epoch, whoever reads.
+
+`estl.data.shards` writes them.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import webdataset as wds
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from estl.data.events import Normalisation
+from estl.data.module import EventData, Sample, collate, scaled
+from estl.data.pairs import Item
+from estl.data.shards import Parts, decode, read_index, read_shard
+
+
+class Stream(IterableDataset[Sample]):
+    """One split's part of one process, in a new order each epoch if it is shuffled.
+
+    The shards, in an order drawn from (seed, epoch), are one line of n samples. Of R processes,
+    process r takes the r-th of R pieces of n // R (training: what is left over, fewer than R
+    samples, rests for this epoch) or of ceil(n / R) (other splits: the last pieces overlap). So
+    every process has equally many batches. Loading workers cut the piece further, at whole batches,
+    and each mixes its own in a buffer: together they give each sample once.
+
+    Args:
+        root: folder or web address of the shards.
+        shards: the split's shards, as in the index.
+        classes: the classes' names.
+        T: number of frames.
+        batch_size: samples a batch.
+        normalise: how frames are scaled.
+        shuffle: whether this is the training split.
+        buffer: samples that a worker mixes at a time.
+        seed: of all orders.
+        rank: number of this process.
+        processes: R.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        shards: Sequence[Mapping[str, Any]],
+        classes: Sequence[str],
+        T: int,
+        *,
+        batch_size: int,
+        normalise: Normalisation = "none",
+        shuffle: bool = False,
+        buffer: int = 1000,
+        seed: int = 0,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        self.root = root
+        self.shards = shards
+        self.number = {name: i for i, name in enumerate(classes)}
+        self.T = T
+        self.batch_size = batch_size
+        self.normalise = normalise
+        self.shuffle = shuffle
+        self.buffer = buffer
+        self.seed = seed
+        self.rank = rank
+        self.samples = sum(shard["samples"] for shard in shards)
+        share = self.samples // processes if shuffle else -(-self.samples // processes)
+        self.start = max(0, min(rank * share, self.samples - share))
+        # A batch of one sample has no statistics.
+        self.size = share - (shuffle and share > 1 and share % batch_size == 1)
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers see it change
+
+    def __len__(self) -> int:
+        return self.size
+
+    def parts(self) -> Iterator[Parts]:
+        """The samples of this worker, undecoded."""
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        batches = -(-self.size // self.batch_size)
+        first, last = (
+            self.start + min(batches * w // workers * self.batch_size, self.size)
+            for w in (worker, worker + 1)
+        )
+        epoch = int(self.epoch)
+        shards = list(self.shards)
+        if self.shuffle:
+            random.Random(f"{self.seed}/{epoch}").shuffle(shards)
+        samples = self._between(shards, first, last)
+        if self.shuffle:
+            rng = random.Random(f"{self.seed}/{epoch}/{self.rank}/{worker}")
+            samples = wds.shuffle(self.buffer, initial=self.buffer, rng=rng)(samples)
+        yield from samples
+
+    def _between(
+        self, shards: Sequence[Mapping[str, Any]], first: int, last: int
+    ) -> Iterator[Parts]:
+        """Samples first to last - 1 of all; shards outside of this are not opened."""
+        edges = accumulate((shard["samples"] for shard in shards), initial=0)
+        for shard, (start, stop) in zip(shards, pairwise(edges), strict=True):
+            if start < last and stop > first:
+                for i, parts in enumerate(read_shard(self.root, shard), start):
+                    if first <= i < last:
+                        yield parts
+
+    def __iter__(self) -> Iterator[Sample]:
+        for parts in self.parts():
+            item, frames, image = decode(parts, self.T)
+            yield scaled(frames, self.normalise), self.number[item.label], image
+
+
+class Loader(DataLoader[Sample]):
+    """A `DataLoader` of a `Stream`, which is told its epoch when a pass over it begins."""
+
+    def __init__(self, stream: Stream, epoch: Callable[[], int | None], **options: Any) -> None:
+        super().__init__(stream, **options)
+        self.stream = stream
+        self.told = epoch
+        self.passes = 0
+
+    def __iter__(self) -> Any:
+        told = self.told()
+        self.stream.epoch.fill_(self.passes if told is None else told)
+        self.passes += 1
+        return super().__iter__()
+
+
+class Shards(EventData):
+    """A data set that `estl data shard` (`write_shards`) has packed, streamed.
+
+    Classes, splits, T and fingerprint are those of the set it was made from. A shard is read whole
+    and its checksum verified before any sample of it is used. The order of training batches
+    depends on `seed`, the epoch and the numbers of processes and workers alone, so a run that was
+    killed and resumed sees the batches it would have seen; how processes share the samples is said
+    in `Stream`. Items have no files here: `splits` is empty, and a command that needs single items
+    (`estl teach`, `estl data check`) is to be given the set itself.
+
+    Args:
+        root: folder with the shards and their index, or its web address.
+        buffer: training samples that a worker mixes at a time; they are kept undecoded.
+        loading: arguments of `EventData`: batch_size, seed, num_workers, augment, normalise.
+
+    Raises:
+        FileNotFoundError: no index.
+        ValueError: an index of another format, leaks that were allowed when it was written and are
+            not here, or `cache` given; on loading, a broken shard.
+    """
+
+    def __init__(self, root: str | Path, *, buffer: int = 1000, **loading: Any) -> None:
+        if loading.get("cache") is not None:
+            raise ValueError(f"cache={loading['cache']}: shards are decoded already; leave it out")
+        if buffer < 1:
+            raise ValueError(f"buffer={buffer}: at least 1")
+        root = str(root).rstrip("/")
+        index = read_index(root)
+        super().__init__(
+            {name: [] for name in index["splits"]},
+            _no_items,
+            T=index["T"],
+            image_size=(index["image_size"][0], index["image_size"][1]),
+            in_channels=index["in_channels"],
+            **loading,
+        )
+        if index["allow_leaks"] and not self.allow_leaks:
+            raise ValueError(
+                f"{root} was written with allow_leaks: the same thing may be in two splits; write "
+                "it without, or train with --data.init_args.allow_leaks=true"
+            )
+        self.root = root
+        self.buffer = buffer
+        self.shards: dict[str, list[dict[str, Any]]] = index["splits"]
+        self.classes = tuple(index["classes"])
+        self.sizes = {
+            name: sum(shard["samples"] for shard in shards) for name, shards in self.shards.items()
+        }
+        self.fingerprint = index["fingerprint"]
+
+    def stream(self, name: Literal["train", "val", "test"], shuffle: bool = False) -> Stream:
+        """This process's part of a split."""
+        late = shuffle and self.augment is not None  # normalised after augmentation
+        return Stream(
+            self.root,
+            self.shards[name],
+            self.classes,
+            self.T,
+            batch_size=self.batch_size,
+            normalise="none" if late else self.normalise,
+            shuffle=shuffle,
+            buffer=self.buffer,
+            seed=self.seed,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            processes=self.trainer.world_size if self.trainer else 1,
+        )
+
+    def _loader(self, name: Any, shuffle: bool = False) -> DataLoader[Sample]:
+        return Loader(
+            self.stream(name, shuffle),
+            lambda: self.trainer.current_epoch if self.trainer else None,
+            batch_size=self.batch_size,
+            collate_fn=collate,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+def _no_items(item: Item) -> tuple[Tensor, Tensor | None]:
+    raise ValueError(f"{item}: shards have no single items")

@@ -7,10 +7,24 @@ import pytest
 
 from estl.cli import main
 from estl.compare import EXPERIMENTS, experiments
-from estl.recipe import parse
+from estl.recipe import parse, write_given
 
 DATA = ["--dataset=digits", "--T=3", "--data.init_args.size=16", "--data.init_args.per_class=4"]
 STUDENT = ["--arch=vggsnn-pooled", "--student.init_args.layers=[8,AP,16]"]
+
+
+def test_the_recipes_own_supervision_leaves_nothing_behind(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    text = """
+supervision: {class_path: estl.supervision.TSE, init_args: {label_smoothing: 0.1}}
+learner: {part_lr: {fusion: 0.1}, lr: 0.5}
+"""
+    recipe.write_text(text)
+    kept = tmp_path / "kept.yaml"
+    write_given(["--config", str(recipe), *DATA, *STUDENT], kept, ["supervision"])
+    config, _ = parse(["--config", str(kept), *experiments(["tse"])[0].words])
+    assert config.supervision.init_args.label_smoothing == 0.0
+    assert (config.learner.part_lr, config.learner.lr) == (None, 0.5)
 
 
 def test_the_experiments_are_those_of_the_written_design(tmp_path: Path) -> None:
@@ -39,7 +53,7 @@ def test_compare_runs_resumes_and_writes_its_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["compare", *DATA, *STUDENT, "--epochs=1", "--seeds=0,1", "--jobs=2"]
-    words += ["--only=plain,tse", f"--output-dir={tmp_path}/compare"]
+    words += ["--only=plain,tse", "--robust", f"--output-dir={tmp_path}/compare"]
     assert main(words) == 0
     assert "TSE, tau_f 0.5, kappa 1" in capsys.readouterr().out
     results = json.loads((tmp_path / "compare" / "results.json").read_text())
@@ -48,6 +62,10 @@ def test_compare_runs_resumes_and_writes_its_table(
     run = tmp_path / "compare" / "tse" / "seed1"
     diagnosis = json.loads((run / "diagnostics.json").read_text())
     assert len(diagnosis["erased"]) == len(diagnosis["accuracy"]) == 3
+    robust = json.loads((tmp_path / "compare" / "robustness.json").read_text())["runs"]
+    clean = [run["test"]["final"]["accuracy"] for run in results["runs"]["tse"]]
+    assert [run["clean"] for run in robust["tse"]] == clean
+    assert {"clean"} < set(robust["plain"][0])
     before = (tmp_path / "compare" / "tse" / "seed0" / "last.ckpt").stat().st_mtime_ns
     assert main(words) == 0
     assert (tmp_path / "compare" / "tse" / "seed0" / "last.ckpt").stat().st_mtime_ns == before

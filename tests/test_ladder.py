@@ -36,6 +36,13 @@ def test_every_rung_parses_to_its_edges_and_terms(tmp_path: Path) -> None:
         assert (config.learner.part_lr is None) == (edges != "learned")
 
 
+def test_a_detached_target_is_attached_where_nothing_else_trains_the_fusion() -> None:
+    arguments = {"teacher": "t", "detach_target": True}
+    recipe = {"supervision": {"class_path": GUIDED, "init_args": arguments}}
+    attached = "--supervision.init_args.detach_target=false"
+    assert {rung.name for rung in rungs(recipe) if attached in rung.words} == {"2s", "3"}
+
+
 def test_each_rung_adds_to_the_one_before() -> None:
     terms = [set(RUNGS[name][2]) for name in ("1", "2", "3", "4", "5")]
     assert all(a < b for a, b in pairwise(terms))

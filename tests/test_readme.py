@@ -1,4 +1,4 @@
-"""Both READMEs say the same, and what they say runs."""
+"""Both READMEs say the same; what they and the guides in docs/ say is understood, or runs."""
 
 import re
 import shlex
@@ -7,13 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from estl.checkpoint import make
+from estl.cli import main
+from estl.data.augment import Augment
 from estl.flags import ARCHS, DATASETS, SUPERVISIONS, VALUES
-from estl.recipe import parse
+from estl.recipe import make_parser, parse
 from estl.students import VGGSNN
 from estl.supervision.distillation import WEIGHTS
 
 ROOT = Path(__file__).parents[1]
 ENGLISH, CHINESE = (ROOT / name for name in ("README.md", "README.zh-CN.md"))
+GUIDES = [ROOT / "docs" / name for name in ("data.md", "supervision.md")]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -55,14 +59,62 @@ def test_python_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
         exec(compile(code, path.name, "exec"), {"__name__": "readme"})
 
 
-def test_fit_commands_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    lines = "".join(text for language, text in blocks(ENGLISH) if language == "bash").splitlines()
-    fits = [words for words in map(shlex.split, lines) if words[:2] == ["estl", "fit"]]
-    new = [words[2:] for words in fits if "--resume" not in words]
-    assert new
-    for words in new:
-        parse(words)
+class Understood(BaseException):
+    """Raised in place of the work, once a command line has been parsed."""
+
+
+def stop(*args: object, **kwargs: object) -> None:
+    raise Understood
+
+
+WORK = ("run.fit", "run.test", "run.predict", "recipe.make", "sweep.sweep", "tune.tune")
+WORK += ("data.download.prepare", "data.show.show")
+"""What each command calls when it has parsed its words; `recipe.make` is the first of all that
+takes a data set."""
+
+
+def commands(path: Path) -> list[list[str]]:
+    """The words of each `estl` command in the shell blocks, without `estl`."""
+    text = "".join(text for language, text in blocks(path) if language == "bash")
+    lines = text.replace("\\\n", " ").splitlines()
+    found = [re.sub(r"^PYTHONPATH=\S+ ", "", line) for line in lines]
+    return [shlex.split(line)[1:] for line in found if line.startswith("estl ")]
+
+
+@pytest.mark.parametrize("path", [ENGLISH, *GUIDES], ids=lambda path: path.name)
+def test_commands_are_understood(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in WORK:
+        monkeypatch.setattr(f"estl.{name}", stop)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    (tmp_path / "FOLDER").mkdir()
+    # The student and the supervision that the README asks its reader to write.
+    source = (
+        "from estl.students import VGGSNN as Tiny\nfrom estl.supervision import MeanCE as LastStep"
+    )
+    (tmp_path / "mine.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = [words for words in commands(path) if "--resume" not in words]
+    assert found
+    for words in found:
+        with pytest.raises(Understood):
+            raise AssertionError(f"{words}: ended with {main(words)}")
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.name)
+def test_recipes_in_the_guides_are_understood(path: Path, tmp_path: Path) -> None:
+    parts = [text for language, text in blocks(path) if language == "yaml"]
+    assert parts
+    for text in parts:
+        part = tmp_path / "part.yaml"
+        part.write_text(text)
+        config, _ = parse(["--config", f"{ROOT}/recipes/digits_tse.yaml", "--config", str(part)])
+        if "teacher" not in text:  # which would have to be there
+            make(make_parser(), "supervision", config.supervision)
+        if (augment := config.data.init_args.augment) is not None:
+            Augment(**augment.as_dict())
 
 
 @pytest.mark.parametrize("path", [ENGLISH, CHINESE], ids=lambda path: path.name)

@@ -215,16 +215,25 @@ def _ladder(words: list[str]) -> None:
 
 
 def _compare(words: list[str]) -> None:
-    options, rest = _sweep_parser(
+    parser = _sweep_parser(
         "compare",
         "Plain cross-entropy, TET, and TSE at three thresholds, on the same data, seeds and "
         "budget; the recipe's own supervision is replaced.",
         "--only",
         "as plain,tet,tse,tse-aggressive,tse-conservative (default: all)",
-    ).parse_known_args(words)
-    from estl.compare import experiments
+    )
+    parser.add_argument("--robust", action="store_true", help="also under attack and noise")
+    parser.add_argument(
+        "--eps", default="8/255", help="of the attacks, a share of a sample's range"
+    )
+    options, rest = parser.parse_known_args(words)
+    from estl.attacks import parse_eps
+    from estl.compare import experiments, robustness
 
-    _sweep("compare", "Comparison", words, options, rest, lambda _: experiments(options.names))
+    eps, variants = parse_eps(options.eps), experiments(options.names)
+    _sweep("compare", "Comparison", words, options, rest, lambda _: variants, ["supervision"])
+    if options.robust:
+        print(robustness(variants, numbers(options.seeds), options.output_dir, eps))
 
 
 def _sweep_parser(
@@ -249,12 +258,13 @@ def _sweep(
     options: argparse.Namespace,
     rest: list[str],
     variants_of: "Callable[[dict[str, Any]], list[Variant]]",
+    without: Sequence[str] = (),
 ) -> None:
     from estl.recipe import write_given
     from estl.sweep import sweep, write
 
     options.output_dir.mkdir(parents=True, exist_ok=True)
-    recipe = write_given(rest, options.output_dir / "recipe.yaml")
+    recipe = write_given(rest, options.output_dir / "recipe.yaml", without)
     variants = variants_of(recipe)
     found = sweep(
         ["--config", str(options.output_dir / "recipe.yaml")],

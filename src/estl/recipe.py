@@ -7,6 +7,7 @@ it is left out, and refused where it contradicts them.
 
 import importlib
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,15 +94,18 @@ def build_data(words: list[str]) -> EventData:
         raise RecipeError(one_line(str(error))) from None
 
 
-def write_given(words: list[str], path: Path) -> dict[str, Any]:
+def write_given(words: list[str], path: Path, without: Sequence[str] = ()) -> dict[str, Any]:
     """Write what a command line gives, without defaults, as a recipe of its own; return it.
+
+    Parts named in `without` are left out.
 
     Raises:
         RecipeError: as `parse`; or `path` holds another recipe.
     """
     _, given = parse(words)
     recipe: dict[str, Any] = yaml.safe_load(make_parser().dump(given, skip_validation=True))
-    recipe.pop("config", None)
+    for part in ("config", *without):
+        recipe.pop(part, None)
     if path.exists() and yaml.safe_load(path.read_text()) != recipe:
         raise RecipeError(f"{path} holds another recipe: choose another --output-dir")
     path.write_text(yaml.safe_dump(recipe, sort_keys=False))

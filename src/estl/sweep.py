@@ -111,15 +111,16 @@ def rows(found: dict[str, list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
         yield {
             "name": name,
             "seeds": len(runs),
-            "final": _spread([100 * r["test"]["final"]["accuracy"] for r in runs]),
-            "best": _spread([100 * r["test"]["best_on_validation"]["accuracy"] for r in runs]),
-            "per_step": [_spread([100 * a for a in step]) for step in per_step],
+            "final": spread([100 * r["test"]["final"]["accuracy"] for r in runs]),
+            "best": spread([100 * r["test"]["best_on_validation"]["accuracy"] for r in runs]),
+            "per_step": [spread([100 * a for a in step]) for step in per_step],
             "seconds": mean(r["train_seconds"] for r in runs),
             "memory": mean(r["peak_memory_mib"] for r in runs),
         }
 
 
-def _spread(values: Sequence[float]) -> tuple[float, float]:
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation (n - 1; 0 for one value)."""
     return mean(values), stdev(values) if len(values) > 1 else 0.0
 
 
@@ -210,7 +211,7 @@ def markdown(
 
 def _figure(values: Sequence[float | None], scale: float) -> str:
     known = [scale * v for v in values if v is not None]
-    return "{:.3f} ± {:.3f}".format(*_spread(known)) if len(known) == len(values) else "-"
+    return "{:.3f} ± {:.3f}".format(*spread(known)) if len(known) == len(values) else "-"
 
 
 def plot(table: Sequence[dict[str, Any]], path: Path, *, title: str) -> None:

@@ -42,7 +42,7 @@ class CIFAR(EventData):
     An item's number is its batch and its row there, `data_batch_1_00017`. Labels are the fine ones
     of CIFAR-100; in both sets the order of the names is the official order.
 
-    The batches stay in memory as bytes. A cache would hold every time step and is of no use here.
+    The batches stay in memory as bytes, so that a cache is of no use here.
 
     Args:
         root: the folder that holds the batches.

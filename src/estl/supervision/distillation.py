@@ -63,11 +63,11 @@ class EdgeGuidedDistillation(Supervision):
 
     With edges="learned" or "sobel" the target is the `EdgeGuidedFusion` of the teacher's patches
     and the edges, and a is the teacher's attention times the edges on the student's grid, summing
-    to 1. Both carry gradient to fusion and detector unless `detach_target`. With edges="none"
-    (fixed CLIP distillation) the target is the teacher's pooled feature, and edge_align and
-    edge_reg do not exist. Fixed edges have no edge_reg. The teacher's patches and attention are
-    resampled to the student's grid. Tokens are the student's patch tokens, or else the cells of its
-    features.
+    to 1. Both carry gradient to fusion and detector (global_distill not if `detach_target`). With
+    edges="none" (fixed CLIP distillation) the target is the teacher's pooled feature, and
+    edge_align and edge_reg do not exist. Fixed edges have no edge_reg. The teacher's patches and
+    attention are resampled to the student's grid. Tokens are the student's patch tokens, or else
+    the cells of its features.
 
     A term of weight 0 is neither computed nor reported, and what only it needs is not built. In
     eval mode only cls is computed, so that validation asks no teacher and needs no images.
@@ -89,8 +89,8 @@ class EdgeGuidedDistillation(Supervision):
         weights: changes to `WEIGHTS` by name.
         temperature: of the contrastive term.
         positives: of the contrastive term, "pair" or "class".
-        detach_target: whether global_distill and edge_align give no gradient to what they compare
-            the student with; fusion then learns from the contrastive term.
+        detach_target: whether global_distill gives no gradient to its target; fusion then learns
+            from the contrastive term.
         normalize_targets: whether both sides of the two MSE terms are layer-normalised over E, so
             that the scale of the teacher's features, which differs between teachers, is no matter.
 
@@ -144,7 +144,7 @@ class EdgeGuidedDistillation(Supervision):
         self.contrastive = ContrastiveLoss(temperature, positives)
         if detach_target and edges != "none" and "contrastive" not in self.weights:
             raise ValueError(
-                "detach_target=True with contrastive weight 0 leaves edges and fusion untrained: "
+                "detach_target=True with contrastive weight 0 leaves the fusion untrained: "
                 'give contrastive a weight, or use edges="none"'
             )
         self._warned = False
@@ -192,7 +192,7 @@ class EdgeGuidedDistillation(Supervision):
         if "edge_align" in self.weights:
             q, p = activation_log_attention(tokens), self._attention(seen, edges, grid)
             metrics["attention_overlap"] = torch.minimum(p, q.exp()).detach().sum(1).mean()
-            terms["edge_align"] = edge_alignment_loss(q, p.detach() if self.detach_target else p)
+            terms["edge_align"] = edge_alignment_loss(q, p)
 
         if "edge_reg" in self.weights and edges is not None:
             terms["edge_reg"] = edge_sparsity_loss(edges) + edge_smoothness_loss(edges)

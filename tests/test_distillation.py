@@ -248,8 +248,9 @@ def test_a_detached_target_gets_no_gradient_from_global_distill(
         attached, detached, alone = (parts[kind][1][name] for kind in parts)
         if name.startswith(("fusion", "edge_detector")):
             torch.testing.assert_close(detached, alone, atol=1e-7, rtol=1e-4)
-            if name.endswith("weight"):
-                assert (attached - alone).norm() > 1e-2 * alone.norm(), name
+            if name.endswith("weight"):  # the edges' own terms outweigh global_distill there
+                least = 1e-2 if name.startswith("fusion") else 1e-3
+                assert (attached - alone).norm() > least * alone.norm(), name
         else:
             torch.testing.assert_close(attached, detached, atol=1e-7, rtol=1e-4)
 

@@ -42,7 +42,7 @@ class ClipTower(nn.Module):
 
     Two heads of the objective: one reads the pooled feature (`logits`), one the mean of the patches
     (`classify`). The second is there because a tower that is trained through its class token alone
-    leaves its patches, of which the distillation's target is made, half as telling (docs/log.md).
+    leaves its patches, of which the distillation's target is made, far less telling (docs/log.md).
 
     In training mode every image is shifted and scaled by up to a tenth, and mirrored if `flip`.
 

@@ -102,8 +102,6 @@ def fit(
         What `results.json` holds.
     """
     seed_everything(config.seed, verbose=False)
-    # Edges near 0 are denormal numbers, with which a processor computes several times slower.
-    torch.set_flush_denormal(True)
     run = build(config, given)
     if not run.data.allow_leaks:
         refuse_leaks(run.data)
@@ -131,7 +129,12 @@ def fit(
         callbacks=[best, last, timer, ProgressBar(), Pictures(folder / "pictures"), *callbacks],
     )
     checkpoint = folder / "last.ckpt"
-    trainer.fit(learner, run.data, ckpt_path=checkpoint if checkpoint.exists() else None)
+    # Edges near 0 are denormal numbers, with which a processor computes several times slower.
+    torch.set_flush_denormal(True)
+    try:
+        trainer.fit(learner, run.data, ckpt_path=checkpoint if checkpoint.exists() else None)
+    finally:
+        torch.set_flush_denormal(False)
     if not trainer.is_global_zero:
         return {}
     run.data.trainer = None  # one process now reads the whole test split

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from estl.data import cache
-from estl.data.cache import COUNTS, PIXELS, Kept, describe, keep
+from estl.data.cache import Kept, describe, keep
+from estl.data.columns import COUNTS, PIXELS
 from estl.data.digits import Digits
 from estl.data.folder import ImageFolder
 from estl.data.module import EventData, collate
@@ -266,7 +267,7 @@ def start(folder: Path, code: str) -> subprocess.Popen[str]:
 
 
 def test_a_killed_build_leaves_nothing_that_is_taken_for_complete(tmp_path: Path) -> None:
-    killed = "import os\nfrom estl.data import cache\ncache._Column.close = lambda _: os._exit(9)\n"
+    killed = "import os\nfrom estl.data import cache\ncache.Column.close = lambda _: os._exit(9)\n"
     assert start(tmp_path, killed + "built(folder)").wait(60) == 9
     folder = tmp_path / "cache"
     assert sorted(p.suffix for p in folder.iterdir() if not p.name.startswith(".")) == [".lock"]

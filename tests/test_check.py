@@ -14,14 +14,13 @@ from estl.cli import main
 from estl.data.check import (
     check,
     missing_partners,
-    near,
-    perceptual_hash,
     refuse_leaks,
     repeated,
 )
 from estl.data.digits import Digits
 from estl.data.events import read_events, to_frames
 from estl.data.images import read_rgb
+from estl.data.looks import near, perceptual_hash
 from estl.data.module import EventData
 from estl.data.nmnist import NMNISTPairs
 from estl.data.pairs import Item

@@ -55,7 +55,8 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"estl {words[0]}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"estl {words[0]}: interrupted; continue with estl fit --resume RUN", file=sys.stderr)
+        go_on = "estl fit --resume RUN" if words[0] == "fit" else "the same command"
+        print(f"estl {words[0]}: interrupted; continue with {go_on}", file=sys.stderr)
         return 130
     return 0
 

@@ -59,9 +59,8 @@ def rungs(recipe: dict[str, Any], names: list[str] | None = None) -> list[Varian
                 f"--supervision.init_args.edges={edges}",
                 f"--supervision.init_args.weights={json.dumps(here)}",
             ]
-            if (
-                edges != "none" and "contrastive" not in terms
-            ):  # nothing else would train the fusion
+            # On these rungs nothing but the attached target trains the fusion.
+            if edges != "none" and "contrastive" not in terms:
                 words.append("--supervision.init_args.detach_target=false")
             if edges != "learned":
                 words.append("--learner.part_lr=null")

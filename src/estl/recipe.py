@@ -178,13 +178,8 @@ def build(config: Namespace, given: Namespace) -> Run:
     }
     _fill(config, given, "student", facts, of=_name(config.data))
     student = make(parser, "student", config.student)
-    _fill(
-        config,
-        given,
-        "supervision",
-        {"student_dim": getattr(student, "dim", None)},
-        of=_name(config.student),
-    )
+    width = {"student_dim": getattr(student, "dim", None)}
+    _fill(config, given, "supervision", width, of=_name(config.student))
     supervision = make(parser, "supervision", config.supervision)
     recipe = yaml.safe_load(parser.dump(config, skip_validation=True))
     recipe.pop("config", None)

@@ -144,29 +144,27 @@ def fit(
         "train_seconds": round(timer.time_elapsed("train"), 1),
         "peak_memory_mib": peak_memory(),
     }
+    splits = ("val", "test") if test else ("val",)
+    for split in splits:
+        results[split] = {"samples": run.data.sizes[split]}
     weights = {"final": checkpoint, "best_on_validation": Path(best.best_model_path)}
-    for split in ("val", "test") if test else ("val",):
-        results[split] = _accuracies(run, weights, split, device)
-    if test:
-        run.student.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
-        found = diagnose(run.student, run.data.test_dataloader(), device, run.supervision)
-        (folder / "diagnostics.json").write_text(json.dumps(found, indent=2) + "\n")
-        plot(found, folder / "diagnostics.png")
-        results["diagnosis"] = summary(found)
+    for name, path in weights.items():
+        run.student.load_state_dict(read_checkpoint(path)["state_dict"])
+        for split in splits:
+            found = evaluate(run.student, getattr(run.data, f"{split}_dataloader")(), device)
+            results[split][name] = {"accuracy": found.final, "per_step": found.per_step}
+        if test and name == "final":
+            results["diagnosis"] = _diagnose(run, folder, device)
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     return results | {"folder": str(folder)}
 
 
-def _accuracies(
-    run: Run, weights: dict[str, Path], split: str, device: torch.device
-) -> dict[str, Any]:
-    """Accuracy on one split of the final weights, and of those that were best on validation."""
-    found: dict[str, Any] = {"samples": run.data.sizes[split]}
-    for name, path in weights.items():
-        run.student.load_state_dict(read_checkpoint(path)["state_dict"])
-        accuracy = evaluate(run.student, getattr(run.data, f"{split}_dataloader")(), device)
-        found[name] = {"accuracy": accuracy.final, "per_step": accuracy.per_step}
-    return found
+def _diagnose(run: Run, folder: Path, device: torch.device) -> dict[str, float | None]:
+    """Diagnose the student on the test split into the run folder; return the summary."""
+    found = diagnose(run.student, run.data.test_dataloader(), device, run.supervision)
+    (folder / "diagnostics.json").write_text(json.dumps(found, indent=2) + "\n")
+    plot(found, folder / "diagnostics.png")
+    return summary(found)
 
 
 def describe(run: Run) -> dict[str, Any]:

@@ -16,17 +16,17 @@ import socket
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from inspect import isfunction
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from estl.data.columns import COUNTS, PIXELS, Code, Column
 from estl.data.pairs import Item, fingerprint
 from estl.types import direct_code, is_static
 
@@ -36,34 +36,6 @@ Load = Callable[[Item], tuple[Tensor, Tensor | None]]
 Content = Callable[[Item], Iterable[bytes]]
 
 _FORMAT = 1
-_ROWS = 256  # re-encoded at a time
-
-
-@dataclass(frozen=True)
-class Code:
-    """Floats as `number / scale`, the number of type `dtype`; float32 stores the floats."""
-
-    dtype: str
-    scale: int = 1
-
-    def encode(self, x: Tensor) -> np.ndarray | None:
-        """The numbers, or None if they would not give back `x` exactly."""
-        if self.dtype == "float32":
-            return x.float().numpy()
-        number = (x * self.scale).round()
-        fits = float(number.min()) >= 0 and float(number.max()) <= np.iinfo(self.dtype).max
-        if not fits or not torch.equal(number / self.scale, x):
-            return None
-        return number.numpy().astype(self.dtype)
-
-    def decode(self, numbers: np.ndarray) -> Tensor:
-        """The floats, in memory of their own."""
-        x = torch.from_numpy(numbers.astype(np.float32))
-        return x if self.scale == 1 else x.div_(self.scale)
-
-
-COUNTS = (Code("uint8"), Code("uint16"), Code("float32"))
-PIXELS = (Code("uint8", scale=255), Code("float32"))
 
 
 class Kept:
@@ -199,8 +171,8 @@ def describe(load: Load) -> str:
         ValueError: it has no name of its own (a lambda, a method), or an argument that is not plain
             (numbers, text, paths, tensors, and lists and dictionaries of them).
 
-    >>> describe(functools.partial(Code.encode, x=3))
-    'estl.data.cache.Code.encode(x=3)'
+    >>> describe(functools.partial(describe, load=3))
+    'estl.data.cache.describe(load=3)'
     """
     keywords: dict[str, Any] = {}
     function: Any = load
@@ -278,41 +250,11 @@ def decode(
     )
 
 
-class _Column:
-    """Rows of one shape, appended to a file in the first of `codes` that holds all exactly."""
-
-    def __init__(self, path: Path, codes: Sequence[Code]) -> None:
-        self.path, self.codes = path, list(codes)
-        self.file: BinaryIO = path.open("wb")
-
-    def append(self, x: Tensor) -> None:
-        while (numbers := self.codes[0].encode(x)) is None:
-            self._widen()
-        self.file.write(numbers.tobytes())
-
-    def _widen(self) -> None:
-        """Write the rows so far again, in the next code."""
-        self.file.close()
-        old, wide = self.codes.pop(0), self.path.with_suffix(".wide")
-        with self.path.open("rb") as narrow, wide.open("wb") as file:
-            while len(block := narrow.read(_ROWS << 10)):
-                numbers = self.codes[0].encode(old.decode(np.frombuffer(block, old.dtype)))
-                assert numbers is not None, f"{self.codes[0]} holds less than {old}"
-                file.write(numbers.tobytes())
-        wide.replace(self.path)
-        self.file = self.path.open("ab")
-
-    def close(self) -> None:
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-
-
 def _write(part: Path, samples: Iterable[tuple[Item, Any]], load: str, skip_broken: bool) -> None:
     """Fill the folder `part`; its `cache.json` is written last."""
     names: list[tuple[str, str]] = []
     broken: dict[str, str] = {}
-    columns: dict[str, _Column] = {}
+    columns: dict[str, Column] = {}
     first: tuple[Any, ...] = ()
     error: Exception | None = None
     for item, sample in samples:
@@ -331,7 +273,7 @@ def _write(part: Path, samples: Iterable[tuple[Item, Any]], load: str, skip_brok
         if not names:
             first = shapes
             codes = {"frames": PIXELS if static else COUNTS, "images": PIXELS}
-            columns = {name: _Column(part / f"{name}.bin", codes[name]) for name in rows}
+            columns = {name: Column(part / f"{name}.bin", codes[name]) for name in rows}
         elif shapes != first:
             raise ValueError(
                 f"item {item} has shapes {shapes[1]}, but {'/'.join(names[0])} has {first[1]}: "

@@ -224,6 +224,7 @@ def plot(table: Sequence[dict[str, Any]], path: Path, *, title: str) -> None:
         steps = range(1, len(row["per_step"]) + 1)
         over_time.plot(steps, [m for m, _ in row["per_step"]], marker="o", label=row["name"])
     over_time.set(xlabel="time step t", ylabel="test accuracy after step t, %", title=title)
+    over_time.set_xticks(range(1, len(table[0]["per_step"]) + 1))
     over_time.legend(fontsize=8)
     for place, row in enumerate(table):
         for shift, key, colour in ((-0.1, "final", "C0"), (0.1, "best", "C1")):

@@ -26,7 +26,8 @@ os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS
 
 import torch
 
-from estl.data.events import read_events, to_frames
+from estl.data.formats.atis import read_events
+from estl.data.frames import to_frames
 
 TONIC = """
 import json, sys, time

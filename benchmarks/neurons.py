@@ -25,8 +25,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from estl.kernels import fused_lif
 from estl.neurons import LIF, lif
+from estl.neurons.fused import fused_lif
 
 Scan = Callable[[Tensor], Tensor]
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from estl.data.saccades import saccade_path, simulate
+from estl.data.simulator import saccade_path, simulate
 
 
 def main() -> None:

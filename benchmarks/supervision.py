@@ -4,7 +4,7 @@
 
 ResNet-19 (32x32, T=4, B=16) and pooled VGGSNN (48x48, T=10, B=8), random events, forward and
 backward. In one process plain and TSE take turns, step by step; the figure is the median of the
-ratios of neighbouring steps, in time and in processor time. Memory is the peak of a process of its
+ratios of neighboring steps, in time and in processor time. Memory is the peak of a process of its
 own for each, the median of three.
 """
 

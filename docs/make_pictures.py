@@ -9,18 +9,18 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from estl.data import Digits
-from estl.data.saccades import saccade_path
+from estl.data.simulator import saccade_path
 
 FOLDER = Path(__file__).parent / "pictures"
 T, SIZE, CLASSES = 6, 32, 10
-INK, GREY, PALE = "#222222", "#777777", "#f1f3f5"
+INK, GRAY, PALE = "#222222", "#777777", "#f1f3f5"
 ON, OFF = np.array(mpl.colors.to_rgb("#e8590c")), np.array(mpl.colors.to_rgb("#1c6fd6"))
 SACCADES = ("#2b8a3e", "#9c36b5", "#846000")
 SIDE, FRAMES = 2.1, (5.5, 1.0)  # of the two images; left edge of the first frame, side of a frame
 
 
-def event_colours(frame: np.ndarray, most: float) -> np.ndarray:
-    """Counts (2,H,W) as an RGB picture (H,W,3) on white: OFF and ON take their colour's share."""
+def event_colors(frame: np.ndarray, most: float) -> np.ndarray:
+    """Counts (2,H,W) as an RGB picture (H,W,3) on white: OFF and ON take their color's share."""
     off, on = np.clip(frame / most, 0, 1)[..., None] ** 0.6
     return np.clip(1 - on * (1 - ON) - off * (1 - OFF), 0, 1)
 
@@ -28,15 +28,15 @@ def event_colours(frame: np.ndarray, most: float) -> np.ndarray:
 def show(ax: Axes, picture: np.ndarray, x: float, y: float, side: float) -> None:
     """A framed picture with its lower left corner at (x,y)."""
     ax.imshow(picture, extent=(x, x + side, y, y + side), cmap="gray", vmin=0, vmax=1)
-    ax.add_patch(Rectangle((x, y), side, side, fill=False, ec=GREY, lw=0.8))
+    ax.add_patch(Rectangle((x, y), side, side, fill=False, ec=GRAY, lw=0.8))
 
 
-def arrow(ax: Axes, *path: tuple[float, float], colour: str = INK, width: float = 1.6) -> None:
+def arrow(ax: Axes, *path: tuple[float, float], color: str = INK, width: float = 1.6) -> None:
     """A line through the points of `path` with a head at its end."""
     if path[:-2]:
-        ax.plot(*zip(*path[:-1], strict=True), color=colour, lw=width, solid_capstyle="butt")
+        ax.plot(*zip(*path[:-1], strict=True), color=color, lw=width, solid_capstyle="butt")
     options = {"arrowstyle": "-|>", "mutation_scale": 13, "shrinkA": 0, "shrinkB": 0}
-    ax.add_patch(FancyArrowPatch(path[-2], path[-1], color=colour, lw=width, **options))
+    ax.add_patch(FancyArrowPatch(path[-2], path[-1], color=color, lw=width, **options))
 
 
 def box(ax: Axes, x: float, y: float, width: float, height: float) -> None:
@@ -59,26 +59,24 @@ def draw_recording(ax: Axes, image: np.ndarray, events: np.ndarray) -> None:
     ax.text(x + SIDE / 2, y + SIDE + 0.16, "three saccades", ha="center", weight="bold")
     corners, _ = saccade_path(T)
     corners = 0.26 * corners * (1, -1) + (x + SIDE / 2, y + SIDE / 2)  # larger than it is
-    for i, colour in enumerate(SACCADES):
+    for i, color in enumerate(SACCADES):
         start, end = corners[i], corners[(i + 1) % 3]
-        arrow(ax, tuple(start), tuple(end), colour=colour, width=2.4)
-        middle, centre = (start + end) / 2, corners.mean(0)
-        outside = middle + 0.24 * (middle - centre) / np.linalg.norm(middle - centre)
-        ax.text(*outside, str(i + 1), color=colour, weight="bold", ha="center", va="center")
+        arrow(ax, tuple(start), tuple(end), color=color, width=2.4)
+        middle, center = (start + end) / 2, corners.mean(0)
+        outside = middle + 0.24 * (middle - center) / np.linalg.norm(middle - center)
+        ax.text(*outside, str(i + 1), color=color, weight="bold", ha="center", va="center")
     arrow(ax, (5.04, y + SIDE / 2), (5.37, y + SIDE / 2))
 
     left, side = FRAMES
     most = np.quantile(events[events > 0], 0.9)
     y += (SIDE - side) / 2
     for t in range(T):
-        show(ax, event_colours(events[t], most), left + 1.06 * t, y, side)
+        show(ax, event_colors(events[t], most), left + 1.06 * t, y, side)
         ax.text(left + 1.06 * t + side / 2, y - 0.24, f"t = {t + 1}", ha="center")
-    for i, colour in enumerate(SACCADES):
+    for i, color in enumerate(SACCADES):
         ends = left + 2.12 * i, left + 2.12 * i + 1.06 + side
-        ax.plot(ends, [y + side + 0.12] * 2, color=colour, lw=3, solid_capstyle="butt")
-        ax.text(
-            sum(ends) / 2, y + side + 0.22, f"{i + 1}", color=colour, ha="center", weight="bold"
-        )
+        ax.plot(ends, [y + side + 0.12] * 2, color=color, lw=3, solid_capstyle="butt")
+        ax.text(sum(ends) / 2, y + side + 0.22, f"{i + 1}", color=color, ha="center", weight="bold")
     middle = left + 0.5 * (5 * 1.06 + side)
     ax.text(middle, 3.95 + SIDE + 0.16, "event frames (T, 2, H, W)", ha="center", weight="bold")
     ax.text(middle - 0.15, 3.95 + 0.03, "ON: brighter", ha="right", color=ON)
@@ -106,7 +104,7 @@ def draw_training(ax: Axes, label: int) -> None:
     for t in range(T):
         for k in range(CLASSES):
             place = (x + 0.42 * t, bottom + k * cell)
-            ax.add_patch(Rectangle(place, 0.3, cell, fc="white", ec=GREY, lw=0.7))
+            ax.add_patch(Rectangle(place, 0.3, cell, fc="white", ec=GRAY, lw=0.7))
         ax.text(x + 0.42 * t + 0.15, bottom - 0.27, f"$z_{t + 1}$", ha="center")
     arrow(ax, (6.0, middle), (6.4, middle))
 
@@ -126,9 +124,9 @@ def draw_training(ax: Axes, label: int) -> None:
     arrow(ax, (11.0, middle), (11.4, middle))
     ax.text(11.47, middle, "Loss", va="center", weight="bold")
 
-    ax.plot([0.3, 0.12, 0.12, 8.72, 8.72], [5.0, 5.0, 0.2, 0.2, y - 0.14], color=GREY, ls="--")
-    arrow(ax, (8.72, y - 0.14), (8.72, y - 0.02), colour=GREY, width=1.2)
-    ax.text(4.6, -0.06, f"image and label ({label}), in training only", color=GREY, ha="center")
+    ax.plot([0.3, 0.12, 0.12, 8.72, 8.72], [5.0, 5.0, 0.2, 0.2, y - 0.14], color=GRAY, ls="--")
+    arrow(ax, (8.72, y - 0.14), (8.72, y - 0.02), color=GRAY, width=1.2)
+    ax.text(4.6, -0.06, f"image and label ({label}), in training only", color=GRAY, ha="center")
 
 
 def data_path() -> None:

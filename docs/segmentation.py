@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from estl.data.digits import Digits
+from estl.data.sets.digits import Digits
 from estl.neurons import LIF
 from estl.students.layers import PerStep, conv_norm
 from estl.supervision import DenseTSE

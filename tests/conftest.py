@@ -8,9 +8,8 @@ from typing import Any
 from jaxtyping import install_import_hook
 
 # Shapes and types in the annotations are checked at every call while the tests run. Not in
-# `kernels` (torch.compile traces it) and not in `learner` and `cli` (Lightning introspects them).
-CHECKED = ["types", "neurons", "students", "supervision", "guidance", "data"]
-CHECKED += ["adapters", "attacks", "diagnostics", "energy"]
+# `neurons.fused` (torch.compile traces it) and not in `training.learner` (Lightning introspects).
+CHECKED = ["types", "neurons.lif", "students", "supervision", "guidance", "data", "evaluation"]
 install_import_hook([f"estl.{name}" for name in CHECKED], "beartype.beartype")
 
 import pytest  # noqa: E402

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from estl.checkpoint import make
-from estl.cli import main
+from estl.commands import main
+from estl.commands.flags import ARCHS, DATASETS, SUPERVISIONS, VALUES
 from estl.data.augment import Augment
-from estl.flags import ARCHS, DATASETS, SUPERVISIONS, VALUES
-from estl.recipe import make_parser, parse
 from estl.students import VGGSNN
 from estl.supervision.distillation import WEIGHTS
+from estl.training.checkpoint import make
+from estl.training.recipe import make_parser, parse
 
 ROOT = Path(__file__).parents[1]
 ENGLISH, CHINESE = (ROOT / name for name in ("README.md", "README.zh-CN.md"))

@@ -47,7 +47,7 @@ class Batch:
     """What a data set delivers.
 
     Args:
-        events: event frames (B,T,C,H,W), counts or normalised counts; a static image set fills them
+        events: event frames (B,T,C,H,W), counts or normalized counts; a static image set fills them
             by `direct_code`.
         label: class numbers (B,).
         image: RGB images (B,3,H',W') in [0,1], or None where a set has none. Their size is their
@@ -116,7 +116,7 @@ class Loss:
     """What a supervision returns.
 
     Args:
-        total: the scalar to minimise.
+        total: the scalar to minimize.
         terms: the named, *weighted* parts; they sum to `total`.
         metrics: further scalars to watch, which are in no sum (an erase ratio, a gate's mean).
     """

@@ -27,8 +27,8 @@ _RANGES = {
     "drop_events": (0.0, 1.0),
     "polarity": (0.0, 1.0),
     "noise": (0.0, math.inf),
-    "colour": (0.0, 1.0),
-    "grey": (0.0, 1.0),
+    "color": (0.0, 1.0),
+    "gray": (0.0, 1.0),
     "mixup": (0.0, math.inf),
     "cutmix": (0.0, math.inf),
 }
@@ -42,7 +42,7 @@ class Augment:
     """Random changes of a training batch; every option is off by default.
 
     **Geometric**, the same for the image and all event frames of a sample. They are one affine map
-    in normalised coordinates, in which a side runs from -1 to 1, whatever its number of pixels: a
+    in normalized coordinates, in which a side runs from -1 to 1, whatever its number of pixels: a
     place in the image stays the same place in the frames. (A map drawn in pixels of each would not
     do: shifts and crops of 224 and 48 pixels come apart.) Images are read bilinearly, and beyond
     the border repeat it. Event frames take the nearest pixel, and are empty beyond the border, so
@@ -52,7 +52,7 @@ class Augment:
     keep the number of events a pixel, on average within 0.1 %: what is seen larger has more events,
     in proportion to its area, as on a sensor. What leaves the frame is lost.
 
-    **Event-only**, on counts (normalise afterwards): EventDrop's three (Gu et al., "EventDrop: Data
+    **Event-only**, on counts (normalize afterwards): EventDrop's three (Gu et al., "EventDrop: Data
     Augmentation for Event-based Learning", IJCAI 2021), each drawn for itself, where the paper
     applies one of them or none; then polarity and noise.
 
@@ -76,8 +76,8 @@ class Augment:
         drop_events: largest share of events lost, each with the same probability, in [0,1].
         polarity: probability that ON and OFF are exchanged, in [0,1].
         noise: expected number of background events a pixel and step, half of them ON, >= 0.
-        colour: largest change of each of the three factors, in [0,1].
-        grey: probability that colour is taken away, in [0,1].
+        color: largest change of each of the three factors, in [0,1].
+        gray: probability that color is taken away, in [0,1].
         mixup: alpha of Beta(alpha, alpha), from which the share is drawn, >= 0; 0 is off.
         cutmix: likewise.
 
@@ -102,8 +102,8 @@ class Augment:
     drop_events: float = 0.0
     polarity: float = 0.0
     noise: float = 0.0
-    colour: float = 0.0
-    grey: float = 0.0
+    color: float = 0.0
+    gray: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
 
@@ -122,7 +122,7 @@ class Augment:
             batch: events, and images where the set has them, on any device.
             classes: K, the width of the soft labels.
         """
-        for change in (self._mirror, self._move, self._disturb, self._recolour):
+        for change in (self._mirror, self._move, self._disturb, self._recolor):
             batch = change(batch)
         return self._mix(batch, classes) if self.mixup or self.cutmix else batch
 
@@ -139,22 +139,22 @@ class Augment:
         return _each(batch, lambda x: _warp(x, matrix))
 
     def _matrix(self, batch: Batch) -> Float[Tensor, "B 2 3"]:
-        """From normalised coordinates of the result to those of the source.
+        """From normalized coordinates of the result to those of the source.
 
         The picture is scaled, rotated and shifted, then cropped. Read backwards: a place o of the
-        result is q = side o + centre before the crop, and R(-angle) (q - shift) / scale before all.
+        result is q = side o + center before the crop, and R(-angle) (q - shift) / scale before all.
         """
         angle = torch.deg2rad(_uniform(batch, -self.rotation, self.rotation))
         scale = _uniform(batch, 1.0 - self.scale, 1.0 + self.scale)
         side = _uniform(batch, self.crop, 1.0)
-        # A side is 2 long in normalised coordinates.
+        # A side is 2 long in normalized coordinates.
         shift = _uniform(batch, -2.0 * self.shift, 2.0 * self.shift, 2)
-        centre = _uniform(batch, -1.0, 1.0, 2) * (1.0 - side).unsqueeze(-1)
+        center = _uniform(batch, -1.0, 1.0, 2) * (1.0 - side).unsqueeze(-1)
         H, W = batch.events.shape[-2:]
         cos, sin = angle.cos(), angle.sin()
         rows = torch.stack([cos, sin * (H / W), -sin * (W / H), cos], -1)
         linear = rows.view(-1, 2, 2) / scale.view(-1, 1, 1)
-        offset = linear @ (centre - shift).unsqueeze(-1)
+        offset = linear @ (center - shift).unsqueeze(-1)
         return torch.cat([linear * side.view(-1, 1, 1), offset], -1)
 
     def _disturb(self, batch: Batch) -> Batch:
@@ -188,24 +188,24 @@ class Augment:
             x = x + torch.poisson(torch.full_like(x, self.noise / 2.0))
         return replace(batch, events=x)
 
-    def _recolour(self, batch: Batch) -> Batch:
-        if not (self.colour or self.grey):
+    def _recolor(self, batch: Batch) -> Batch:
+        if not (self.color or self.gray):
             return batch
         if batch.image is None and batch.events.shape[2] != 3:
-            raise ValueError("colour and grey need images: leave them out for this data set")
-        draws = _uniform(batch, 1.0 - self.colour, 1.0 + self.colour, 3, 1, 1, 1)
+            raise ValueError("color and gray need images: leave them out for this data set")
+        draws = _uniform(batch, 1.0 - self.color, 1.0 + self.color, 3, 1, 1, 1)
         brightness, contrast, saturation = draws.unbind(1)
-        saturation = saturation.masked_fill(_chance(batch, self.grey).squeeze(-1), 0.0)
+        saturation = saturation.masked_fill(_chance(batch, self.gray).squeeze(-1), 0.0)
         luma = torch.cat([torch.full((1,), share, device=draws.device) for share in _LUMA])
-        colours = saturation * torch.eye(3, device=draws.device) + (1.0 - saturation) * luma
-        colours = brightness * contrast * colours  # (B,1,3,3)
+        colors = saturation * torch.eye(3, device=draws.device) + (1.0 - saturation) * luma
+        colors = brightness * contrast * colors  # (B,1,3,3)
 
         def change(x: Float[Tensor, "B S C H W"]) -> Float[Tensor, "B S C H W"]:
             """Brightness, contrast about the mean luma, saturation about the luma, as one map."""
             if x.shape[2] != 3:
                 return x
             mean = brightness * (x.mean((-2, -1)) @ luma).view(*x.shape[:2], 1, 1)
-            y = (colours @ x.flatten(3)).add_((1.0 - contrast) * mean)
+            y = (colors @ x.flatten(3)).add_((1.0 - contrast) * mean)
             return y.clamp_(0.0, 1.0).view(x.shape)
 
         return _each(batch, change)
@@ -286,10 +286,10 @@ def _beta(batch: Batch, alpha: float) -> Float[Tensor, " B"]:
 
 
 def _inside(start: Float[Tensor, " B"], length: Float[Tensor, " B"], n: int) -> Bool[Tensor, "B n"]:
-    """Which of n positions on [0,1] have their centre in [start, start + length)."""
-    centres = (torch.arange(n, device=start.device) + 0.5) / n
+    """Which of n positions on [0,1] have their center in [start, start + length)."""
+    centers = (torch.arange(n, device=start.device) + 0.5) / n
     start = start.unsqueeze(-1)
-    return (centres >= start) & (centres < start + length.unsqueeze(-1))
+    return (centers >= start) & (centers < start + length.unsqueeze(-1))
 
 
 def _box(

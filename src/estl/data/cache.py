@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from estl.data.columns import COUNTS, PIXELS, Code, Column
-from estl.data.pairs import Item, fingerprint
+from estl.data.items import Item, fingerprint
 from estl.types import direct_code, is_static
 
 Load = Callable[[Item], tuple[Tensor, Tensor | None]]

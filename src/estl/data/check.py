@@ -15,10 +15,10 @@ from typing import TypeVar
 import numpy as np
 
 from estl.data.cache import Load, decode
-from estl.data.images import SUFFIXES
-from estl.data.looks import near, perceptual_hash
+from estl.data.formats.images import SUFFIXES
+from estl.data.items import Item, file_content
 from estl.data.module import EventData
-from estl.data.pairs import Item, file_content
+from estl.data.similar import near, perceptual_hash
 
 LAYOUTS = (
     ("N-MNIST/Train", "MNIST/Train"),

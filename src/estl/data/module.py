@@ -20,10 +20,10 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from estl.data.augment import Augment
 from estl.data.cache import Content, Kept, Load, keep
-from estl.data.events import Normalisation
-from estl.data.events import normalise as normalise_frames
-from estl.data.images import read_rgb
-from estl.data.pairs import Item, file_content, fingerprint
+from estl.data.formats.images import read_rgb
+from estl.data.frames import Normalization
+from estl.data.frames import normalize as normalize_frames
+from estl.data.items import Item, file_content, fingerprint
 from estl.types import Batch, direct_code, is_static
 
 Sample = tuple[Tensor, int, Tensor | None]
@@ -40,29 +40,29 @@ def collate(samples: Sequence[Sample]) -> Batch:
     return Batch(stacked, torch.tensor(labels), image)
 
 
-def scaled(frames: Float[Tensor, "*B T C H W"], how: Normalisation) -> Float[Tensor, "*B T C H W"]:
-    """`estl.data.events.normalise`, of directly coded frames for one step that stands for all."""
+def scaled(frames: Float[Tensor, "*B T C H W"], how: Normalization) -> Float[Tensor, "*B T C H W"]:
+    """`estl.data.frames.normalize`, of directly coded frames for one step that stands for all."""
     if how == "none":
         return frames
     if frames.shape[-4] == 1 or frames.stride(-4) != 0:
-        return normalise_frames(frames, how)
-    return normalise_frames(frames.narrow(-4, 0, 1), how).expand(frames.shape)
+        return normalize_frames(frames, how)
+    return normalize_frames(frames.narrow(-4, 0, 1), how).expand(frames.shape)
 
 
 class Split(Dataset[Sample]):
-    """One split: an item is loaded, and its frames normalised, when it is asked for."""
+    """One split: an item is loaded, and its frames normalized, when it is asked for."""
 
     def __init__(
         self,
         items: Sequence[Item],
         classes: Sequence[str],
         load: Load,
-        normalise: Normalisation = "none",
+        normalize: Normalization = "none",
     ) -> None:
         self.items = list(items)
         self.number = {name: i for i, name in enumerate(classes)}
         self.load = load
-        self.normalise = normalise
+        self.normalize = normalize
 
     def __len__(self) -> int:
         return len(self.items)
@@ -78,7 +78,7 @@ class Split(Dataset[Sample]):
         else:
             loaded = [self.load(item) for item in items]
         return [
-            (scaled(frames, self.normalise), self.number[item.label], image)
+            (scaled(frames, self.normalize), self.number[item.label], image)
             for item, (frames, image) in zip(items, loaded, strict=True)
         ]
 
@@ -105,7 +105,7 @@ class EventData(L.LightningDataModule):
         skip_broken: leave out items that cannot be read, count them, and list them in the cache;
             without, the first one ends the run. It needs `cache`.
         augment: random changes of the training batches, on the device; None for none.
-        normalise: how frames are scaled (`estl.data.events.normalise`): when they are loaded, of
+        normalize: how frames are scaled (`estl.data.frames.normalize`): when they are loaded, of
             training batches that are augmented after that.
         allow_leaks: train although the same thing is in two splits (`estl.data.check`).
         content: what the fingerprint knows of an item; by default its files.
@@ -134,7 +134,7 @@ class EventData(L.LightningDataModule):
         cache: Path | None = None,
         skip_broken: bool = False,
         augment: Augment | None = None,
-        normalise: Normalisation = "none",
+        normalize: Normalization = "none",
         allow_leaks: bool = False,
         content: Content = file_content,
     ) -> None:
@@ -163,10 +163,10 @@ class EventData(L.LightningDataModule):
         self.content = content
         self.classes = tuple(sorted({item.label for items in splits.values() for item in items}))
         self.sizes = {name: len(items) for name, items in splits.items()}
-        # Augmentation is of counts, so that augmented frames are normalised after it.
+        # Augmentation is of counts, so that augmented frames are normalized after it.
         late = {"train"} if augment is not None else set()
         self.datasets = {
-            name: Split(items, self.classes, load, "none" if name in late else normalise)
+            name: Split(items, self.classes, load, "none" if name in late else normalize)
             for name, items in splits.items()
         }
         self.T = T
@@ -176,7 +176,7 @@ class EventData(L.LightningDataModule):
         self.seed = seed
         self.num_workers = num_workers
         self.augment = augment
-        self.normalise = normalise
+        self.normalize = normalize
         self.allow_leaks = allow_leaks
 
     @cached_property
@@ -198,11 +198,11 @@ class EventData(L.LightningDataModule):
         return read_rgb(path)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Augment a training batch, on the device where it now is, and normalise it then."""
+        """Augment a training batch, on the device where it now is, and normalize it then."""
         if self.augment is None or self.trainer is None or not self.trainer.training:
             return batch
         batch = self.augment(batch, len(self.classes))
-        return replace(batch, events=scaled(batch.events, self.normalise))
+        return replace(batch, events=scaled(batch.events, self.normalize))
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Shuffled training batches."""

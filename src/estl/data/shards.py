@@ -2,7 +2,7 @@
 
 `write_shards` decodes any data set once and packs each split into tar files of the webdataset
 format (Aizman et al. 2019, "High Performance I/O For Large Scale Deep Learning"), which
-`estl.data.stream.Shards` streams, from a folder or from a web address. Pairs stay pairs, and splits
+`estl.data.Shards` streams, from a folder or from a web address. Pairs stay pairs, and splits
 splits.
 """
 
@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader, Dataset
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from estl.data.check import refuse_leaks
+from estl.data.items import Item
 from estl.data.module import EventData
-from estl.data.pairs import Item
 from estl.types import is_static
 
 INDEX = "index.json"
@@ -40,7 +40,7 @@ def write_shards(
 ) -> dict[str, Any]:
     """Write all splits of `data` to `folder/<split>-000000.tar`, ..., and `folder/index.json`.
 
-    A sample is `frames.npy` (the counts before any normalisation, of the smallest of uint8, uint16
+    A sample is `frames.npy` (the counts before any normalization, of the smallest of uint8, uint16
     and float32 that holds them; of direct coding one step), `image.png` (8 bits a channel) and
     `item.json` (class and name). Training items are shuffled before they are written, so that a
     shard is a fair part of the set. The index has the classes, sizes and fingerprint of `data` and

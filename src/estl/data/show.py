@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from estl.data.check import LAYOUTS, evenly
-from estl.data.events import read_recording, to_frames
-from estl.data.images import SUFFIXES, read_rgb, read_size
-from estl.data.ncaltech101 import extent, seen, sensor_size
-from estl.data.nmnist import read_digit
-from estl.data.saccades import simulate_events
+from estl.data.formats.images import SUFFIXES, read_rgb, read_size
+from estl.data.formats.recording import read_recording
+from estl.data.frames import to_frames
+from estl.data.sets.ncaltech101 import extent, seen, sensor_size
+from estl.data.sets.nmnist import read_digit
+from estl.data.simulator import simulate_events
 
 RECORDINGS = (".bin", ".aedat", ".npz")
 
@@ -139,11 +140,11 @@ def shrink(image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 H W"]:
     return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0].clamp(0, 1)
 
 
-def coloured(counts: Float[Tensor, "2 H W"], most: float) -> Float[Tensor, "H W 3"]:
-    """Event counts as RGB on white: ON red, OFF blue, both black; full colour from `most` on.
+def colored(counts: Float[Tensor, "2 H W"], most: float) -> Float[Tensor, "H W 3"]:
+    """Event counts as RGB on white: ON red, OFF blue, both black; full color from `most` on.
 
     >>> counts = torch.tensor([0.0, 4.0, 0.0, 4.0, 0.0, 0.0]).view(2, 1, 3)
-    >>> coloured(counts, most=4.0)[0]  # ON, OFF, nothing
+    >>> colored(counts, most=4.0)[0]  # ON, OFF, nothing
     tensor([[1., 0., 0.],
             [0., 0., 1.],
             [1., 1., 1.]])
@@ -182,13 +183,13 @@ def draw(views: list[View], steps: int) -> Figure:
         busy = frames[frames > 0]
         most = max(1.0, float(busy.quantile(0.98))) if len(busy) < 1 << 24 else float(busy.max())
         for t, ax in enumerate(axes[images:]):
-            ax.imshow(coloured(frames[t], most), extent=(0, W, H, 0), interpolation="nearest")
+            ax.imshow(colored(frames[t], most), extent=(0, W, H, 0), interpolation="nearest")
             window = f"{ms * t / steps:.0f}-{ms * (t + 1) / steps:.0f} ms"
             ax.set_title(f"t = {t + 1}   {window}", fontsize=7)
         if not images:
             axes[0].set_ylabel(_short(v.title), fontsize=7)
     figure.legend(
-        handles=[Patch(color=colour, label=label) for colour, label in _LEGEND],
+        handles=[Patch(color=color, label=label) for color, label in _LEGEND],
         loc="outside lower center",
         ncols=3,
         frameon=False,

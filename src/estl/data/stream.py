@@ -14,9 +14,9 @@ import webdataset as wds
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from estl.data.events import Normalisation
+from estl.data.frames import Normalization
+from estl.data.items import Item
 from estl.data.module import EventData, Sample, collate, scaled
-from estl.data.pairs import Item
 from estl.data.shards import Parts, decode, read_index, read_shard
 
 
@@ -35,7 +35,7 @@ class Stream(IterableDataset[Sample]):
         classes: the classes' names.
         T: number of frames.
         batch_size: samples a batch.
-        normalise: how frames are scaled.
+        normalize: how frames are scaled.
         shuffle: whether this is the training split.
         buffer: samples that a worker mixes at a time.
         seed: of all orders.
@@ -51,7 +51,7 @@ class Stream(IterableDataset[Sample]):
         T: int,
         *,
         batch_size: int,
-        normalise: Normalisation = "none",
+        normalize: Normalization = "none",
         shuffle: bool = False,
         buffer: int = 1000,
         seed: int = 0,
@@ -63,7 +63,7 @@ class Stream(IterableDataset[Sample]):
         self.number = {name: i for i, name in enumerate(classes)}
         self.T = T
         self.batch_size = batch_size
-        self.normalise = normalise
+        self.normalize = normalize
         self.shuffle = shuffle
         self.buffer = buffer
         self.seed = seed
@@ -111,7 +111,7 @@ class Stream(IterableDataset[Sample]):
     def __iter__(self) -> Iterator[Sample]:
         for parts in self.parts():
             item, frames, image = decode(parts, self.T)
-            yield scaled(frames, self.normalise), self.number[item.label], image
+            yield scaled(frames, self.normalize), self.number[item.label], image
 
 
 class Loader(DataLoader[Sample]):
@@ -143,7 +143,7 @@ class Shards(EventData):
     Args:
         root: folder with the shards and their index, or its web address.
         buffer: training samples that a worker mixes at a time; they are kept undecoded.
-        loading: arguments of `EventData`: batch_size, seed, num_workers, augment, normalise.
+        loading: arguments of `EventData`: batch_size, seed, num_workers, augment, normalize.
 
     Raises:
         FileNotFoundError: no index.
@@ -182,14 +182,14 @@ class Shards(EventData):
 
     def stream(self, name: Literal["train", "val", "test"], shuffle: bool = False) -> Stream:
         """This process's part of a split."""
-        late = shuffle and self.augment is not None  # normalised after augmentation
+        late = shuffle and self.augment is not None  # normalized after augmentation
         return Stream(
             self.root,
             self.shards[name],
             self.classes,
             self.T,
             batch_size=self.batch_size,
-            normalise="none" if late else self.normalise,
+            normalize="none" if late else self.normalize,
             shuffle=shuffle,
             buffer=self.buffer,
             seed=self.seed,

@@ -50,7 +50,7 @@ class SobelEdges(nn.Module):
         edges                 = |g|
         features[:, 16s + k]  = max(0, <g averaged over a (2s+1) x (2s+1) window, direction k>)
 
-    for 8 windows s and 16 directions k * 22.5 degrees. An image of one colour has no edges: all
+    for 8 windows s and 16 directions k * 22.5 degrees. An image of one color has no edges: all
     zero. There are no parameters and no keys.
 
     >>> image = torch.zeros(1, 3, 4, 6)
@@ -104,7 +104,7 @@ def edge_sparsity_loss(edges: Float[Tensor, "B 1 H W"]) -> Float[Tensor, ""]:
 
 
 def edge_smoothness_loss(edges: Float[Tensor, "B 1 H W"]) -> Float[Tensor, ""]:
-    """Total variation a pixel: sum of |differences| to the right and lower neighbour / (B H W).
+    """Total variation a pixel: sum of |differences| to the right and lower neighbor / (B H W).
 
     >>> edge_smoothness_loss(torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]]))
     tensor(0.5000)

@@ -13,7 +13,7 @@ def resample(
     """Tokens laid row by row on the grid `source`, resampled to the grid `target`, no gradient.
 
     Bilinear; where `target` is coarser the kernel widens with it, so that every token counts. An
-    attention map (B,h,w) is tokens of width 1 (its sum changes: renormalise it).
+    attention map (B,h,w) is tokens of width 1 (its sum changes: renormalize it).
 
     Raises:
         ValueError: if the tokens do not fill `source`, or a grid has no cell.

@@ -94,7 +94,7 @@ class ClipTeacher(nn.Module):
     def forward(self, image: Float[Tensor, "B 3 h w"]) -> TeacherOutput:
         """What the tower sees in `image`, RGB in [0,1] of any size.
 
-        The whole image is resized (bicubic, antialiased) to the tower's square and normalised with
+        The whole image is resized (bicubic, antialiased) to the tower's square and normalized with
         the mean and standard deviation of its own preprocessor, or else CLIP's. Nothing is cropped,
         so that a patch stays where the events see it.
         """

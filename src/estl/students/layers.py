@@ -47,7 +47,7 @@ class PerStep(nn.Sequential):
     Time is folded into the batch, so that a batch norm in here takes its statistics over all steps
     (tdBN, Zheng et al. 2021). If all steps are one image (`estl.types.is_static`), it is computed
     once and expanded over T: same output, same gradients. Of n values a channel instead of T*n,
-    batch norm's mean and biased variance are the same, and so is what it normalises; only the
+    batch norm's mean and biased variance are the same, and so is what it normalizes; only the
     unbiased `running_var` is larger, by n/(n-1) * (Tn-1)/(Tn).
 
     >>> import torch

@@ -40,7 +40,7 @@ WEIGHTS = {
 """The terms, in the order in which they are reported, and their weights."""
 
 COLLAPSED = 1e-4
-"""Standard deviation below which an edge map is one grey; an untrained detector's is about 4e-4."""
+"""Standard deviation below which an edge map is one gray; an untrained detector's is about 4e-4."""
 
 
 class Maps(NamedTuple):
@@ -91,7 +91,7 @@ class EdgeGuidedDistillation(Supervision):
         positives: of the contrastive term, "pair" or "class".
         detach_target: whether global_distill gives no gradient to its target; fusion then learns
             from the contrastive term.
-        normalize_targets: whether both sides of the two MSE terms are layer-normalised over E, so
+        normalize_targets: whether both sides of the two MSE terms are layer-normalized over E, so
             that the scale of the teacher's features, which differs between teachers, is no matter.
 
     Raises:
@@ -270,7 +270,7 @@ class EdgeGuidedDistillation(Supervision):
         if values.get("edge_spread", 1.0) < COLLAPSED and not self._warned:
             self._warned = True
             warnings.warn(
-                f"the edge map has collapsed to one grey (standard deviation below {COLLAPSED}): "
+                f"the edge map has collapsed to one gray (standard deviation below {COLLAPSED}): "
                 "lower the weight of edge_reg",
                 stacklevel=3,
             )

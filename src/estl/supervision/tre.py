@@ -40,7 +40,7 @@ def tre_keep(
     * The contribution is gradient times input. For one linear layer it is that of the description,
       w_yd times the mean of f_s(d) over s < t; it goes for any other head too, where a spiking
       layer passes its surrogate gradient. Ablation would ask the head D times.
-    * It is normalised, so that theta0 means the same for any width and scale of the features: 1 is
+    * It is normalized, so that theta0 means the same for any width and scale of the features: 1 is
       the channel that says most for the class. What speaks against the class counts 0 (the ReLU of
       Grad-CAM, Selvaraju et al. 2017) and is kept, as is everything where nothing speaks for it.
     * The standard deviation is the unbiased one, over the D channels of one sample and step.

@@ -1,5 +1,5 @@
 """TSE, temporal-self-erasing: each time step learns from the places that the steps before it did
-not already recognise.
+not already recognize.
 
 Liu et al.: "Towards More Discriminative Feature Learning in SNNs with Temporal-Self-Erasing
 Supervision", AAAI 2025. Time is never looped over here: one call of the head predicts all places at

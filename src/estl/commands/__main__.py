@@ -1,0 +1,7 @@
+"""`python -m estl.commands` is `estl`."""
+
+import sys
+
+from estl.commands import main
+
+sys.exit(main())

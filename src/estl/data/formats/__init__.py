@@ -1,0 +1,1 @@
+"""Files to events and images: one reader a format."""

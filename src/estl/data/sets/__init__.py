@@ -1,0 +1,1 @@
+"""The data sets, one a file; `estl.data` names them."""

@@ -1,0 +1,56 @@
+"""The images of a paired set, alone: what a teacher is trained on."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from estl.data.formats.images import list_images
+from estl.data.items import Item, file_content
+from estl.data.module import EventData
+
+
+class Photographs(EventData):
+    """The images of a paired set, alone: batches whose `events` are the image as one time step.
+
+    Args:
+        pairs: the paired set; its splits are kept.
+        extra: a folder of further training images `<class>/<name>.png`, or None.
+
+    Raises:
+        ValueError: the set has no images, or none for validation; `extra` has other classes, or an
+            image of the set's validation or test items (same class and number).
+    """
+
+    def __init__(self, pairs: EventData, extra: Path | None = None) -> None:
+        splits = {name: list(items) for name, items in pairs.splits.items()}
+        if extra is not None:
+            held = {*splits["val"], *splits["test"]}
+            more = [item for item in list_images(extra) if item not in set(splits["train"])]
+            leaks = [item for item in more if item in held]
+            strange = {item.label for item in more} - set(pairs.classes)
+            if leaks or strange:
+                what = f"class {min(strange)}" if strange else f"{leaks[0]}, which is held out"
+                raise ValueError(f"--images {extra} has {what}: remove it from the folder")
+            splits["train"] += more
+        if not splits.get("val"):
+            raise ValueError("this data set lists no validation images: choose the set itself")
+        image = pairs.load(splits["val"][0])[1]
+        if image is None:
+            raise ValueError("this data set has no images to teach from: choose a paired one")
+        super().__init__(
+            splits,
+            partial(_load, load=pairs.load, read=pairs.read_image),
+            T=1,
+            image_size=(image.shape[-2], image.shape[-1]),
+            in_channels=3,
+            batch_size=pairs.batch_size,
+            seed=pairs.seed,
+            content=pairs.content if extra is None else file_content,
+        )
+
+
+def _load(item: Item, load: Any, read: Any) -> tuple[Tensor, None]:
+    image = read(item.image) if item.events is None and item.image else load(item)[1]
+    return image[None], None

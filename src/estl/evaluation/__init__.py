@@ -1,0 +1,1 @@
+"""Figures of a student: accuracy over time, diagnostics, energy, attacks."""

@@ -1,0 +1,290 @@
+"""How a student's accuracy falls when its input is disturbed: attacks through time, and noise.
+
+The disturbances know the input's range, not its units: event frames hold counts, images values in
+[0,1], and either may be normalized. The range of a sample is from 0 (or its least value, if that is
+negative) to its largest value; `eps` and `sigma` are shares of it, and what comes out lies in it.
+An image shown at all steps (`estl.types.direct_code`) is disturbed once, the same at every step.
+"""
+
+from collections.abc import Callable, Iterable
+from fractions import Fraction
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from estl.supervision.steps import eval_mode
+from estl.types import Batch, direct_code, is_static
+
+
+def parse_eps(text: str) -> float:
+    """A size such as "8/255" or "0.03", as the field writes them.
+
+    Raises:
+        ValueError: no number, or outside [0,1].
+
+    >>> round(parse_eps("8/255"), 4)
+    0.0314
+    """
+    try:
+        eps = float(Fraction(text.replace(" ", "")))
+    except (ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"eps={text!r}: give a number or a fraction such as 8/255") from error
+    if not 0.0 <= eps <= 1.0:
+        raise ValueError(f"eps={text!r} must be in [0,1]: it is a share of the input's range")
+    return eps
+
+
+def pgd(
+    student: nn.Module,
+    events: Float[Tensor, "B T C H W"],
+    label: Int[Tensor, " B"],
+    eps: float,
+    *,
+    steps: int = 10,
+    alpha: float | None = None,
+    random_start: bool = True,
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "B T C H W"]:
+    """Projected gradient descent (Madry et al., ICLR 2018), through all time steps.
+
+        x_0     = x + uniform(-eps, eps)                                  (if `random_start`)
+        x_{n+1} = clip(x_n + alpha * sign(dCE(1/T sum_t z_t, y) / dx_n))
+
+    where clip keeps within eps of x and within the sample's range r, and eps and alpha count in
+    units of r. The gradient runs backward through time with the surrogates the student trains with:
+    where they vanish it says little, so that the accuracy under attack is an upper bound.
+
+    The student is in eval mode meanwhile; its modes, statistics and gradients stay as they are.
+
+    Args:
+        student: events to an `Output`.
+        events: samples x.
+        label: their classes y.
+        eps: largest change of a value, in [0,1].
+        steps: number of gradient steps, >= 1.
+        alpha: size of one, by default 2.5 * eps / steps.
+        random_start: whether to start at a random place within eps.
+        generator: of the start, on the device of `events`.
+
+    Raises:
+        ValueError: `eps`, `steps` or `alpha` outside its range.
+    """
+    alpha = 2.5 * eps / max(steps, 1) if alpha is None else alpha
+    if not 0.0 <= eps <= 1.0:
+        raise ValueError(f"eps={eps} must be in [0,1]: it is a share of the input's range")
+    if steps < 1:
+        raise ValueError(f"steps={steps} must be at least 1")
+    if not alpha >= 0.0:
+        raise ValueError(f"alpha={alpha} must be >= 0")
+    clean, T = _once(events).detach(), events.shape[1]
+    low, high = _range(clean)
+    radius = eps * (high - low)
+    lowest, highest = (clean - radius).clamp(min=low), (clean + radius).clamp(max=high)
+    x = clean
+    if random_start:
+        x = clean + radius * (2 * _like(clean, torch.rand, generator) - 1)
+        x = x.clamp(lowest, highest)
+    with eval_mode(student):
+        for _ in range(steps):
+            rise = _gradient(student, x, T, label).sign()
+            x = (x + alpha * (high - low) * rise).clamp(lowest, highest)
+    return _again(x, T)
+
+
+def fgsm(
+    student: nn.Module,
+    events: Float[Tensor, "B T C H W"],
+    label: Int[Tensor, " B"],
+    eps: float,
+) -> Float[Tensor, "B T C H W"]:
+    """Fast gradient sign method (Goodfellow et al., ICLR 2015): x + eps * sign(dCE / dx).
+
+    `pgd` with one step of full size from the sample itself.
+    """
+    return pgd(student, events, label, eps, steps=1, alpha=eps, random_start=False)
+
+
+def gaussian_noise(
+    events: Float[Tensor, "B T C H W"], sigma: float, generator: torch.Generator | None = None
+) -> Float[Tensor, "B T C H W"]:
+    """Normal noise of standard deviation `sigma`, a share of each sample's range, clipped to it.
+
+    Raises:
+        ValueError: `sigma` below 0.
+
+    >>> gaussian_noise(torch.rand(2, 4, 2, 8, 8), sigma=0.1).shape
+    torch.Size([2, 4, 2, 8, 8])
+    """
+    if not sigma >= 0.0:
+        raise ValueError(f"sigma={sigma} must be >= 0")
+    x = _once(events)
+    low, high = _range(x)
+    noise = sigma * (high - low) * _like(x, torch.randn, generator)
+    return _again((x + noise).clamp(low, high), events.shape[1])
+
+
+def event_noise(
+    events: Float[Tensor, "B T C H W"], rate: float, generator: torch.Generator | None = None
+) -> Float[Tensor, "B T C H W"]:
+    """Background activity: a Poisson number of further events of mean `rate` in each value.
+
+    For frames of counts, where one event adds 1. They may exceed the sample's range: a busy pixel
+    is noise as a camera makes it.
+
+    Args:
+        events: counts.
+        rate: expected further events a pixel, polarity and time step, >= 0.
+        generator: on the device of `events`.
+
+    Raises:
+        ValueError: `rate` below 0.
+
+    >>> bool((event_noise(torch.zeros(1, 4, 2, 32, 32), rate=1.0).mean() - 1).abs() < 0.1)
+    True
+    """
+    if not rate >= 0.0:
+        raise ValueError(f"rate={rate} must be >= 0")
+    rates = torch.full(events.shape, rate, dtype=events.dtype, device=events.device)
+    return events + torch.poisson(rates, generator=generator)
+
+
+def drop_frames(
+    events: Float[Tensor, "B T C H W"], k: int, generator: torch.Generator | None = None
+) -> Float[Tensor, "B T C H W"]:
+    """Zero `k` of the T frames of each sample, chosen at random.
+
+    Raises:
+        ValueError: `k` outside 0..T.
+
+    >>> drop_frames(torch.ones(1, 4, 1, 1, 1), k=3).sum()
+    tensor(1.)
+    """
+    B, T = events.shape[:2]
+    if not 0 <= k <= T:
+        raise ValueError(f"k={k} frames to drop must be in 0..T={T}")
+    order = torch.rand(B, T, device=events.device, generator=generator).argsort(1)
+    return events * (order >= k).to(events.dtype)[:, :, None, None, None]
+
+
+Disturb = Callable[[nn.Module, Batch, torch.Generator], Tensor]
+"""A student, a batch and a source of chance to disturbed events (B,T,C,H,W)."""
+
+
+def attack(name: str, eps: float, steps: int = 10) -> dict[str, Disturb]:
+    """The row of one attack, "fgsm" or "pgd", for `robustness`.
+
+    Raises:
+        ValueError: another name.
+
+    >>> list(attack("pgd", eps=8 / 255))
+    ['pgd-10 8/255']
+    """
+    size = f"{255 * eps:.3g}/255"
+    if name == "fgsm":
+        return {f"fgsm {size}": lambda net, batch, _: fgsm(net, batch.events, batch.label, eps)}
+    if name == "pgd":
+        return {
+            f"pgd-{steps} {size}": lambda net, batch, chance: pgd(
+                net, batch.events, batch.label, eps, steps=steps, generator=chance
+            )
+        }
+    raise ValueError(f"attack must be 'fgsm' or 'pgd', not {name!r}")
+
+
+def noise(
+    sigma: float | None = None, rate: float | None = None, dropped: int | None = None
+) -> dict[str, Disturb]:
+    """The rows of Gaussian noise, event noise and dropped frames for `robustness`; None for none.
+
+    >>> list(noise(sigma=0.1, dropped=1))
+    ['gaussian 0.1', '1 frame dropped']
+    """
+    rows: dict[str, Disturb] = {}
+    if sigma is not None:
+        rows[f"gaussian {sigma:g}"] = partial(_disturb, gaussian_noise, sigma)
+    if rate is not None:
+        rows[f"event noise {rate:g}"] = partial(_disturb, event_noise, rate)
+    if dropped is not None:
+        name = f"{dropped} frame{'s' if dropped > 1 else ''} dropped"
+        rows[name] = partial(_disturb, drop_frames, dropped)
+    return rows
+
+
+def robustness(
+    student: nn.Module,
+    batches: Iterable[Batch],
+    device: torch.device,
+    rows: dict[str, Disturb],
+    seed: int = 0,
+) -> dict[str, float]:
+    """Accuracy of the mean logits, "clean" and for each of `rows`.
+
+    Every row has a source of chance of its own, so that its figure depends on the seed and the
+    batches alone.
+
+    Args:
+        student: events to an `Output`; moved to `device`, its modes stay.
+        batches: what is classified.
+        device: where.
+        rows: name to disturbance, see `attack` and `noise`.
+        seed: of all chance.
+    """
+    student = student.to(device)
+    table = {"clean": lambda net, batch, chance: batch.events, **rows}
+    chance = {name: torch.Generator(device).manual_seed(seed) for name in table}
+    correct, samples = dict.fromkeys(table, 0), 0
+    for batch in batches:
+        batch = batch.to(device)
+        samples += len(batch.label)
+        for name, disturb in table.items():
+            events = disturb(student, batch, chance[name])
+            with eval_mode(student), torch.no_grad():
+                logits = student(events).logits.float().mean(1)
+            correct[name] += int((logits.argmax(-1) == batch.label).sum())
+    return {name: hits / max(samples, 1) for name, hits in correct.items()}
+
+
+def _disturb(
+    how: Callable[..., Tensor], size: Any, _: nn.Module, batch: Batch, chance: torch.Generator
+) -> Tensor:
+    return how(batch.events, size, generator=chance)
+
+
+def _once(events: Float[Tensor, "B T C H W"]) -> Float[Tensor, "B t C H W"]:
+    """One step of an image that is shown at all of them, else all steps."""
+    return events[:, :1] if is_static(events) else events
+
+
+def _again(x: Float[Tensor, "B t C H W"], steps: int) -> Float[Tensor, "B T C H W"]:
+    """The way back from `_once`."""
+    return direct_code(x[:, 0], steps) if x.shape[1] < steps else x
+
+
+def _range(x: Float[Tensor, "B t C H W"]) -> tuple[Tensor, Tensor]:
+    """Lowest and highest value of each sample, the lowest at most 0; each (B,1,1,1,1)."""
+    dims = (1, 2, 3, 4)
+    low = x.amin(dims, keepdim=True).clamp(max=0.0)
+    return low, x.amax(dims, keepdim=True).maximum(low)
+
+
+def _like(x: Tensor, draw: Callable[..., Tensor], generator: torch.Generator | None) -> Tensor:
+    return draw(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+
+
+def _gradient(
+    student: nn.Module,
+    x: Float[Tensor, "B t C H W"],
+    steps: int,
+    label: Int[Tensor, " B"],
+) -> Float[Tensor, "B t C H W"]:
+    """Gradient of the summed loss, so that a sample's is the same in any batch."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        logits = student(_again(x, steps)).logits.mean(1)
+        loss = F.cross_entropy(logits, label, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, x)
+    return gradient

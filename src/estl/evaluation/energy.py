@@ -1,0 +1,186 @@
+"""Synaptic operations and energy of a student, by counting what its layers read.
+
+Under these assumptions:
+
+* An operation costs what it does in 45 nm CMOS at 32 bit floating point (Horowitz, ISSCC 2014):
+  0.9 pJ an addition (AC), 4.6 pJ a multiplication and addition (MAC). Memory traffic, the neurons'
+  own updates, max pooling and additions of residuals are not counted.
+* Batch norm is folded into the layer before it; constant scales are folded into weights.
+* A layer that reads spikes, or sums of spikes (residuals, tokens, event counts), makes one AC for
+  each spike and synapse: an input of 2 makes two. So does a layer behind average pooling or the
+  mean over places: of m places, its inputs are multiples of 1/m, and each spike reaches each
+  synapse. What counts is every value seen: one other value, and the layer makes MACs.
+* A layer that reads real values (images, normalized frames) makes one MAC for each input and
+  synapse, zeros included. An image shown at all steps passes the first layer once.
+* Synapses to the padding around a map are not counted: at rate 1, ACs equal MACs.
+* Attention multiplies spikes with spikes, outside any layer: each spike of the left factor adds a
+  row of the right one, in the order of products that `softmax_free_attention` takes.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from estl.neurons import LIF
+from estl.students.spikformer import SpikingSelfAttention
+
+AC_PJ = 0.9
+MAC_PJ = 4.6
+
+
+@dataclass
+class Operations:
+    """Synaptic operations of one layer.
+
+    Args:
+        scales: numbers m such that m times each input was a natural number; none left where the
+            layer reads real values.
+        received: sum of the inputs times the number of synapses of each.
+        dense: number of (input, synapse) pairs.
+    """
+
+    scales: set[int]
+    received: float = 0.0
+    dense: float = 0.0
+
+    @property
+    def acs(self) -> float:
+        """Additions."""
+        return min(self.scales) * self.received if self.scales else 0.0
+
+    @property
+    def macs(self) -> float:
+        """Multiplications with addition."""
+        return 0.0 if self.scales else self.dense
+
+    @property
+    def picojoules(self) -> float:
+        """Energy of both."""
+        return AC_PJ * self.acs + MAC_PJ * self.macs
+
+
+@dataclass
+class Activity:
+    """What `watch` gathers, by the names of modules in the student."""
+
+    spikes: dict[str, float] = field(default_factory=dict)
+    neurons: dict[str, int] = field(default_factory=dict)
+    operations: dict[str, Operations] = field(default_factory=dict)
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Spikes a neuron and step of each spiking layer."""
+        return {name: spikes / self.neurons[name] for name, spikes in self.spikes.items()}
+
+
+@contextmanager
+def watch(student: nn.Module, activity: Activity, places: int = 1) -> Iterator[None]:
+    """Add to `activity` the spikes and operations of all calls of `student` within the context.
+
+    Spiking layers are `LIF` and the neurons of SpikingJelly and snnTorch. Operations are those of
+    convolutions, linear layers and `SpikingSelfAttention`, under the assumptions above.
+
+    Args:
+        student: what is watched.
+        activity: where the counts go.
+        places: H*W of the maps that the student averages before its head.
+
+    >>> net = nn.Sequential(nn.Linear(2, 5))
+    >>> activity = Activity()
+    >>> with watch(net, activity):
+    ...     _ = net(torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
+    >>> activity.operations["0"].acs
+    15.0
+    """
+    pools = [m for m in student.modules() if isinstance(m, nn.AvgPool2d)]
+    scales = {1, places} | {_area(m) for m in pools}
+    hooks = []
+    for name, module in student.named_modules():
+        hook: Callable[..., None]
+        if (
+            isinstance(module, LIF)
+            or hasattr(module, "v_threshold")
+            or hasattr(module, "reset_mem")
+        ):
+            hook = partial(_count_spikes, activity, name)
+        elif isinstance(module, nn.Linear | _ConvNd):
+            hook = partial(_count_layer, activity, name, scales)
+        elif isinstance(module, SpikingSelfAttention):
+            hook = partial(_count_attention, activity, name, module.heads)
+            module = module.qkv
+        else:
+            continue
+        hooks.append(module.register_forward_hook(hook))
+    try:
+        yield
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+def _count_spikes(activity: Activity, name: str, _: nn.Module, __: Any, y: Any) -> None:
+    spikes = y[0] if isinstance(y, tuple) else y
+    activity.spikes[name] = activity.spikes.get(name, 0.0) + spikes.double().sum().item()
+    activity.neurons[name] = activity.neurons.get(name, 0) + spikes.numel()
+
+
+def _count_layer(
+    activity: Activity, name: str, scales: set[int], module: nn.Module, args: Any, _: Tensor
+) -> None:
+    x = args[0]
+    layer = activity.operations.setdefault(name, Operations(set(scales)))
+    layer.scales &= {m for m in layer.scales if _natural(m * x)}
+    fan_out = _fan_out(module, x)
+    inputs = x.flatten(0, x.ndim - fan_out.ndim - 1)
+    layer.received += (inputs.sum(0, dtype=torch.double) * fan_out).sum().item()
+    layer.dense += len(inputs) * fan_out.sum().item()
+
+
+def _count_attention(
+    activity: Activity, name: str, heads: int, _: nn.Module, __: Any, qkv: Tensor
+) -> None:
+    layer = activity.operations.setdefault(name, Operations({1}))
+    N, width = qkv.shape[-2:]
+    d = width // (3 * heads)
+    q, k, v = (part.double().sum().item() for part in qkv.chunk(3, -1))
+    rows = qkv.numel() // 3  # elements of each factor, over all heads
+    # q (k^T v): k's spikes add rows of v, q's add rows of the product, each of d values.
+    # (q k^T) v: q's spikes add columns of k, v's add columns of the product, each of N values.
+    layer.received += (k + q) * d if d < N else (q + v) * N
+    layer.dense += 2 * rows * min(d, N)
+
+
+def _natural(x: Tensor) -> bool:
+    """Whether all values are 0, 1, 2, ..., up to the rounding of a mean."""
+    return bool((x >= 0).all() and ((x - x.round()).abs() < 1e-3).all())
+
+
+def _fan_out(module: nn.Module, x: Tensor) -> Tensor:
+    """Number of synapses of each input of one sample and channel: () or the size of the map.
+
+    Of a convolution it is the gradient of the sum of outputs under unit weights.
+    """
+    if isinstance(module, nn.Linear):
+        return torch.tensor(float(module.out_features), dtype=torch.double, device=x.device)
+    assert isinstance(module, _ConvNd)
+    n = len(module.kernel_size)
+    convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[n]
+    with torch.enable_grad():
+        one = torch.zeros(1, 1, *x.shape[-n:], dtype=torch.double, device=x.device).requires_grad_()
+        weight = one.new_ones(1, 1, *module.kernel_size)
+        y = convolve(one, weight, None, module.stride, module.padding, module.dilation)
+        (fan_out,) = torch.autograd.grad(y.sum(), one)
+    return fan_out[0, 0] * (module.out_channels // module.groups)
+
+
+def _area(pool: nn.AvgPool2d) -> int:
+    size = pool.kernel_size
+    return size * size if isinstance(size, int) else math.prod(size)

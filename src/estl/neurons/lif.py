@@ -1,0 +1,198 @@
+"""Leaky integrate-and-fire neurons: a pure scan over time, and the module around it.
+
+The plain scan in this file defines the result. `kernels.py` computes the same thing fused.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from estl.neurons.fused import fused_lif, worthwhile
+
+Surrogate = Callable[[Tensor], Tensor]
+"""Derivative that stands in for the step's, as a function of u = v - threshold."""
+
+Reset = Literal["hard", "soft"]
+
+
+@dataclass(frozen=True)
+class Triangle:
+    """Triangular surrogate of TET (Deng et al. 2022): max(0, width - |u|) / width^2.
+
+    >>> Triangle()(torch.tensor([-0.5, 0.0, 2.0]))
+    tensor([0.5000, 1.0000, 0.0000])
+    """
+
+    width: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.width > 0:
+            raise ValueError(f"width={self.width}: the triangle needs a positive half-width")
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """The derivative at `u`."""
+        return (self.width - u.abs()).clamp(min=0.0) / self.width**2
+
+
+@dataclass(frozen=True)
+class Sigmoid:
+    """Derivative of sigmoid(alpha * u), the surrogate of Spikformer (alpha 4).
+
+    >>> Sigmoid()(torch.tensor(0.0))
+    tensor(1.)
+    """
+
+    alpha: float = 4.0
+
+    def __post_init__(self) -> None:
+        if not self.alpha > 0:
+            raise ValueError(f"alpha={self.alpha}: the sigmoid needs a positive slope")
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """The derivative at `u`."""
+        p = torch.sigmoid(self.alpha * u)
+        return self.alpha * p * (1.0 - p)
+
+
+class _Spike(torch.autograd.Function):
+    """Step forward, surrogate backward."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, surrogate: Surrogate, inclusive: bool) -> Tensor:
+        ctx.save_for_backward(u)
+        ctx.surrogate = surrogate
+        return ((u >= 0) if inclusive else (u > 0)).to(u.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (u,) = ctx.saved_tensors
+        return grads[0] * ctx.surrogate(u), None, None
+
+
+def lif(
+    x: Float[Tensor, "T *shape"],
+    *,
+    decay: float = 0.5,
+    gain: float = 1.0,
+    threshold: float = 1.0,
+    reset: Reset = "hard",
+    detach_reset: bool = False,
+    surrogate: Surrogate = Triangle(),
+    inclusive: bool = False,
+) -> Float[Tensor, "T *shape"]:
+    """Spikes (0 or 1) of leaky integrate-and-fire neurons over time-first input.
+
+        v_t = decay * r_{t-1} + gain * x_t,     r_0 = 0
+        s_t = 1 if v_t > threshold else 0       (>= if `inclusive`)
+        r_t = v_t * (1 - s_t)                   (hard;  soft: v_t - threshold * s_t)
+
+    Backward, ds/dv is `surrogate(v - threshold)`; with `detach_reset` the reset passes no gradient
+    to s. Nothing is kept between calls.
+
+    Args:
+        x: input current (T, ...).
+        decay: share of the potential that survives a step, in [0,1] (1 - 1/tau).
+        gain: factor on the input (1, or 1/tau for neurons that decay their input).
+        threshold: potential at which a neuron fires, > 0.
+        reset: "hard" to zero, or "soft" by subtraction.
+        detach_reset: whether the reset is outside the graph.
+        surrogate: derivative of the step as a function of v - threshold.
+        inclusive: whether v == threshold fires.
+
+    Raises:
+        ValueError: if an argument is out of its range, or x has no time steps.
+
+    >>> lif(torch.tensor([[0.8], [0.8], [0.8]])).squeeze(1)   # v: 0.8, 1.2, 0.8
+    tensor([0., 1., 0.])
+    """
+    _check(decay, gain, threshold, reset)
+    if x.shape[0] == 0:
+        raise ValueError(f"x of shape {tuple(x.shape)} has no time steps: dimension 0 is T")
+    r = torch.zeros_like(x[0])
+    spikes = []
+    for x_t in x:
+        v = decay * r + gain * x_t
+        s: Tensor = _Spike.apply(v - threshold, surrogate, inclusive)
+        spikes.append(s)
+        s_reset = s.detach() if detach_reset else s
+        r = v * (1.0 - s_reset) if reset == "hard" else v - threshold * s_reset
+    return torch.stack(spikes)
+
+
+def _check(decay: float, gain: float, threshold: float, reset: str) -> None:
+    if not 0 <= decay <= 1:
+        raise ValueError(f"decay={decay}: the share of the potential that survives is in [0, 1]")
+    if not 0 < gain < math.inf:
+        raise ValueError(f"gain={gain}: the factor on the input is positive and finite")
+    if not 0 < threshold < math.inf:
+        raise ValueError(f"threshold={threshold}: the firing threshold is positive and finite")
+    if reset not in get_args(Reset):
+        raise ValueError(f"reset={reset!r}: choose one of {', '.join(get_args(Reset))}")
+
+
+class LIF(nn.Module):
+    """`lif` on batch-first input (B,T,...); the arguments are those of `lif`.
+
+    Memory may be time first under a batch-first view; then no copy is made. Large layers in
+    training run the fused scan (`kernels.worthwhile` has the rule and the variable that changes
+    it), with the same spikes.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    >>> LIF.spikformer()(torch.ones(2, 4, 8, 6, 6)).shape
+    torch.Size([2, 4, 8, 6, 6])
+    """
+
+    def __init__(
+        self,
+        *,
+        decay: float = 0.5,
+        gain: float = 1.0,
+        threshold: float = 1.0,
+        reset: Reset = "hard",
+        detach_reset: bool = False,
+        surrogate: Surrogate = Triangle(),
+        inclusive: bool = False,
+    ) -> None:
+        super().__init__()
+        _check(decay, gain, threshold, reset)
+        self.options: dict[str, Any] = {
+            "decay": decay,
+            "gain": gain,
+            "threshold": threshold,
+            "reset": reset,
+            "detach_reset": detach_reset,
+            "surrogate": surrogate,
+            "inclusive": inclusive,
+        }
+
+    @classmethod
+    def tet(cls, **changes: Any) -> "LIF":
+        """TET's neuron: decay 0.5, gain 1, v > 1, triangle, reset in the graph."""
+        return cls(**changes)
+
+    @classmethod
+    def spikformer(cls, **changes: Any) -> "LIF":
+        """Spikformer's neuron: decay 0.5, gain 0.5, v >= 1, sigmoid (alpha 4), reset detached."""
+        preset: dict[str, Any] = {
+            "gain": 0.5,
+            "detach_reset": True,
+            "surrogate": Sigmoid(),
+            "inclusive": True,
+        }
+        return cls(**(preset | changes))
+
+    def forward(self, x: Float[Tensor, "B T *shape"]) -> Float[Tensor, "B T *shape"]:
+        """Spikes of `x` over dimension 1."""
+        scan = fused_lif if worthwhile(x) else lif
+        return scan(x.transpose(0, 1), **self.options).transpose(0, 1)
+
+    def extra_repr(self) -> str:
+        """The options, as `print` shows them."""
+        return ", ".join(f"{name}={value}" for name, value in self.options.items())

@@ -1,0 +1,91 @@
+"""A page of pictures every few epochs: what teacher, edge detector and student look at."""
+
+from pathlib import Path
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from estl.supervision.distillation import EdgeGuidedDistillation
+from estl.training.learner import Learner
+from estl.types import Batch, Supervision
+
+COLUMNS = ("image", "learned edges", "teacher attention", "student attention", "events")
+
+
+class Pictures(Callback):
+    """Writes `folder/epoch_NNN.png` every `every` epochs, for a guided supervision.
+
+    One row a sample of the first validation batch: RGB, edges, the teacher's attention (times the
+    edges), the student's, and the events of the first third of the steps (ON red, OFF blue). A
+    supervision without guidance has nothing to show and is left alone.
+
+    Args:
+        folder: where the pages go.
+        every: epochs between two pages; the last epoch always has one.
+        samples: rows of a page.
+    """
+
+    def __init__(self, folder: Path, every: int = 10, samples: int = 4) -> None:
+        self.folder, self.every, self.samples = folder, every, samples
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw a page if it is time for one."""
+        epoch = trainer.current_epoch
+        last = epoch + 1 == trainer.max_epochs
+        assert isinstance(pl_module, Learner)
+        guided = guided_part(pl_module.supervision)
+        if guided is None or not trainer.is_global_zero or (not last and (epoch + 1) % self.every):
+            return
+        loader = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
+        batch: Batch = next(iter(loader)).to(pl_module.device)
+        rows = slice(0, self.samples)
+        if batch.image is None:
+            return
+        batch = Batch(batch.events[rows], batch.label[rows], batch.image[rows])
+        pl_module.eval()
+        with torch.inference_mode():
+            seen = guided.maps(pl_module.student(batch.events), batch)
+        pl_module.train()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        assert batch.image is not None
+        edges = torch.zeros_like(batch.image[:, :1]) if seen.edges is None else seen.edges
+        page = [batch.image, edges[:, 0], seen.teacher, seen.student, event_picture(batch.events)]
+        draw(page, self.folder / f"epoch_{epoch + 1:03d}.png")
+
+
+def guided_part(supervision: Supervision) -> EdgeGuidedDistillation | None:
+    """The guided distillation in a supervision, itself or within a `Sum`; None if there is none."""
+    parts = (m for m in supervision.modules() if isinstance(m, EdgeGuidedDistillation))
+    return next(parts, None)
+
+
+def event_picture(events: Tensor) -> Tensor:
+    """Events (B,T,2,H,W) as RGB (B,3,H,W) on white: ON red, OFF blue, the strongest pixel full.
+
+    Only the first third of the steps, one saccade: later ones draw the same edges the other way.
+
+    >>> event_picture(torch.zeros(1, 2, 2, 4, 4)).unique()
+    tensor([1.])
+    """
+    counts = events[:, : -(-events.shape[1] // 3)].sum(1)
+    off, on = (counts / counts.amax((1, 2, 3), keepdim=True).clamp(min=1.0)).sqrt().unbind(1)
+    return torch.stack((1 - off, 1 - torch.maximum(on, off), 1 - on), dim=1)
+
+
+def draw(page: list[Tensor], path: Path) -> None:
+    """Write columns of pictures, (B,3,H,W) or (B,H,W), as one PNG."""
+    from matplotlib.figure import Figure
+
+    rows = len(page[0])
+    figure = Figure(figsize=(2 * len(page), 2 * rows + 0.3), layout="constrained")
+    axes = figure.subplots(rows, len(page), squeeze=False)
+    for column, (title, pictures) in enumerate(zip(COLUMNS, page, strict=True)):
+        axes[0, column].set_title(title, fontsize=9)
+        for row, picture in enumerate(pictures.float().cpu()):
+            if picture.ndim == 3:
+                axes[row, column].imshow(picture.movedim(0, -1).clamp(0, 1))
+            else:
+                axes[row, column].imshow(picture, cmap="magma")
+            axes[row, column].set_axis_off()
+    figure.savefig(path, dpi=80)

@@ -1,0 +1,110 @@
+"""A data set is packed into shards: what is read is what was written, or is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from estl.data.items import Item
+from estl.data.module import EventData
+from estl.data.shards import decode, encode, read_index, read_shard, write_shards
+from estl.types import direct_code, is_static
+
+ITEMS = [Item("ab"[i % 2], f"{i:02d}") for i in range(20)]
+
+
+def load(item: Item) -> tuple[Tensor, None]:
+    return torch.full((2, 2, 1, 1), float(item.number)), None
+
+
+def small(leak: int = 0, **loading: Any) -> EventData:
+    """14 training items, 4 for validation, 2 for testing and `leak` of the training items again."""
+    splits = {"train": ITEMS[:14], "val": ITEMS[14:18], "test": ITEMS[18:] + ITEMS[:leak]}
+    return EventData(
+        splits, load, T=2, image_size=(1, 1), content=lambda i: [str(i).encode()], **loading
+    )
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_shards(small(), tmp_path / "shards", shard_size=6)
+    return tmp_path / "shards"
+
+
+def test_the_same_data_make_the_same_shards(tmp_path: Path) -> None:
+    a = write_shards(small(), tmp_path / "a", shard_size=6)
+    b = write_shards(small(num_workers=1), tmp_path / "b", shard_size=6)
+    assert a == b
+    assert [shard["samples"] for shard in a["splits"]["train"]] == [6, 6, 2]
+
+
+@pytest.mark.parametrize(
+    ("frames", "bytes_each"),
+    [
+        (torch.tensor([0.0, 255.0]), 1),
+        (torch.tensor([0.0, 256.0]), 2),
+        (torch.tensor([0.5, -1.0]), 4),
+        (torch.tensor([0.0, 65536.0]), 4),
+    ],
+)
+def test_frames_come_back_exactly(frames: Tensor, bytes_each: int) -> None:
+    frames = frames.view(2, 1, 1, 1).expand(2, 2, 40, 40).contiguous()
+    parts = encode(Item("a", "1.b"), frames, None)
+    assert len(parts["frames.npy"]) < 2 * 2 * 40 * 40 * bytes_each + 200
+    item, again, image = decode(parts, 2)
+    assert item == Item("a", "1.b")
+    assert torch.equal(again, frames)
+    assert image is None
+
+
+def test_direct_coding_stays_one_step() -> None:
+    image = torch.rand(3, 5, 5)
+    parts = encode(Item("a", "1"), direct_code(image[None], 4)[0], image)
+    _, frames, again = decode(parts, 4)
+    assert is_static(frames[None])
+    assert torch.equal(frames[3], image)
+    assert again is not None
+    assert (again - image).abs().max() <= 0.5 / 255 + 1e-6
+
+
+def spoil(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "cut":
+        content = content[:-700]
+    else:
+        content[600] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(("how", "text"), [("cut", "truncated"), ("flip", "SHA-256")])
+def test_a_broken_shard_is_named(root: Path, how: str, text: str) -> None:
+    spoil(root / "test-000000.tar", how)
+    with pytest.raises(ValueError, match=rf"test-000000\.tar: .*{text}"):
+        list(read_shard(str(root), read_index(str(root))["splits"]["test"][0]))
+
+
+def test_an_incomplete_or_foreign_folder_is_refused(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"index\.json.*--data-path"):
+        read_index(str(tmp_path))
+    for text in ("no json", "[]", '{"format": 99}', "\xff"):
+        (root / "index.json").write_text(text, encoding="latin-1")
+        with pytest.raises(ValueError, match=r"index\.json: not an index"):
+            read_index(str(root))
+
+
+def test_a_folder_that_holds_shards_and_empty_shards_are_refused(
+    root: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="shard_size=0"):
+        write_shards(small(), tmp_path / "b", shard_size=0)
+    with pytest.raises(ValueError, match="already holds shards"):
+        write_shards(small(), root)
+
+
+def test_a_leak_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="leak"):
+        write_shards(small(leak=1), tmp_path / "a")
+    write_shards(small(leak=1, allow_leaks=True), tmp_path / "b")

@@ -1,0 +1,91 @@
+"""A teacher made here loads as a real one does, and never learns from held-out images."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from estl.data.sets.digits import Digits
+from estl.data.sets.photographs import Photographs
+from estl.experiments.train_teacher import teach
+from estl.guidance import ClipTeacher
+from estl.guidance.tower import ClipTower, CosineHead, jitter
+
+SMALL = {"image_size": 16, "patch": 8, "dim": 16, "depth": 1, "heads": 2}
+
+
+def test_a_taught_teacher_is_loaded_with_the_features_it_was_trained_with(tmp_path: Path) -> None:
+    data = Digits(T=3, size=16, per_class=3)
+    record = teach(data, tmp_path, tower=SMALL, epochs=1)
+    assert set(record["image_accuracy"]) == {"val", "test"}
+    teacher = ClipTeacher(tmp_path)
+    assert teacher.dim == 16
+    assert teacher.grid == (2, 2)
+    image = torch.rand(2, 3, 16, 16)
+    assert teacher(image).attention.shape == (2, 2, 2)
+    with pytest.raises(ValueError, match="already holds"):
+        teach(data, tmp_path, tower=SMALL, epochs=1)
+
+
+def test_tower_and_teacher_see_the_same(tmp_path: Path) -> None:
+    tower = ClipTower(3, **SMALL).eval()  # type: ignore[arg-type]
+    tower.tower.save_pretrained(tmp_path)
+    image = torch.rand(2, 3, 24, 24)
+    output, seen = tower(image[:, None]), ClipTeacher(tmp_path)(image)
+    torch.testing.assert_close(output.class_token[:, 0], seen.pooled)
+    patches = output.features[:, 0].flatten(2).transpose(1, 2)
+    torch.testing.assert_close(patches, seen.patches)
+
+
+def test_cosine_head_is_a_scaled_cosine() -> None:
+    head = CosineHead(4, 3)
+    x = torch.randn(5, 4)
+    for i in range(5):
+        for k in range(3):
+            cosine = F.cosine_similarity(head.project(x)[i], head.embeddings[k], dim=0)
+            torch.testing.assert_close(head(x)[i, k], 10.0 * cosine)
+
+
+def test_jitter_moves_an_image_but_not_far() -> None:
+    image = torch.zeros(64, 3, 21, 21)
+    image[:, :, 10, 10] = 1.0
+    moved = jitter(image, flip=False)
+    place = moved[:, 0].flatten(1).argmax(1)
+    row, column = place // 21, place % 21
+    assert (row - 10).abs().max() <= 3
+    assert (column - 10).abs().max() <= 3
+    assert len(place.unique()) > 5
+
+
+def test_photographs_hold_the_images_of_each_split() -> None:
+    data = Digits(T=3, size=16, per_class=3)
+    photographs = Photographs(data)
+    assert photographs.sizes == data.sizes
+    batch = next(iter(photographs.test_dataloader()))
+    paired = next(iter(data.test_dataloader()))
+    assert paired.image is not None
+    torch.testing.assert_close(batch.events[:, 0], paired.image[: len(batch.label)])
+
+
+def test_an_extra_image_of_a_held_out_item_is_refused(tmp_path: Path) -> None:
+    data = Digits(T=3, size=16, per_class=3)
+    for label, number in (("0", "extra"), (data.splits["test"][0].label, "twin")):
+        (tmp_path / label).mkdir(exist_ok=True)
+        Image.new("L", (16, 16)).save(tmp_path / label / f"{number}.png")
+    assert Photographs(data, tmp_path).sizes["train"] == 32
+    twin = data.splits["test"][0]
+    Image.new("L", (16, 16)).save(tmp_path / twin.label / f"{twin.number}.png")
+    with pytest.raises(ValueError, match="held out"):
+        Photographs(data, tmp_path)
+    (tmp_path / twin.label / f"{twin.number}.png").unlink()
+    (tmp_path / "zebra").mkdir()
+    Image.new("L", (16, 16)).save(tmp_path / "zebra" / "a.png")
+    with pytest.raises(ValueError, match="zebra"):
+        Photographs(data, tmp_path)
+
+
+def test_sizes_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(ValueError, match="multiple of patch"):
+        ClipTower(3, image_size=30, patch=4)

@@ -1,0 +1,182 @@
+import math
+
+import pytest
+import torch
+
+from estl.guidance import LearnableEdgeDetector, SobelEdges
+from estl.guidance.edges import (
+    activation_log_attention,
+    edge_alignment_loss,
+    edge_attention,
+    edge_smoothness_loss,
+    edge_sparsity_loss,
+)
+from estl.guidance.grid import resample
+
+
+def test_the_detector_has_the_written_layers() -> None:
+    state = LearnableEdgeDetector().state_dict()
+    assert {name: tuple(x.shape) for name, x in state.items()} == {
+        "encoder.0.weight": (64, 3, 3, 3),
+        "encoder.0.bias": (64,),
+        "encoder.2.weight": (128, 64, 3, 3),
+        "encoder.2.bias": (128,),
+        "encoder.4.weight": (128, 128, 3, 3),
+        "encoder.4.bias": (128,),
+        "edge_head.0.weight": (64, 128, 3, 3),
+        "edge_head.0.bias": (64,),
+        "edge_head.2.weight": (1, 64, 1, 1),
+        "edge_head.2.bias": (1,),
+    }
+
+
+def test_the_detector_s_edges_are_the_head_on_its_features() -> None:
+    detector = LearnableEdgeDetector()
+    rgb = torch.rand(2, 3, 9, 7)
+    edges, features = detector(rgb)
+    torch.testing.assert_close(features, detector.encoder(rgb))
+    torch.testing.assert_close(edges, detector.edge_head(features))
+    assert edges.shape == (2, 1, 9, 7)
+    assert edges.min() > 0
+    assert edges.max() < 1
+
+
+def sobel_loop(rgb: torch.Tensor) -> tuple[list, list]:
+    """Normalized (gx, gy) and magnitudes of one image (3,H,W), pixel by pixel."""
+    _, H, W = rgb.shape
+    red, green, blue = rgb.double().tolist()
+    y = [
+        [0.299 * red[i][j] + 0.587 * green[i][j] + 0.114 * blue[i][j] for j in range(W)]
+        for i in range(H)
+    ]
+
+    def at(i: int, j: int) -> float:
+        return y[min(max(i, 0), H - 1)][min(max(j, 0), W - 1)]
+
+    weights = {-1: 1, 0: 2, 1: 1}
+    g = [
+        [
+            (
+                sum(w * (at(i + k, j + 1) - at(i + k, j - 1)) for k, w in weights.items()),
+                sum(w * (at(i + 1, j + k) - at(i - 1, j + k)) for k, w in weights.items()),
+            )
+            for j in range(W)
+        ]
+        for i in range(H)
+    ]
+    top = max(math.hypot(*v) for row in g for v in row)
+    g = [[(x / top, y / top) for x, y in row] for row in g]
+    return g, [[math.hypot(*v) for v in row] for row in g]
+
+
+def test_sobel_edges_and_features_equal_a_loop_over_pixels() -> None:
+    H, W = 6, 5
+    rgb = torch.rand(2, 3, H, W)
+    edges, features = SobelEdges()(rgb)
+    assert features.shape == (2, 128, H, W)
+    for b in range(2):
+        g, magnitude = sobel_loop(rgb[b])
+        torch.testing.assert_close(edges[b, 0], torch.tensor(magnitude), atol=1e-5, rtol=1e-5)
+        for s, k, i, j in ((0, 0, 2, 2), (0, 5, 0, 4), (1, 9, 3, 3), (3, 14, 5, 0), (7, 3, 1, 1)):
+            window = [
+                g[p][q]
+                for p in range(max(0, i - s), min(H, i + s + 1))
+                for q in range(max(0, j - s), min(W, j + s + 1))
+            ]
+            x, y = (sum(v[c] for v in window) / len(window) for c in (0, 1))
+            angle = k * math.pi / 8
+            expected = max(0.0, x * math.cos(angle) + y * math.sin(angle))
+            assert features[b, 16 * s + k, i, j].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_sobel_is_fixed_in_range_and_silent_on_one_color() -> None:
+    sobel = SobelEdges()
+    assert list(sobel.parameters()) == []
+    assert sobel.state_dict() == {}
+    edges, features = sobel(torch.rand(3, 3, 12, 12))
+    assert edges.amax((1, 2, 3)).tolist() == pytest.approx([1.0, 1.0, 1.0])
+    assert edges.min() >= 0
+    assert features.min() >= 0
+    assert features.max() <= 1 + 1e-6
+    edges, features = sobel(torch.full((1, 3, 8, 8), 0.3))
+    assert edges.max() < 0.2  # rounding of the brightness, not an edge
+    assert features.isfinite().all()
+
+
+def test_edge_regularization_equals_loops() -> None:
+    edges = torch.rand(2, 1, 4, 3)
+    e, total, variation = edges.double(), 0.0, 0.0
+    for b in range(2):
+        for i in range(4):
+            for j in range(3):
+                total += e[b, 0, i, j].item()
+                if i + 1 < 4:
+                    variation += abs(e[b, 0, i + 1, j] - e[b, 0, i, j]).item()
+                if j + 1 < 3:
+                    variation += abs(e[b, 0, i, j + 1] - e[b, 0, i, j]).item()
+    assert edge_sparsity_loss(edges).item() == pytest.approx(total / 24)
+    assert edge_smoothness_loss(edges).item() == pytest.approx(variation / 24)
+    assert edge_smoothness_loss(torch.rand(1, 1, 1, 1)).item() == 0
+
+
+def test_edge_alignment_equals_a_loop() -> None:
+    B, N, D = 2, 4, 3
+    tokens = torch.randn(B, N, D)
+    attention, edges = torch.rand(B, 2, 2), torch.rand(B, 1, 4, 6)
+    expected = 0.0
+    for b in range(B):
+        energy = [sum(tokens[b, n, d].item() ** 2 for d in range(D)) / D for n in range(N)]
+        q = [math.exp(x) / sum(math.exp(y) for y in energy) for x in energy]
+        p = []
+        for i in range(2):
+            for j in range(2):
+                cell = [edges[b, 0, 2 * i + k, 3 * j + m].item() for k in (0, 1) for m in (0, 1, 2)]
+                p.append(attention[b, i, j].item() * sum(cell) / 6)
+        p = [x / sum(p) for x in p]
+        expected += sum(x * (math.log(x) - math.log(y)) for x, y in zip(p, q, strict=True)) / B
+    loss = edge_alignment_loss(activation_log_attention(tokens), edge_attention(attention, edges))
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert loss.item() > 0.01
+
+
+def test_edge_alignment_is_defined_with_gradient_for_an_image_without_edges() -> None:
+    edges = torch.zeros(1, 1, 4, 4, requires_grad=True)
+    attention = edge_attention(torch.rand(1, 2, 2), edges)
+    torch.testing.assert_close(attention, torch.full((1, 4), 0.25))
+    edge_alignment_loss(torch.randn(1, 4).log_softmax(1), attention).backward()
+    assert edges.grad.isfinite().all()
+
+
+def test_resample_agrees_with_bilinear_weights_computed_by_hand() -> None:
+    def weights(n_in: int, n_out: int) -> torch.Tensor:
+        """Triangle of half-width max(1, scale) around each target center, normalized."""
+        scale, rows = n_in / n_out, []
+        for o in range(n_out):
+            center = (o + 0.5) * scale - 0.5
+            row = [max(0.0, 1 - abs(i - center) / max(1.0, scale)) for i in range(n_in)]
+            rows.append([x / sum(row) for x in row])
+        return torch.tensor(rows)
+
+    for source, target in (((14, 14), (12, 12)), ((4, 4), (6, 5)), ((14, 14), (4, 3))):
+        tokens = torch.randn(2, source[0] * source[1], 5, requires_grad=True)
+        rows, columns = weights(source[0], target[0]), weights(source[1], target[1])
+        maps = tokens.detach().unflatten(1, source)
+        expected = torch.einsum("ih,jw,bhwe->bije", rows, columns, maps).flatten(1, 2)
+        resampled = resample(tokens, source, target)
+        torch.testing.assert_close(resampled, expected, atol=1e-5, rtol=1e-5)
+        assert not resampled.requires_grad
+
+
+def test_resample_to_the_same_grid_changes_nothing() -> None:
+    tokens = torch.randn(2, 6, 5)
+    assert torch.equal(resample(tokens, (2, 3), (2, 3)), tokens)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"), [((3, 3), (2, 2)), ((2, 4), (0, 4)), ((0, 0), (2, 2))]
+)
+def test_a_grid_that_does_not_fit_is_refused(
+    source: tuple[int, int], target: tuple[int, int]
+) -> None:
+    with pytest.raises(ValueError, match="cannot lay 8 tokens"):
+        resample(torch.rand(1, 8, 2), source, target)

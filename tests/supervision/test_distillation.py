@@ -1,0 +1,484 @@
+import warnings
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from estl.guidance import ClipTeacher
+from estl.guidance.grid import resample
+from estl.guidance.teacher import TeacherOutput
+from estl.supervision import TSE, Sum
+from estl.supervision.distillation import WEIGHTS, EdgeGuidedDistillation
+from estl.types import Batch, Loss, Output
+
+B, T, D, K, E, GRID = 4, 3, 8, 5, 32, (3, 3)
+
+
+def save_teacher(folder: Path) -> Path:
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    torch.manual_seed(1)
+    config = CLIPVisionConfig(
+        hidden_size=E,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=32,
+        patch_size=8,
+    )
+    CLIPVisionModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_teacher(tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture
+def teacher(folder: Path) -> ClipTeacher:
+    return ClipTeacher(folder, bf16=False)
+
+
+class Student(nn.Module):
+    """The least that returns an `Output`: no neuron, no batch norm."""
+
+    def __init__(self, tokens: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.embed, self.head = nn.Conv2d(2, D, 4, stride=4), nn.Linear(D, K)
+        self.tokens = tokens
+
+    def forward(self, events: Tensor) -> Output:
+        maps = self.embed(events.flatten(0, 1)).relu().unflatten(0, events.shape[:2])
+        pooled = maps.mean((-2, -1))
+        patch_tokens = maps.flatten(3).transpose(2, 3) if self.tokens else None
+        return Output(self.head(pooled), maps, self.head, pooled, patch_tokens)
+
+
+def make_batch(size: int = B, steps: int = T) -> Batch:
+    torch.manual_seed(3)
+    events, image = torch.rand(size, steps, 2, 12, 12), torch.rand(size, 3, 16, 16)
+    return Batch(events, torch.arange(size) % 3, image)
+
+
+def make(teacher: ClipTeacher, **options: Any) -> EdgeGuidedDistillation:
+    torch.manual_seed(4)
+    return EdgeGuidedDistillation(teacher, student_dim=D, **options)
+
+
+def backward(supervision: EdgeGuidedDistillation, student: nn.Module, batch: Batch) -> Loss:
+    student.zero_grad()
+    supervision.zero_grad()
+    loss = supervision(student(batch.events), batch)
+    loss.total.backward()
+    return loss
+
+
+def gradients(module: nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+def as_written(supervision: EdgeGuidedDistillation, output: Output, batch: Batch) -> dict:
+    """The six terms as the specification writes them, unweighted."""
+    seen = supervision.teacher(batch.image)
+    edges, edge_features = supervision.edge_detector(batch.image)
+    structure_aware = supervision.fusion(seen.patches, edge_features, edges)
+    dvs_cls = supervision.projector(output.class_token.mean(dim=1))
+    dvs_tokens = output.patch_tokens.mean(dim=1)
+    dvs_patches = supervision.projector_patches(dvs_tokens)
+
+    def to_grid(maps: Tensor) -> Tensor:
+        return F.interpolate(maps, GRID, mode="bilinear", antialias=True).flatten(2)
+
+    clip_patches = to_grid(seen.patches.transpose(1, 2).unflatten(2, (4, 4))).transpose(1, 2)
+    p = to_grid(seen.attention.unsqueeze(1)) * F.adaptive_avg_pool2d(edges, GRID).flatten(2)
+    p = p.squeeze(1) / p.sum((1, 2)).unsqueeze(1)
+    q = torch.softmax(dvs_tokens.square().mean(2), dim=1)
+    similar = F.normalize(dvs_cls, dim=1) @ F.normalize(structure_aware, dim=1).T / 0.07
+    down = (edges[:, :, 1:] - edges[:, :, :-1]).abs().sum()
+    right = (edges[:, :, :, 1:] - edges[:, :, :, :-1]).abs().sum()
+    return {
+        "cls": F.cross_entropy(output.logits.mean(1), batch.label),
+        "global_distill": (dvs_cls - structure_aware).square().mean(),
+        "patch_distill": (dvs_patches - clip_patches).square().mean(),
+        "edge_align": (p * (p.log() - q.log())).sum(1).mean(),
+        "contrastive": (-similar.diag() + torch.logsumexp(similar, dim=1)).mean(),
+        "edge_reg": edges.mean() + (down + right) / edges.numel(),
+    }
+
+
+def test_the_terms_and_their_gradients_are_the_written_ones(teacher: ClipTeacher) -> None:
+    supervision, student, batch = make(teacher), Student(), make_batch()
+    loss = backward(supervision, student, batch)
+    got = gradients(student) | gradients(supervision)
+    student.zero_grad()
+    written = as_written(supervision, student(batch.events), batch)
+    total = sum(WEIGHTS[name] * term for name, term in written.items())
+    expected = torch.autograd.grad(total, list(student.parameters()))
+    assert list(loss.terms) == list(WEIGHTS)
+    for name, term in written.items():
+        torch.testing.assert_close(loss.terms[name], WEIGHTS[name] * term, atol=1e-6, rtol=1e-4)
+        assert loss.terms[name] > 1e-4, name
+    torch.testing.assert_close(loss.total, total)
+    for (name, _), grad in zip(student.named_parameters(), expected, strict=True):
+        torch.testing.assert_close(got[name], grad, atol=1e-6, rtol=1e-4)
+    assert all(value.ndim == 0 and not value.requires_grad for value in loss.metrics.values())
+
+
+def test_a_convolutional_student_is_its_cells_as_tokens(teacher: ClipTeacher) -> None:
+    supervision, batch = make(teacher), make_batch()
+    tokens = backward(supervision, Student(tokens=True), batch)
+    cells = backward(supervision, Student(tokens=False), batch)
+    assert tokens.terms.keys() == cells.terms.keys()
+    for name in tokens.terms:
+        torch.testing.assert_close(tokens.terms[name], cells.terms[name])
+
+
+def test_training_changes_every_part_and_no_weight_of_the_teacher(teacher: ClipTeacher) -> None:
+    supervision, student, batch = make(teacher), Student(), make_batch()
+    before = {name: x.clone() for name, x in teacher.tower.state_dict().items()}
+    start = [p.detach().clone() for p in [*student.parameters(), *supervision.parameters()]]
+    optimizer = torch.optim.Adam([*student.parameters(), *supervision.parameters()], lr=1e-3)
+    losses = []
+    for _ in range(3):
+        losses.append(backward(supervision, student, batch).total.item())
+        optimizer.step()
+    assert losses[-1] < losses[0]
+    parameters = [*student.parameters(), *supervision.parameters()]
+    assert not any(torch.equal(x, y) for x, y in zip(start, parameters, strict=True))
+    assert {name.split(".")[0] for name, _ in supervision.named_parameters()} == {
+        "edge_detector",
+        "fusion",
+        "projector",
+        "projector_patches",
+    }
+    for name, x in teacher.tower.state_dict().items():
+        assert torch.equal(x, before[name]), name
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ({}, {"edge_detector", "fusion", "projector", "projector_patches"}),
+        ({"query": "edge"}, {"edge_detector", "fusion", "projector", "projector_patches"}),
+        ({"detach_target": True}, {"edge_detector", "fusion", "projector", "projector_patches"}),
+        ({"edges": "sobel"}, {"fusion", "projector", "projector_patches"}),
+        ({"edges": "none"}, {"projector", "projector_patches"}),
+        ({"weights": {"patch_distill": 0.0}}, {"edge_detector", "fusion", "projector"}),
+        (
+            {"weights": {"global_distill": 0.0, "contrastive": 0.0}},
+            {"edge_detector", "projector_patches"},
+        ),
+        ({"weights": dict.fromkeys(list(WEIGHTS)[1:], 0.0)}, set()),
+    ],
+)
+def test_only_what_a_term_needs_is_built_and_all_of_it_gets_gradient(
+    teacher: ClipTeacher, options: dict[str, Any], parts: set[str]
+) -> None:
+    supervision = make(teacher, **options)
+    loss = backward(supervision, Student(), make_batch())
+    names = dict(supervision.named_parameters())
+    assert {name.split(".")[0] for name in names} == parts
+    assert gradients(supervision).keys() == names.keys()
+    assert list(loss.terms) == list(supervision.weights)
+    torch.testing.assert_close(sum(loss.terms.values()), loss.total)
+
+
+def test_without_edges_the_target_is_the_teacher_s_pooled_feature(teacher: ClipTeacher) -> None:
+    supervision, student, batch = make(teacher, edges="none"), Student(), make_batch()
+    output = student(batch.events)
+    loss = supervision(output, batch)
+    assert list(loss.terms) == ["cls", "global_distill", "patch_distill", "contrastive"]
+    projected = supervision.projector(output.class_token.mean(1))
+    expected = 0.5 * (projected - teacher(batch.image).pooled).square().mean()
+    torch.testing.assert_close(loss.terms["global_distill"], expected)
+    assert set(loss.metrics) == {"target_spread"}
+
+
+def test_sobel_edges_are_fixed_and_not_regularized(teacher: ClipTeacher) -> None:
+    loss = backward(make(teacher, edges="sobel"), Student(), make_batch())
+    assert list(loss.terms) == [name for name in WEIGHTS if name != "edge_reg"]
+    assert loss.metrics["edge_spread"] > 0.05
+
+
+def test_a_term_of_weight_zero_leaves_the_others_as_they_are(teacher: ClipTeacher) -> None:
+    student, batch = Student(), make_batch()
+    whole = backward(make(teacher), student, batch)
+    for name in list(WEIGHTS)[:1] + list(WEIGHTS)[3:]:  # the others' part would not be built
+        loss = backward(make(teacher, weights={name: 0.0}), student, batch)
+        assert list(loss.terms) == [n for n in WEIGHTS if n != name]
+        for other, term in loss.terms.items():
+            torch.testing.assert_close(term, whole.terms[other])
+
+
+def test_it_adds_to_tse_with_its_own_classification_left_out(teacher: ClipTeacher) -> None:
+    guidance = make(teacher, weights={"cls": 0.0})
+    student, batch = Student(), make_batch()
+    output = student(batch.events)
+    loss = Sum([TSE(), guidance])(output, batch)
+    assert set(loss.terms) > set(list(WEIGHTS)[1:])
+    assert "cls" not in loss.terms
+    expected = TSE()(output, batch).total + guidance(output, batch).total
+    torch.testing.assert_close(loss.total, expected)
+
+
+def test_a_detached_target_gets_no_gradient_from_global_distill(
+    teacher: ClipTeacher,
+) -> None:
+    student, batch = Student(), make_batch()
+    parts = {}
+    for name, options in {
+        "attached": {},
+        "detached": {"detach_target": True},
+        "alone": {"weights": {"global_distill": 0.0}},
+    }.items():
+        supervision = make(teacher, **options)
+        parts[name] = (backward(supervision, student, batch), gradients(supervision))
+    torch.testing.assert_close(parts["attached"][0].total, parts["detached"][0].total)
+    for name in parts["attached"][1]:
+        attached, detached, alone = (parts[kind][1][name] for kind in parts)
+        if name.startswith(("fusion", "edge_detector")):
+            torch.testing.assert_close(detached, alone, atol=1e-7, rtol=1e-4)
+            if name.endswith("weight"):  # the edges' own terms outweigh global_distill there
+                least = 1e-2 if name.startswith("fusion") else 1e-3
+                assert (attached - alone).norm() > least * alone.norm(), name
+        else:
+            torch.testing.assert_close(attached, detached, atol=1e-7, rtol=1e-4)
+
+
+def test_normalized_targets_do_not_depend_on_the_teacher_s_scale(teacher: ClipTeacher) -> None:
+    supervision = make(teacher, edges="none", normalize_targets=True)
+    output, batch = Student()(make_batch().events), make_batch()
+    seen = teacher(batch.image)
+
+    def standard(x: Tensor) -> Tensor:
+        return (x - x.mean(-1, keepdim=True)) / (
+            x.var(-1, correction=0, keepdim=True) + 1e-5
+        ).sqrt()
+
+    student = standard(supervision.projector(output.class_token.mean(1)))
+    expected = 0.5 * (student - standard(seen.pooled)).square().mean()
+    torch.testing.assert_close(supervision(output, batch).terms["global_distill"], expected)
+    supervision.teacher.forward = lambda image: replace(
+        seen, pooled=1000 * seen.pooled, patches=1000 * seen.patches
+    )
+    scaled = supervision(output, batch)
+    torch.testing.assert_close(scaled.terms["global_distill"], expected, atol=1e-4, rtol=1e-4)
+    supervision.normalize_targets = False
+    assert supervision(output, batch).terms["patch_distill"] > 1e4
+
+
+def test_validation_is_the_classification_alone_and_needs_neither_teacher_nor_images(
+    teacher: ClipTeacher,
+) -> None:
+    supervision, student, batch = make(teacher), Student(), make_batch()
+    output = student(batch.events)
+    supervision.teacher.forward = lambda image: pytest.fail("asked the teacher")
+    supervision.eval()
+    loss = supervision(output, replace(batch, image=None))
+    torch.testing.assert_close(loss.total, F.cross_entropy(output.logits.mean(1), batch.label))
+    assert list(loss.terms) == ["cls"]
+    assert loss.metrics == {}
+    silent = make(teacher, weights={"cls": 0.0}).eval()(output, batch)
+    assert silent.total == 0
+    assert silent.terms == {}
+
+
+def test_a_step_asks_the_teacher_once(teacher: ClipTeacher) -> None:
+    calls = []
+    with teacher.tower.register_forward_hook(lambda *a: calls.append(1)):
+        backward(make(teacher), Student(), make_batch())
+    assert len(calls) == 1
+
+
+def test_training_without_images_says_which_data_to_choose(teacher: ClipTeacher) -> None:
+    batch = make_batch()
+    with pytest.raises(ValueError, match=r"needs an image.*images=True") as error:
+        make(teacher)(Student()(batch.events), replace(batch, image=None))
+    assert "\n" not in str(error.value)
+
+
+def test_a_term_that_is_not_finite_is_named(teacher: ClipTeacher) -> None:
+    supervision, student, batch = make(teacher), Student(), make_batch()
+    with torch.no_grad():
+        supervision.projector_patches.bias[0] = float("nan")
+    with pytest.raises(FloatingPointError, match="not finite: patch_distill;") as error:
+        supervision(student(batch.events), batch)
+    assert "\n" not in str(error.value)
+
+
+def test_a_collapsed_edge_map_is_warned_about_once(teacher: ClipTeacher) -> None:
+    supervision, student, batch = make(teacher), Student(), make_batch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        supervision(student(batch.events), batch)
+    with torch.no_grad():
+        supervision.edge_detector.edge_head[2].bias.fill_(-30.0)
+    with pytest.warns(UserWarning, match="edge map has collapsed"):
+        loss = supervision(student(batch.events), batch)
+    assert loss.metrics["edge_spread"] < 1e-6
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        supervision(student(batch.events), batch)
+
+
+def test_the_metrics_are_what_they_say(teacher: ClipTeacher) -> None:
+    supervision, student, batch = make(teacher), Student(), make_batch()
+    output = student(batch.events)
+    metrics = supervision(output, batch).metrics
+    edges, features = supervision.edge_detector(batch.image)
+    fused = supervision.fusion.fuse(teacher(batch.image).patches, features, edges)
+    maps = supervision.maps(output, batch)
+    torch.testing.assert_close(metrics["edge_mean"], edges.mean().detach())
+    spread = torch.stack([image.std(correction=0) for image in edges.detach()]).mean()
+    torch.testing.assert_close(metrics["edge_spread"], spread)
+    torch.testing.assert_close(metrics["gate_mean"], fused.gate_mean)
+    mean_direction = F.normalize(fused.feature, dim=1).mean(0)
+    expected = (1 - mean_direction.square().sum()).sqrt().detach()  # of unit vectors
+    torch.testing.assert_close(metrics["target_spread"], expected, atol=1e-4, rtol=1e-3)
+    overlap = torch.minimum(maps.teacher, maps.student).sum((1, 2)).mean()
+    torch.testing.assert_close(metrics["attention_overlap"], overlap)
+    assert 0 < metrics["attention_overlap"] < 1
+
+    same = replace(batch, image=batch.image[:1].expand(B, -1, -1, -1))
+    assert supervision(output, same).metrics["target_spread"] < 1e-3
+
+
+@pytest.mark.parametrize("edges", ["learned", "none"])
+def test_maps_are_distributions_on_the_student_s_grid(teacher: ClipTeacher, edges: str) -> None:
+    supervision, batch = make(teacher, edges=edges).eval(), make_batch()
+    maps = supervision.maps(Student()(batch.events), batch)
+    assert maps.teacher.shape == maps.student.shape == (B, *GRID)
+    for each in (maps.teacher, maps.student):
+        torch.testing.assert_close(each.sum((1, 2)), torch.ones(B))
+        assert not each.requires_grad
+    if edges == "learned":
+        assert maps.edges.shape == (B, 1, 16, 16)
+    else:
+        assert maps.edges is None
+        attention = teacher(batch.image).attention.flatten(1).unsqueeze(2)
+        attention = resample(attention, (4, 4), GRID).squeeze(2)
+        expected = attention / attention.sum(1, keepdim=True)
+        torch.testing.assert_close(maps.teacher.flatten(1), expected)
+
+
+def test_one_step_and_a_batch_of_one_are_defined(teacher: ClipTeacher) -> None:
+    supervision, student = make(teacher), Student()
+    loss = backward(supervision, student, make_batch(size=1, steps=1))
+    assert loss.total.isfinite()
+    assert loss.terms["contrastive"] == 0
+    assert all(g.isfinite().all() for g in gradients(supervision).values())
+
+
+def test_bfloat16_autocast_is_near_float32(teacher: ClipTeacher) -> None:
+    supervision, student, batch = make(teacher, temperature=1.0), Student(), make_batch()
+    plain = supervision(student(batch.events), batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = supervision(student(batch.events), batch)
+    low.total.backward()
+    for name, term in plain.terms.items():
+        torch.testing.assert_close(low.terms[name].float(), term, atol=0.02, rtol=0.05)
+    assert all(g.isfinite().all() for g in gradients(supervision).values())
+
+
+def test_the_state_is_that_of_the_trained_parts(teacher: ClipTeacher) -> None:
+    supervision = make(teacher)
+    state = supervision.state_dict()
+    assert state.keys() == dict(supervision.named_parameters()).keys()
+    make(teacher).load_state_dict(state, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weights": {"global": 1.0}}, "no term 'global': the terms are cls, global_distill"),
+        ({"weights": {"cls": -1.0}}, "weight of cls must be 0 or more, got -1.0"),
+        ({"edges": "none", "weights": {"edge_align": 0.2}}, "edges='none' has no edge_align"),
+        ({"edges": "sobel", "weights": {"edge_reg": 0.1}}, "edges='sobel' has no edge_reg"),
+        ({"detach_target": True, "weights": {"contrastive": 0.0}}, "leaves the fusion"),
+        ({"heads": 5}, "heads must divide clip_dim 32, got 5"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(
+    teacher: ClipTeacher, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(teacher, **options)
+
+
+def test_a_student_of_another_width_is_refused(teacher: ClipTeacher) -> None:
+    batch = make_batch()
+    supervision = EdgeGuidedDistillation(teacher, student_dim=D + 1)
+    with pytest.raises(ValueError, match="student_dim is 9, but the student's tokens are 8"):
+        supervision(Student()(batch.events), batch)
+
+
+class FixedTeacher(ClipTeacher):
+    """A function of each image in place of a tower, so that the ranks start quickly."""
+
+    dim, grid, tower = E, (4, 4), nn.Identity()
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+
+    def forward(self, image: Tensor) -> TeacherOutput:
+        cells = F.adaptive_avg_pool2d(image, self.grid).flatten(2).transpose(1, 2)
+        patches = (cells @ torch.linspace(-9.0, 9.0, 3 * E).view(3, E)).sin()
+        attention = cells.sum(2).mul(3.0).softmax(1).unflatten(1, self.grid)
+        return TeacherOutput(patches.mean(1), patches, attention)
+
+
+class Trained(nn.Module):
+    """Student and supervision in one, as a trainer holds them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.student = Student()
+        self.supervision = make(FixedTeacher(), positives="class")
+
+    def forward(self, *fields: Tensor) -> Loss:
+        batch = Batch(*fields)
+        return self.supervision(self.student(batch.events), batch)
+
+
+def rank_of_two(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=60),
+    )
+    trained = DistributedDataParallel(Trained())
+    batch, half = make_batch(), slice(2 * rank, 2 * rank + 2)
+    loss = trained(batch.events[half], batch.label[half], batch.image[half])
+    loss.total.backward()
+    mean = loss.total.detach() / 2
+    dist.all_reduce(mean)
+    if rank == 0:
+        torch.save({"loss": mean, "grads": gradients(trained.module)}, f"{folder}/got.pt")
+    dist.barrier()  # neither rank may close the store while the other still talks
+    dist.destroy_process_group()
+
+
+def test_two_ranks_with_half_the_batch_each_are_one_rank_with_the_whole(tmp_path: Path) -> None:
+    mp.spawn(rank_of_two, (str(tmp_path),), nprocs=2)
+    got = torch.load(tmp_path / "got.pt")
+    trained, batch = Trained(), make_batch()
+    loss = trained(batch.events, batch.label, batch.image)
+    loss.total.backward()
+    torch.testing.assert_close(got["loss"], loss.total.detach())
+    expected = gradients(trained)
+    assert got["grads"].keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(got["grads"][name], expected[name], atol=1e-6, rtol=1e-4)

@@ -1,0 +1,131 @@
+"""The optimizer's groups, the schedule, and what a checkpoint holds."""
+
+import math
+
+import pytest
+import torch
+from lightning import Trainer
+from torch import nn
+from torch.utils.data import DataLoader
+
+from estl.evaluation.accuracy import evaluate, running_mean
+from estl.students import VGGSNN
+from estl.supervision import TET, MeanCE
+from estl.training.learner import Learner, check_finite, cosine
+from estl.types import Batch, Loss, Output, Supervision
+
+
+class WithPart(Supervision):
+    """A supervision that trains something of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projector = nn.Linear(4, 4)
+
+    def forward(self, output: Output, batch: Batch) -> Loss:
+        total = output.logits.square().mean() + self.projector.weight.square().mean()
+        return Loss(total, {"cls": total})
+
+
+def tiny(supervision: Supervision, **options: object) -> Learner:
+    student = VGGSNN(classes=3, in_channels=2, image_size=(8, 8), layers=(4, "AP"))
+    return Learner(student, supervision, **options)  # type: ignore[arg-type]
+
+
+def batches(count: int = 3) -> list[Batch]:
+    draw = torch.Generator().manual_seed(1)
+    return [
+        Batch(torch.rand(4, 2, 2, 8, 8, generator=draw), torch.randint(0, 3, (4,), generator=draw))
+        for _ in range(count)
+    ]
+
+
+def loader() -> DataLoader[Batch]:
+    return DataLoader(batches(), batch_size=None)  # type: ignore[arg-type]
+
+
+def test_groups_hold_every_trained_parameter_once_and_decay_only_weights() -> None:
+    learner = tiny(WithPart(), weight_decay=0.1, part_lr={"projector": 0.5})
+    groups = learner.groups()
+    held = [p for group in groups for p in group["params"]]
+    assert {id(p) for p in held} == {id(p) for p in learner.parameters()}
+    assert len(held) == len(set(map(id, held)))
+    for group in groups:
+        decays = {p.ndim > 1 for p in group["params"]}
+        assert decays == {group["weight_decay"] > 0}
+    rates = {group["name"].split("/")[0]: group["lr"] for group in groups}
+    assert rates == {"student": 1e-3, "projector": 0.5}
+
+
+def test_a_part_that_nothing_belongs_to_is_refused() -> None:
+    with pytest.raises(ValueError, match="edge_detektor"):
+        tiny(WithPart(), part_lr={"edge_detektor": 1e-3}).groups()
+
+
+def test_cosine_rises_through_the_warm_up_and_ends_at_zero() -> None:
+    factors = [cosine(s, total=20, warmup=5) for s in range(21)]
+    assert factors[:6] == sorted(set(factors[:6]))
+    assert factors[5:] == sorted(set(factors[5:]), reverse=True)
+    assert factors[5] == 1.0
+    assert factors[20] == pytest.approx(0.0)
+    assert factors[10] == pytest.approx(0.5 * (1 + math.cos(math.pi / 3)))
+
+
+def test_a_loss_that_is_not_finite_names_its_term() -> None:
+    bad = torch.tensor(float("nan"))
+    with pytest.raises(FloatingPointError, match="contrastive"):
+        check_finite(Loss(bad, {"cls": torch.tensor(1.0), "contrastive": bad}))
+    check_finite(Loss(torch.tensor(1.0), {"cls": torch.tensor(1.0)}))
+
+
+@pytest.mark.parametrize("supervision", [MeanCE(), TET(), WithPart()])
+def test_a_checkpoint_holds_the_students_keys_and_resumes(
+    supervision: Supervision, tmp_path: object
+) -> None:
+    options = {
+        "max_epochs": 2,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+        "default_root_dir": tmp_path,
+    }
+    learner = tiny(supervision, recipe={"seed": 1}, classes=("a", "b", "c"))
+    before = {k: v.clone() for k, v in learner.state_dict().items()}
+    trainer = Trainer(**options)  # type: ignore[arg-type]
+    trainer.fit(learner, loader())
+    path = f"{tmp_path}/last.ckpt"
+    trainer.save_checkpoint(path)
+    saved = torch.load(path, weights_only=True)
+    assert saved["state_dict"].keys() == learner.student.state_dict().keys()
+    assert saved["supervision"].keys() == supervision.state_dict().keys()
+    assert saved["recipe"] == {"seed": 1}
+    assert saved["classes"] == ["a", "b", "c"]
+
+    again = tiny(type(supervision)())
+    again.load_state_dict(before)
+    options["max_epochs"] = 2
+    Trainer(**options).fit(again, loader(), ckpt_path=path)  # type: ignore[arg-type]
+    for name, value in learner.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_evaluate_equals_counting_by_hand() -> None:
+    student = VGGSNN(classes=3, in_channels=2, image_size=(8, 8), layers=(4, "AP"))
+    found = evaluate(student, batches(), torch.device("cpu"))
+    hits = [0, 0]
+    for batch in batches():
+        logits = student(batch.events).logits
+        for b in range(4):
+            for t in range(2):
+                guess = int(sum(logits[b, s] for s in range(t + 1)).argmax())
+                hits[t] += guess == int(batch.label[b])
+    assert found.samples == 12
+    assert found.per_step == pytest.approx([h / 12 for h in hits])
+    assert found.final == found.per_step[-1]
+
+
+def test_running_mean_is_the_mean_so_far() -> None:
+    logits = torch.randn(2, 5, 3)
+    for t in range(5):
+        torch.testing.assert_close(running_mean(logits)[:, t], logits[:, : t + 1].mean(1))

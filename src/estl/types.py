@@ -16,6 +16,9 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+LUMA = (0.299, 0.587, 0.114)
+"""Shares of red, green and blue in an image's luma (ITU-R BT.601)."""
+
 Classify = Callable[[Tensor], Tensor]
 """A student's whole head: pooled features (B,T,D) to logits (B,T,K)."""
 
@@ -134,4 +137,13 @@ class Supervision(nn.Module):
         raise NotImplementedError
 
 
-__all__ = ["Batch", "Classify", "Loss", "Output", "Supervision", "direct_code", "is_static"]
+__all__ = [
+    "LUMA",
+    "Batch",
+    "Classify",
+    "Loss",
+    "Output",
+    "Supervision",
+    "direct_code",
+    "is_static",
+]

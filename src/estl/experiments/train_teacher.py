@@ -12,8 +12,10 @@ from lightning import Trainer, seed_everything
 
 from estl.data.check import refuse_leaks
 from estl.data.module import EventData
+from estl.data.sets.photographs import Photographs
 from estl.evaluation.accuracy import evaluate
 from estl.guidance.teacher import CLIP_MEAN, CLIP_STD
+from estl.guidance.tower import BothHeads, ClipTower
 from estl.training.learner import Learner
 from estl.training.recipe import Run
 from estl.training.run import ProgressBar, describe

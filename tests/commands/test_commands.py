@@ -2,15 +2,20 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
 from estl.commands import main
-from estl.commands.flags import spell_out
+from estl.commands.flags import TrainingFlags
+from estl.students import VGGSNN
+from estl.training import run
 from estl.training.checkpoint import load_student, read_checkpoint
+from estl.training.predict import predict
 from estl.training.recipe import parse
+from estl.training.results import Results
 
 SMALL = [
     "--dataset=digits",
@@ -45,15 +50,15 @@ def test_a_run_folder_holds_recipe_results_and_checkpoints(finished: Path) -> No
     recipe = yaml.safe_load((finished / "config.yaml").read_text())
     assert recipe["student"]["init_args"]["classes"] == 10
     assert recipe["supervision"]["class_path"].endswith("TSE")
-    assert recipe["seed"] == results["seed"] == 3
+    assert recipe["seed"] == results["of"]["seed"] == 3
     assert len(list(finished.glob("best*.ckpt"))) == 1
     for weights in ("final", "best_on_validation"):
         test = results["test"][weights]
         assert len(test["per_step"]) == 3
-        assert test["accuracy"] == test["per_step"][-1]
-    assert results["test"]["samples"] == results["data"]["sizes"]["test"]
-    assert len(results["data"]["fingerprint"]) >= 8
-    assert results["versions"]["torch"] == torch.__version__
+        assert test["samples"] == results["of"]["data"]["sizes"]["test"]
+    assert len(results["of"]["data"]["fingerprint"]) >= 8
+    assert results["of"]["versions"]["torch"] == torch.__version__
+    assert Results.read(finished / "results.json").to_json() == json.dumps(results, indent=2) + "\n"
     assert results["train_seconds"] > 0
     assert list((finished / "tensorboard").glob("events*"))
 
@@ -127,7 +132,7 @@ def test_a_recipe_with_a_wrong_key_gets_one_line(
 
 def test_nothing_chosen_says_what_to_choose(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--config" in fails(capsys, ["fit"])
-    assert "choose from" in fails(capsys, ["fitt"])
+    assert "Available commands" in fails(capsys, ["fitt"])
 
 
 def test_a_file_that_is_no_checkpoint_gets_one_line(
@@ -142,27 +147,65 @@ def test_a_file_that_is_no_checkpoint_gets_one_line(
         read_checkpoint(broken)
 
 
-def test_flags_choose_the_supervision() -> None:
-    def chosen(*words: str) -> str:
-        return str(parse([*SMALL, *words])[0].supervision.class_path.rpartition(".")[2])
+@pytest.mark.parametrize(
+    ("path", "planted"),
+    [("planted.Student", True), ("os.system", False), ("estl.training.run.fit", False)],
+)
+def test_a_checkpoint_names_only_public_classes_and_trusted_modules(
+    path: str, planted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = tmp_path / "imported"
+    (tmp_path / "planted.py").write_text(
+        f"open({str(mark)!r}, 'w').close()\nfrom estl.students import VGGSNN as Student\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    init_args = {"layers": [4, "AP"], "image_size": [8, 8]}
+    student = {"class_path": path, "init_args": init_args}
+    checkpoint = tmp_path / "stranger.ckpt"
+    recipe = {"student": student, "data": {"class_path": path, "init_args": {}}, "seed": 0}
+    state = VGGSNN(layers=(4, "AP"), image_size=(8, 8)).state_dict()
+    torch.save({"recipe": recipe, "state_dict": state, "classes": []}, checkpoint)
+    name = path.partition(".")[0]
+    for use in (
+        lambda: load_student(checkpoint),
+        lambda: list(predict(checkpoint, [])),
+        lambda: run.test(checkpoint),
+    ):
+        with pytest.raises(ValueError, match=f"names {path}.*--trust {name}"):
+            use()
+    assert not mark.exists()
+    if planted:
+        load_student(checkpoint, trust=["planted"])
+        assert mark.exists()
 
-    tse = ["--supervision=estl.supervision.TSE"]
+
+def test_flags_choose_the_supervision() -> None:
+    def chosen(*more: str, **flags: Any) -> str:
+        args = TrainingFlags(dataset="digits", arch="vggsnn-pooled", **flags).spell_out(more)
+        return str(parse(args)[0].supervision.class_path.rpartition(".")[2])
+
+    tse = "--supervision=estl.supervision.TSE"
     assert chosen() == "MeanCE"
-    assert chosen("--tse", "--no-tet") == "TSE"
-    assert chosen("--no-tse", "--tet") == "TET"
-    assert chosen("--no-tse", "--no-tet") == "MeanCE"
-    assert chosen(*tse, "--no-tse") == "MeanCE"
-    assert chosen(*tse, "--no-tet") == "TSE"
-    assert chosen(*tse, "--tet") == "TET"
+    assert chosen(tse=True, tet=False) == "TSE"
+    assert chosen(tse=False, tet=True) == "TET"
+    assert chosen(tse=False, tet=False) == "MeanCE"
+    assert chosen(tse, tse=False) == "MeanCE"
+    assert chosen(tse, tet=False) == "TSE"
+    assert chosen(tse, tet=True) == "TET"
+    assert chosen(config=("digits_tse",)) == "TSE"
+    assert chosen(config=("digits_tse",), tse=False) == "MeanCE"
 
 
 def test_short_flags_set_the_values_of_the_recipe() -> None:
-    words = ["--tse", "--tau-f", "0.3", "--kappa=0.5", "--lr", "0.1", "--batch-size", "7"]
-    config, given = parse([*SMALL, *words])
+    flags = TrainingFlags(
+        dataset="digits", arch="ResNet-19", tse=True, tau_f=0.3, kappa=0.5, lr=0.1, batch_size=7,
+        epochs=2,
+    )  # fmt: skip
+    config, given = parse(flags.spell_out())
+    assert config.student.class_path == "estl.students.resnet19"
     assert config.supervision.init_args.tau_f == 0.3
     assert config.supervision.init_args.kappa == 0.5
     assert config.learner.lr == 0.1
     assert config.data.init_args.batch_size == 7
     assert config.trainer.max_epochs == 2
-    assert "classes" not in given.student.init_args
-    assert spell_out(["--arch", "ResNet-19"]) == ["--student=estl.students.resnet19"]
+    assert "classes" not in given.student.get("init_args", {})

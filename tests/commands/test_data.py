@@ -10,10 +10,11 @@ from PIL import Image
 
 from estl.commands import data as commands
 from estl.commands import main
+from estl.commands.flags import DataFlags
 from estl.data.formats.atis import read_events
 from estl.data.sets.digits import Digits
 from estl.data.show import View, colored, draw, partner, view
-from estl.training.recipe import build_data
+from estl.training.recipe import build_data, parse
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
@@ -56,7 +57,7 @@ def test_a_broken_recording_ends_with_status_1(
     ("words", "says"),
     [
         ([], None),
-        (["sow"], "choose from prepare, check, show, shard"),
+        (["sow"], "Available commands: prepare, check, show, shard"),
         (["prepare", "imagenet22k", "--root", "{}"], "imagenet22k"),
         (["prepare", "nmnist", "--root", "{}", "--no-download"], "Train.zip"),
         (["check"], "no data chosen"),
@@ -141,7 +142,9 @@ def test_a_set_is_packed_and_named_for_fit(
         "test: 359 samples in 3 shards",
         f"shards are ready: --dataset shards --data-path {root}",
     ]
-    data = build_data(out.splitlines()[-1].partition(": ")[2].split())
+    assert out.splitlines()[-1].partition(": ")[2] == f"--dataset shards --data-path {root}"
+    flags = DataFlags(dataset="shards", data_path=str(root))
+    data = build_data(*parse(flags.spell_out(), ["data"]))
     source = Digits(T=3, size=16, per_class=4)
     assert (data.sizes, data.fingerprint) == (source.sizes, source.fingerprint)
     assert len(list(root.glob("*.tar"))) == 5

@@ -5,25 +5,33 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import yaml
 
 from estl.commands import main
 from estl.data.sets.digits import Digits
+from estl.evaluation.accuracy import Accuracy
 from estl.experiments.ablate import GUIDED, RUNGS, rungs
-from estl.experiments.sweep import Variant, rows, sweep
-from estl.experiments.train_teacher import teach
+from estl.experiments.sweep import Variant, keep_recipe, sweep
+from estl.experiments.train_teacher import train_teacher
+from estl.report.comparison import accuracies, markdown, per_step
+from estl.report.tables import plus_minus
 from estl.supervision.distillation import WEIGHTS
-from estl.training.recipe import parse
+from estl.training.recipe import merge, parse_recipe
+from estl.training.results import DataFacts, Provenance, Results
 
 RECIPE = {"supervision": {"class_path": GUIDED, "init_args": {"teacher": "t"}}}
 DATA = ["--dataset=digits", "--T=3", "--data.init_args.size=16", "--data.init_args.per_class=4"]
 STUDENT = ["--arch=vggsnn-pooled", "--student.init_args.layers=[8,AP,16]", "--epochs=1"]
+PARTS = {
+    "data": {"class_path": "estl.data.Digits", "init_args": {"T": 3, "size": 16, "per_class": 4}},
+    "student": {"class_path": "estl.students.VGGSNN", "init_args": {"pooled": True}},
+}
 
 
-def test_every_rung_parses_to_its_edges_and_terms(tmp_path: Path) -> None:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(json.dumps(RECIPE | {"learner": {"part_lr": {"fusion": 0.1}}}))
+def test_every_rung_parses_to_its_edges_and_terms() -> None:
+    recipe = RECIPE | PARTS | {"learner": {"part_lr": {"fusion": 0.1}}}
     for rung in rungs(RECIPE):
-        config, _ = parse(["--config", str(path), *DATA, *STUDENT, *rung.words])
+        config, _ = parse_recipe(merge(recipe, rung.overlay))
         _, edges, terms = RUNGS[rung.name]
         if not terms:
             assert config.supervision.class_path.endswith("MeanCE")
@@ -39,8 +47,12 @@ def test_every_rung_parses_to_its_edges_and_terms(tmp_path: Path) -> None:
 def test_a_detached_target_is_attached_where_nothing_else_trains_the_fusion() -> None:
     arguments = {"teacher": "t", "detach_target": True}
     recipe = {"supervision": {"class_path": GUIDED, "init_args": arguments}}
-    attached = "--supervision.init_args.detach_target=false"
-    assert {rung.name for rung in rungs(recipe) if attached in rung.words} == {"2s", "3"}
+    attached = {
+        rung.name
+        for rung in rungs(recipe)
+        if rung.overlay["supervision"].get("init_args", {}).get("detach_target") is False
+    }
+    assert attached == {"2s", "3"}
 
 
 def test_each_rung_adds_to_the_one_before() -> None:
@@ -51,47 +63,73 @@ def test_each_rung_adds_to_the_one_before() -> None:
 
 
 def test_another_supervision_or_rung_is_refused() -> None:
-    with pytest.raises(ValueError, match="ladder needs"):
+    with pytest.raises(ValueError, match="an ablation needs"):
         rungs({"supervision": {"class_path": "estl.supervision.TSE"}})
     with pytest.raises(ValueError, match="no rung 9"):
         rungs(RECIPE, ["1", "9"])
 
 
-def test_rows_are_mean_and_standard_deviation_over_seeds() -> None:
-    def run(accuracy: float) -> dict[str, object]:
-        test = {w: {"accuracy": accuracy, "per_step": [accuracy]} for w in
-                ("final", "best_on_validation")}  # fmt: skip
-        return {"test": test, "train_seconds": 3.0, "peak_memory_mib": 7}
+def test_tables_show_mean_and_standard_deviation_over_seeds() -> None:
+    def run(accuracy: float) -> Results:
+        found = Accuracy((accuracy / 2, accuracy), 10)
+        of = Provenance(
+            "estl", 0, DataFacts("Digits", "f", {}), "S", 1, "TSE", {}, "P", 2, None, "2026-01-01"
+        )
+        test = {"final": found, "best_on_validation": found}
+        return Results(of, 1, 3.0, 7, val=test, test=test)  # type: ignore[arg-type]
 
-    (row,) = rows({"a": [run(0.5), run(0.7)]})
-    assert row["final"] == pytest.approx((60.0, 2**0.5 * 10))
-    assert row["per_step"][0] == pytest.approx((60.0, 2**0.5 * 10))
-    assert (row["seconds"], row["memory"]) == (3.0, 7)
+    runs = [run(0.5), run(0.7)]
+    assert accuracies(runs, "final") == pytest.approx([50.0, 70.0])
+    assert per_step(runs) == pytest.approx([30.0, 60.0])
+    assert plus_minus(accuracies(runs, "final")) == "60.00 ± 14.14"
+    text = markdown({"a": runs}, {"a": "what"}, title="Title", command="estl x")
+    (row,) = [line for line in text.splitlines() if line.startswith("| a ") and "what" in line]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells == ["a", "what", "60.00 ± 14.14", "+0.00", "60.00 ± 14.14", "3", "7"]
 
 
 def test_a_run_that_fails_names_its_log(tmp_path: Path) -> None:
-    broken = Variant("broken", "unknown key", ("--learner.lrr=3",))
+    broken = Variant("broken", "unknown key", {"learner": {"lrr": 3}})
     with pytest.raises(ValueError, match=r"log\.txt.*lrr"):
-        sweep([*DATA, *STUDENT], [broken], [0], tmp_path)
+        sweep(PARTS, [broken], [0], tmp_path)
     with pytest.raises(ValueError, match="no seeds"):
-        sweep([*DATA, *STUDENT], [broken], [], tmp_path)
+        sweep(PARTS, [broken], [], tmp_path)
+
+
+def test_another_recipe_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    args = ["--data=estl.data.Digits", "--student=estl.students.VGGSNN"]
+    recipe = keep_recipe(args, tmp_path)
+    assert keep_recipe(args, tmp_path) == recipe
+    assert recipe["data"]["class_path"] == "estl.data.Digits"
+    with pytest.raises(ValueError, match="holds another recipe"):
+        keep_recipe([*args, "--learner.lr=0.5"], tmp_path)
 
 
 @pytest.mark.slow
 def test_a_ladder_runs_writes_its_table_and_continues(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = {"image_size": 16, "patch": 8, "dim": 16, "depth": 1, "heads": 2}
-    teach(Digits(T=3, size=16, per_class=4), tmp_path / "teacher", tower=small, epochs=1)
-    words = ["ladder", *DATA, *STUDENT, f"--supervision={GUIDED}", f"--teacher={tmp_path}/teacher"]
-    words += ["--rungs=1,5", "--seeds=0", "--jobs=2", f"--output-dir={tmp_path}/ladder"]
+    small = {
+        "image_size": 16,
+        "patch": 8,
+        "dim": 16,
+        "depth": 1,
+        "heads": 2,
+        "objective": "embedding",
+    }
+    digits = Digits(T=3, size=16, per_class=4)
+    train_teacher(digits, tmp_path / "teacher", tower=small, epochs=1, lr=1e-3)
+    words = ["ablate", *DATA, *STUDENT, f"--supervision={GUIDED}", f"--teacher={tmp_path}/teacher"]
+    words += ["--rungs=1,5", "--seeds=0", "--jobs=2", f"--output-dir={tmp_path}/ablation"]
     assert main(words) == 0
     assert "all terms" in capsys.readouterr().out
-    results = json.loads((tmp_path / "ladder" / "results.json").read_text())
-    assert [row["name"] for row in results["rows"]] == ["1", "5"]
+    results = json.loads((tmp_path / "ablation" / "results.json").read_text())
+    assert list(results["runs"]) == ["1", "5"]
     guided = results["runs"]["5"][0]
-    assert "EdgeGuidedDistillation" in guided["supervision"]
-    assert (tmp_path / "ladder" / "results.png").stat().st_size > 10_000
-    before = (tmp_path / "ladder" / "5" / "seed0" / "last.ckpt").stat().st_mtime_ns
+    assert "EdgeGuidedDistillation" in guided["of"]["supervision"]
+    overlay = yaml.safe_load((tmp_path / "ablation" / "1" / "overlay.yaml").read_text())
+    assert overlay["supervision"] == {"class_path": "estl.supervision.MeanCE"}
+    assert (tmp_path / "ablation" / "results.png").stat().st_size > 10_000
+    before = (tmp_path / "ablation" / "5" / "seed0" / "last.ckpt").stat().st_mtime_ns
     assert main(words) == 0
-    assert (tmp_path / "ladder" / "5" / "seed0" / "last.ckpt").stat().st_mtime_ns == before
+    assert (tmp_path / "ablation" / "5" / "seed0" / "last.ckpt").stat().st_mtime_ns == before

@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 
 from estl.commands import main
+from estl.commands.flags import TrainingFlags
 from estl.experiments.compare import EXPERIMENTS, experiments
-from estl.training.recipe import parse, write_given
+from estl.experiments.sweep import keep_recipe
+from estl.training.recipe import merge, parse_recipe
+from estl.training.results import Results, TestResults
 
 DATA = ["--dataset=digits", "--T=3", "--data.init_args.size=16", "--data.init_args.per_class=4"]
 STUDENT = ["--arch=vggsnn-pooled", "--student.init_args.layers=[8,AP,16]"]
@@ -20,19 +23,18 @@ supervision: {class_path: estl.supervision.TSE, init_args: {label_smoothing: 0.1
 learner: {part_lr: {fusion: 0.1}, lr: 0.5}
 """
     recipe.write_text(text)
-    kept = tmp_path / "kept.yaml"
-    write_given(["--config", str(recipe), *DATA, *STUDENT], kept, ["supervision"])
-    config, _ = parse(["--config", str(kept), *experiments(["tse"])[0].words])
+    args = TrainingFlags(dataset="digits", arch="vggsnn-pooled").spell_out()
+    kept = keep_recipe([f"--config={recipe}", *args], tmp_path / "kept", ["supervision"])
+    config, _ = parse_recipe(merge(kept, experiments(["tse"])[0].overlay))
     assert config.supervision.init_args.label_smoothing == 0.0
     assert (config.learner.part_lr, config.learner.lr) == (None, 0.5)
 
 
-def test_the_experiments_are_those_of_the_written_design(tmp_path: Path) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("supervision: {class_path: estl.supervision.TSE, init_args: {tau_f: 0.9}}")
+def test_the_experiments_are_those_of_the_written_design() -> None:
+    recipe = {"supervision": {"class_path": "estl.supervision.TSE", "init_args": {"tau_f": 0.9}}}
     found = {}
     for variant in experiments():
-        config, _ = parse(["--config", str(recipe), *DATA, *STUDENT, *variant.words])
+        config, _ = parse_recipe(merge(recipe, variant.overlay))
         arguments = config.supervision.init_args
         name = config.supervision.class_path.rpartition(".")[2]
         found[variant.name] = (name, arguments.get("tau_f"), arguments.get("kappa"))
@@ -57,15 +59,17 @@ def test_compare_runs_resumes_and_writes_its_table(
     assert main(words) == 0
     assert "TSE, tau_f 0.5, kappa 1" in capsys.readouterr().out
     results = json.loads((tmp_path / "compare" / "results.json").read_text())
-    assert [row["name"] for row in results["rows"]] == ["plain", "tse"]
-    assert "TSE(tau_f=0.5" in results["runs"]["tse"][0]["supervision"]
+    assert list(results["runs"]) == ["plain", "tse"]
+    assert "TSE(tau_f=0.5" in results["runs"]["tse"][0]["of"]["supervision"]
     run = tmp_path / "compare" / "tse" / "seed1"
     diagnosis = json.loads((run / "diagnostics.json").read_text())
     assert len(diagnosis["erased"]) == len(diagnosis["accuracy"]) == 3
-    robust = json.loads((tmp_path / "compare" / "robustness.json").read_text())["runs"]
-    clean = [run["test"]["final"]["accuracy"] for run in results["runs"]["tse"]]
-    assert [run["clean"] for run in robust["tse"]] == clean
-    assert {"clean"} < set(robust["plain"][0])
+    robust = TestResults.read(run / "robustness.json")
+    clean = Results.read(run / "results.json").test
+    assert clean is not None
+    assert robust.robustness["clean"] == clean["final"].final == robust.test.final
+    assert {"clean"} < set(robust.robustness)
+    assert "pgd" in (tmp_path / "compare" / "robustness.md").read_text()
     before = (tmp_path / "compare" / "tse" / "seed0" / "last.ckpt").stat().st_mtime_ns
     assert main(words) == 0
     assert (tmp_path / "compare" / "tse" / "seed0" / "last.ckpt").stat().st_mtime_ns == before
@@ -83,9 +87,9 @@ def test_tune_searches_goes_on_and_never_reads_the_test_split(
     trials = json.loads((tmp_path / "tune" / "tune.json").read_text())["trials"]
     assert sorted(trial["trial"] for trial in trials) == [0, 1, 2]
     assert len({trial["tau_f"] for trial in trials}) == 3
-    found = json.loads((tmp_path / "tune" / "trial000" / "results.json").read_text())
-    assert "test" not in found
-    assert found["val"]["best_on_validation"]["accuracy"] in [t["accuracy"] for t in trials]
+    found = Results.read(tmp_path / "tune" / "trial000" / "results.json")
+    assert found.test is None
+    assert found.val["best_on_validation"].final in [t["accuracy"] for t in trials]
     assert (tmp_path / "tune" / "tune.png").stat().st_size > 5_000
 
 

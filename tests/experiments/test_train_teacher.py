@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from estl.data.sets.digits import Digits
 from estl.data.sets.photographs import Photographs
-from estl.experiments.train_teacher import teach
+from estl.experiments.train_teacher import train_teacher
 from estl.guidance import ClipTeacher
 from estl.guidance.tower import ClipTower, CosineHead, jitter
 
@@ -18,15 +18,15 @@ SMALL = {"image_size": 16, "patch": 8, "dim": 16, "depth": 1, "heads": 2}
 
 def test_a_taught_teacher_is_loaded_with_the_features_it_was_trained_with(tmp_path: Path) -> None:
     data = Digits(T=3, size=16, per_class=3)
-    record = teach(data, tmp_path, tower=SMALL, epochs=1)
-    assert set(record["image_accuracy"]) == {"val", "test"}
+    record = train_teacher(data, tmp_path, tower=SMALL, epochs=1, lr=1e-3)
+    assert set(record.image_accuracy) == {"val", "test"}
     teacher = ClipTeacher(tmp_path)
     assert teacher.dim == 16
     assert teacher.grid == (2, 2)
     image = torch.rand(2, 3, 16, 16)
     assert teacher(image).attention.shape == (2, 2, 2)
     with pytest.raises(ValueError, match="already holds"):
-        teach(data, tmp_path, tower=SMALL, epochs=1)
+        train_teacher(data, tmp_path, tower=SMALL, epochs=1, lr=1e-3)
 
 
 def test_tower_and_teacher_see_the_same(tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ def fit(supervision: Supervision, folder: Path) -> Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
         log_every_n_steps=1,
-        callbacks=[Pictures(folder, every=2, samples=2)],
+        callbacks=[Pictures(every=2, samples=2)],
+        default_root_dir=folder,
     )
     student = VGGSNN(image_size=(16, 16), layers=(8, "AP"), pooled=True)
     trainer.fit(Learner(student, supervision), Digits(T=3, size=16, per_class=2))
@@ -39,7 +40,7 @@ def fit(supervision: Supervision, folder: Path) -> Trainer:
 
 
 def test_a_guided_run_has_a_page_every_few_epochs_and_at_the_end(tmp_path: Path) -> None:
-    trainer = fit(guided(tmp_path / "teacher"), tmp_path / "pictures")
+    trainer = fit(guided(tmp_path / "teacher"), tmp_path)
     pages = sorted(p.name for p in (tmp_path / "pictures").iterdir())
     assert pages == ["epoch_002.png", "epoch_003.png"]
     with Image.open(tmp_path / "pictures" / pages[0]) as page:
@@ -54,7 +55,7 @@ def test_a_guided_run_has_a_page_every_few_epochs_and_at_the_end(tmp_path: Path)
 
 
 def test_other_runs_have_no_pages(tmp_path: Path) -> None:
-    fit(TSE(), tmp_path / "pictures")
+    fit(TSE(), tmp_path)
     assert not (tmp_path / "pictures").exists()
 
 

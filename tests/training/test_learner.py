@@ -1,6 +1,7 @@
 """The optimizer's groups, the schedule, and what a checkpoint holds."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader
 from estl.evaluation.accuracy import evaluate, running_mean
 from estl.students import VGGSNN
 from estl.supervision import TET, MeanCE
-from estl.training.learner import Learner, check_finite, cosine
+from estl.training.learner import FiniteCheck, Learner, cosine
 from estl.types import Batch, Loss, Output, Supervision
 
 
@@ -71,11 +72,61 @@ def test_cosine_rises_through_the_warm_up_and_ends_at_zero() -> None:
     assert factors[10] == pytest.approx(0.5 * (1 + math.cos(math.pi / 3)))
 
 
-def test_a_loss_that_is_not_finite_names_its_term() -> None:
-    bad = torch.tensor(float("nan"))
-    with pytest.raises(FloatingPointError, match="contrastive"):
-        check_finite(Loss(bad, {"cls": torch.tensor(1.0), "contrastive": bad}))
-    check_finite(Loss(torch.tensor(1.0), {"cls": torch.tensor(1.0)}))
+def test_a_loss_that_is_not_finite_is_named_by_the_first_step_that_was() -> None:
+    check = FiniteCheck()
+    check.stop()
+    for cls, distill in ((1.0, 2.0), (1.0, float("inf")), (float("nan"), float("nan"))):
+        terms = {"cls": torch.tensor(cls), "distill": torch.tensor(distill)}
+        check.see(Loss(terms["cls"] + terms["distill"], terms))
+        if distill == 2.0:
+            check.stop()
+    with pytest.raises(FloatingPointError, match=r"not finite \(distill\)"):
+        check.stop()
+
+
+def test_training_stops_before_a_checkpoint_holds_what_is_not_finite(tmp_path: Path) -> None:
+    class Explodes(WithPart):
+        steps = 0
+
+        def forward(self, output: Output, batch: Batch) -> Loss:
+            loss = super().forward(output, batch)
+            self.steps += 1
+            factor = float("nan") if self.steps > 4 else 1.0  # in the second epoch, off the beat
+            return Loss(factor * loss.total, {"cls": factor * loss.total})
+
+    trainer = Trainer(
+        max_epochs=3,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+        default_root_dir=tmp_path,
+    )
+    with pytest.raises(FloatingPointError, match=r"not finite \(cls\)"):
+        trainer.fit(tiny(Explodes()), loader())
+    (path,) = tmp_path.glob("checkpoints/*.ckpt")
+    state = torch.load(path, weights_only=True)["state_dict"]
+    assert all(torch.isfinite(value).all() for value in state.values())
+
+
+def test_collapsed_edges_are_warned_of_once(tmp_path: Path) -> None:
+    class Gray(WithPart):
+        def forward(self, output: Output, batch: Batch) -> Loss:
+            loss = super().forward(output, batch)
+            return Loss(loss.total, loss.terms, {"edge_spread": torch.tensor(1e-5)})
+
+    trainer = Trainer(
+        max_epochs=3,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        accelerator="cpu",
+        default_root_dir=tmp_path,
+    )
+    with pytest.warns(UserWarning, match="edge map has collapsed") as caught:
+        trainer.fit(tiny(Gray()), loader())
+    assert len([w for w in caught if "collapsed" in str(w.message)]) == 1
 
 
 @pytest.mark.parametrize("supervision", [MeanCE(), TET(), WithPart()])

@@ -1,101 +1,85 @@
 """`estl data prepare | check | show | shard`: get a data set, check it, look at it, pack it."""
 
-import argparse
+from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
-USAGE = """usage: estl data COMMAND ...
+from cyclopts import App, Parameter
 
-  prepare  fetch, verify and unpack a set   estl data prepare nmnist --root ROOT
-  check    partners, broken files, leaks    estl data check --root ROOT [--dataset NAME]
-  show     a picture of a file or a set     estl data show FILE_OR_ROOT -o picture.png
-  shard    pack a set for streaming         estl data shard --output-dir DIR --dataset NAME
+from estl.commands.flags import ANY_DATA, DEFAULTS, DataFlags, Overrides
 
-estl data COMMAND --help lists the options of a command."""
+app = App(
+    name="data",
+    help="Fetch a data set, check it, look at it, pack it.",
+    default_parameter=DEFAULTS,
+    help_format="plaintext",
+    version_flags=[],
+)
 
 
-def main(words: list[str]) -> int:
-    """Run `estl data` with the words that follow; returns the exit status.
+@app.command
+def prepare(
+    name: str,
+    *,
+    root: Path,
+    download: Annotated[bool, Parameter(negative="--no-download")] = True,
+) -> None:
+    """Fetch a data set from its public home, verify its checksums, unpack it.
 
-    Raises:
-        ValueError: no such command, or what the commands raise.
+    Args:
+        name: nmnist, ncaltech101, cifar10, cifar100, cifar10dvs or dvsgesture.
+        root: becomes the set's folder; archives stay in it.
+        download: whether to fetch what is not in ROOT already.
     """
-    commands = {"prepare": _prepare, "check": _check, "show": _show, "shard": _shard}
-    if not words or words[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0
-    if words[0] not in commands:
-        raise ValueError(f"no command {words[0]!r}: choose from {', '.join(commands)}")
-    return commands[words[0]](words[1:])
+    from estl.data.download import prepare as run
+
+    run(name, root, download=download)
+    print(f"{name} is ready: --dataset {name} --data-path {root}")
 
 
-def _prepare(words: list[str]) -> int:
-    from estl.data.download import SETS, prepare
+@app.command
+def check(
+    *overrides: Overrides,
+    flags: DataFlags = ANY_DATA,
+    root: Path | None = None,
+    limit: int | None = None,
+    near: int = 2,
+) -> int:
+    """Look for missing partners, broken files, and the same thing in two splits.
 
-    parser = argparse.ArgumentParser(
-        prog="estl data prepare",
-        description="Fetch a data set from its public home, verify its checksums, unpack it.",
-    )
-    parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(SETS)}")
-    parser.add_argument(
-        "--root", type=Path, required=True, help="becomes the set's folder; archives stay in it"
-    )
-    parser.add_argument(
-        "--no-download", action="store_true", help="take only archives that lie in ROOT already"
-    )
-    options = parser.parse_args(words)
-    prepare(options.name, options.root, download=not options.no_download)
-    print(f"{options.name} is ready: --dataset {options.name} --data-path {options.root}")
-    return 0
+    Exit status: 0 nothing is wrong, 1 something is, 2 the data cannot be looked at.
 
+    Args:
+        root: the set's folder; without --dataset, what lies there tells which set it is.
+        limit: decode so many items of each split (default: all).
+        near: near duplicates differ in at most so many bits of 64.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"--limit {limit}: at least 1")
+    if not 0 <= near <= 64:
+        raise ValueError(f"--near {near}: from 0 to 64")
+    args = list(overrides)
+    if root is not None:
+        if not root.is_dir():
+            raise FileNotFoundError(f"no folder {root}: give --root FOLDER")
+        args.append(f"--data.init_args.root={root}")
+        chosen = any(word.split("=")[0] == "--data" for word in args)
+        if flags.dataset is None and not flags.config and not chosen:
+            flags = replace(flags, dataset=dataset(root))
+    from estl.data.check import check as run
+    from estl.data.check import missing_partners
+    from estl.training.recipe import build_data, parse
 
-def _check(words: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="estl data check",
-        usage="%(prog)s [-h] [--root ROOT] [--limit N] [--near BITS] [WORDS ...]",
-        allow_abbrev=False,
-        description="Look for missing partners, broken files, and the same thing in two splits. "
-        "WORDS choose the data as in estl fit: --dataset, --config, --data. Exit status: "
-        "0 nothing is wrong, 1 something is, 2 the data cannot be looked at.",
-    )
-    parser.add_argument(
-        "--root",
-        type=Path,
-        help="the set's folder (--data-path of estl fit); without WORDS, what lies there tells "
-        "which set it is",
-    )
-    parser.add_argument(
-        "--limit", type=int, metavar="N", help="decode N items of each split (default: all)"
-    )
-    parser.add_argument(
-        "--near",
-        type=int,
-        default=2,
-        metavar="BITS",
-        help="near duplicates differ in at most BITS of 64 (default: 2)",
-    )
-    options, rest = parser.parse_known_args(words)
-    if options.limit is not None and options.limit < 1:
-        raise ValueError(f"--limit {options.limit}: at least 1")
-    if not 0 <= options.near <= 64:
-        raise ValueError(f"--near {options.near}: from 0 to 64")
-    if options.root is not None:
-        if not options.root.is_dir():
-            raise FileNotFoundError(f"no folder {options.root}: give --root FOLDER")
-        rest += ["--data-path", str(options.root)]
-        if not any(word.split("=")[0] in ("--dataset", "--data", "--config") for word in rest):
-            rest += ["--dataset", dataset(options.root)]
-    from estl.data.check import check, missing_partners
-    from estl.training.recipe import build_data
-
+    config, given = parse(flags.spell_out(args), ["data"])
     try:
-        data = build_data(rest)
+        data = build_data(config, given)
     except FileNotFoundError:
-        for recording in missing_partners(options.root)[0] if options.root else []:
+        for recording in missing_partners(root)[0] if root else []:
             print(f"recording without its image: {recording}")
         raise
     if not any(data.splits.values()):
         raise ValueError(f"{type(data).__name__} lists no items: check the set it was made from")
-    report = check(data, options.root, limit=options.limit, distance=options.near)
+    report = run(data, root, limit=limit, distance=near)
     print("\n".join(report.lines()))
     return int(report.wrong)
 
@@ -108,57 +92,48 @@ def dataset(root: Path) -> str:
     return next(named, "folder")
 
 
-def _show(words: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="estl data show",
-        description="Draw an image beside its event frames: a pair, a recording alone, an image "
-        "with simulated events, or several of a folder.",
-    )
-    parser.add_argument(
-        "path", type=Path, metavar="FILE_OR_ROOT", help="a recording, an image, or a set's folder"
-    )
-    parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="PNG", help="picture to write"
-    )
-    parser.add_argument("--T", type=int, default=6, help="frames, of equal time (default: 6)")
-    parser.add_argument(
-        "--rows", type=int, default=6, metavar="N", help="draw up to N of a folder (default: 6)"
-    )
-    options = parser.parse_args(words)
-    from estl.data.show import show
+@app.command
+def show(
+    path: Path,
+    *,
+    output: Annotated[Path, Parameter(name=["--output", "-o"])],
+    T: Annotated[int, Parameter(name="--T")] = 6,
+    rows: int = 6,
+) -> None:
+    """Draw an image beside its event frames: a pair, a recording, an image, or several of a folder.
 
-    rows = show(options.path, options.output, steps=options.T, rows=options.rows)
-    print(f"{options.output}: {rows} {'row' if rows == 1 else 'rows'}")
-    return 0
+    Args:
+        path: a recording, an image, or a set's folder.
+        output: picture (PNG) to write.
+        T: frames, of equal time.
+        rows: draw up to so many of a folder.
+    """
+    from estl.data.show import show as run
+
+    drawn = run(path, output, steps=T, rows=rows)
+    print(f"{output}: {drawn} {'row' if drawn == 1 else 'rows'}")
 
 
-def _shard(words: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="estl data shard",
-        usage="%(prog)s [-h] --output-dir DIR [--shard-size N] WORDS ...",
-        allow_abbrev=False,
-        description="Decode a set once and pack it into tar files, which estl fit streams from a "
-        "folder or a web address. WORDS choose the data as in estl fit: --dataset, --data-path, "
-        "--T, --config, --data.",
-    )
-    parser.add_argument(
-        "--output-dir", type=Path, required=True, metavar="DIR", help="becomes the folder of shards"
-    )
-    parser.add_argument(
-        "--shard-size",
-        type=int,
-        default=500,
-        metavar="N",
-        help="samples a shard; a reader holds one shard in memory (default: 500)",
-    )
-    options, rest = parser.parse_known_args(words)
+@app.command
+def shard(
+    *overrides: Overrides,
+    flags: DataFlags = ANY_DATA,
+    output_dir: Path,
+    shard_size: int = 500,
+) -> None:
+    """Decode a set once and pack it into tar files, which `estl fit` streams.
+
+    Args:
+        output_dir: becomes the folder of shards.
+        shard_size: samples a shard; a reader holds one shard in memory.
+    """
     from estl.data.shards import write_shards
-    from estl.training.recipe import build_data
+    from estl.training.recipe import build_data, parse
 
-    index = write_shards(build_data(rest), options.output_dir, shard_size=options.shard_size)
+    config, given = parse(flags.spell_out(overrides), ["data"])
+    index = write_shards(build_data(config, given), output_dir, shard_size=shard_size)
     for split, shards in index["splits"].items():
         samples = sum(shard["samples"] for shard in shards)
         count = f"{len(shards)} {'shard' if len(shards) == 1 else 'shards'}"
         print(f"{split}: {samples} samples in {count}")
-    print(f"shards are ready: --dataset shards --data-path {options.output_dir}")
-    return 0
+    print(f"shards are ready: --dataset shards --data-path {output_dir}")

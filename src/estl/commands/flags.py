@@ -1,8 +1,14 @@
 """The short flags of the command line, spelled out as overrides of a recipe."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Annotated, Any
 
 import yaml
+from cyclopts import Parameter
+
+RECIPES = Path(__file__).parents[1] / "recipes"
 
 ARCHS = {
     "vggsnn": ["--student=estl.students.VGGSNN"],
@@ -24,78 +30,176 @@ DATASETS = {
     "dvsgesture": ["--data=estl.data.DVSGesture"],
     "shards": ["--data=estl.data.Shards"],
 }
-SUPERVISIONS = {"--tse": "estl.supervision.TSE", "--tet": "estl.supervision.TET"}
-SUPERVISION_OF = {"--tau-f": "--tse", "--kappa": "--tse", "--means": "--tet", "--lamb": "--tet"}
-PLAIN = "--supervision=estl.supervision.MeanCE"
-VALUES = {
-    "--data-path": "data.init_args.root",
-    "--T": "data.init_args.T",
-    "--batch-size": "data.init_args.batch_size",
-    "--epochs": "trainer.max_epochs",
-    "--lr": "learner.lr",
-    "--output-dir": "output_dir",
-    "--tau-f": "supervision.init_args.tau_f",
-    "--kappa": "supervision.init_args.kappa",
-    "--means": "supervision.init_args.means",
-    "--lamb": "supervision.init_args.lamb",
-    "--teacher": "supervision.init_args.teacher",
+SUPERVISIONS = {"tse": "estl.supervision.TSE", "tet": "estl.supervision.TET"}
+OWNERS = {"tau_f": "tse", "kappa": "tse", "means": "tet", "lamb": "tet"}
+PLAIN = "estl.supervision.MeanCE"
+KEYS = {
+    "data_path": "data.init_args.root",
+    "T": "data.init_args.T",
+    "batch_size": "data.init_args.batch_size",
+    "epochs": "trainer.max_epochs",
+    "lr": "learner.lr",
+    "tau_f": "supervision.init_args.tau_f",
+    "kappa": "supervision.init_args.kappa",
+    "means": "supervision.init_args.means",
+    "lamb": "supervision.init_args.lamb",
+    "teacher": "supervision.init_args.teacher",
 }
+"""The recipe's key of each flag that is a value."""
 
 
-def spell_out(words: list[str]) -> list[str]:
-    """A command line with its short flags spelled out as overrides of a recipe.
+DEFAULTS = Parameter(
+    negative_iterable=(), show_default=lambda value: value or None, allow_repeating=True
+)
+"""Of all options: no flag for an empty list, no default that says nothing, the last value wins."""
 
-    Recipes come first, then classes, then everything else, whatever their order was: a class must
-    stand before its arguments, and the command line overrides a recipe.
-    `--no-tse` and `--no-tet` are left to `parse`, which knows the recipe.
+Overrides = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
+"""Any keys of a recipe, as `--KEY VALUE`; they come after the short flags."""
 
-    >>> spell_out(["--tau-f", "0.3", "--tse"])
-    ['--supervision=estl.supervision.TSE', '--supervision.init_args.tau_f=0.3']
+
+@Parameter(name="*", group="Recipe")
+@dataclass(frozen=True, kw_only=True)
+class DataFlags:
+    """Which data, in short flags; a recipe says what they leave open.
+
+    Args:
+        config: a recipe: a YAML file, or the name of one of ESTL's own; a later one overrides.
+        dataset: digits, folder, nmnist, ncaltech101, cifar10, cifar100, cifar10dvs, dvsgesture or
+            shards.
+        data_path: folder of the data.
+        T: time steps.
+        batch_size: samples a batch.
+    """
+
+    config: tuple[str, ...] = ()
+    dataset: str | None = None
+    data_path: str | None = None
+    T: Annotated[int | None, Parameter(name="--T")] = None
+    batch_size: int | None = None
+
+    def spell_out(self, more: Sequence[str] = ()) -> list[str]:
+        """The flags, and `more` overrides `--KEY VALUE`, as arguments of `training.recipe.parse`.
+
+        Recipes come first, then classes, then values: a class must stand before its arguments, and
+        the command line overrides a recipe.
+
+        >>> TrainingFlags(tse=True, tau_f=0.3).spell_out(["--seed", "1"])
+        ['--supervision=estl.supervision.TSE', '--supervision.init_args.tau_f=0.3', '--seed', '1']
+
+        Raises:
+            ValueError: `tse` with `tet`; an unknown name; a recipe that cannot be read; an option
+                of a supervision that is not chosen.
+        """
+        given: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        if given.get("tse") and given.get("tet"):
+            raise ValueError(
+                "--tse and --tet both decide how the outputs over time become one loss, so they "
+                "exclude each other: leave one out"
+            )
+        recipes = [find_recipe(name) for name in self.config]
+        supervision = PLAIN
+        for recipe in recipes:
+            supervision = _supervision_of(read_recipe(recipe), supervision)
+        classes: list[str] = []
+        for flag, table in (("arch", ARCHS), ("dataset", DATASETS)):
+            if (name := given.get(flag)) is not None:
+                classes += _named(table, f"--{flag}", name)
+        rest: list[str] = []
+        queue = iter(more)
+        for word in queue:
+            key, equals, path = word.partition("=")
+            if key in ("--data", "--student", "--supervision"):
+                path = path if equals else next(queue, "")
+                classes.append(f"{key}={path}")
+                supervision = path if key == "--supervision" else supervision
+            else:
+                rest.append(word)
+        for flag, own in SUPERVISIONS.items():
+            chosen = given.get(flag)
+            if chosen or (chosen is False and _same(supervision, own)):
+                supervision = own if chosen else PLAIN
+                classes.append(f"--supervision={supervision}")
+        values = []
+        for name, key in KEYS.items():
+            if (value := given.get(name)) is None:
+                continue
+            owner = OWNERS.get(name)
+            if owner and not _same(supervision, SUPERVISIONS[owner]):
+                flag = name.replace("_", "-")
+                raise ValueError(
+                    f"--{flag} is an option of --{owner}: add --{owner}, or leave --{flag} out"
+                )
+            values.append(f"--{key}={value}")
+        return [*(f"--config={recipe}" for recipe in recipes), *classes, *values, *rest]
+
+
+@Parameter(name="*", group="Recipe")
+@dataclass(frozen=True, kw_only=True)
+class TrainingFlags(DataFlags):
+    """Which data, student and supervision, and how it is trained.
+
+    Args:
+        arch: student: vggsnn, vggsnn-pooled, resnet18, resnet19, resnet34, resnet50 or spikformer.
+        tse: temporal-self-erasing supervision.
+        tau_f: its fixed threshold.
+        kappa: its dynamic threshold, in standard deviations.
+        tet: temporal efficient training.
+        means: value that its second term pulls logits to.
+        lamb: share of that term.
+        teacher: of a guided supervision: a folder, or a name on the Hugging Face Hub.
+        lr: learning rate.
+        epochs: passes over the training split.
+    """
+
+    arch: str | None = None
+    tse: bool | None = None
+    tau_f: float | None = None
+    kappa: float | None = None
+    tet: bool | None = None
+    means: float | None = None
+    lamb: float | None = None
+    teacher: str | None = None
+    lr: float | None = None
+    epochs: int | None = None
+
+
+ANY_DATA = DataFlags()
+ANY = TrainingFlags()
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe: ESTL's own of this name, unless there is a file of the name itself."""
+    own = RECIPES / f"{name}.yaml"
+    return own if own.is_file() and not Path(name).is_file() else Path(name)
+
+
+def read_recipe(path: Path) -> Any:
+    """What a recipe's YAML holds.
 
     Raises:
-        ValueError: `--tse` with `--tet`; a short flag without a value; an unknown name.
+        ValueError: no such file, or no YAML; the text names file and line.
     """
-    if "--tse" in words and "--tet" in words:
-        raise ValueError(
-            "--tse and --tet both decide how the outputs over time become one loss, so they "
-            "exclude each other: leave one out"
-        )
-    recipes: list[str] = []
-    classes: list[str] = []
-    values: list[str] = []
-    queue = iter(words)
-    for word in queue:
-        flag, equals, value = word.partition("=")
-        if flag in SUPERVISIONS:
-            classes.append(f"--supervision={SUPERVISIONS[flag]}")
-        elif flag in VALUES or flag in ("--arch", "--dataset", "--config"):
-            value = value if equals else next(queue, "")
-            if not value or value.startswith("--"):
-                raise ValueError(f"{flag} has no value: write {flag} VALUE")
-            if flag == "--config":
-                check_yaml(Path(value))
-                recipes.append(f"--config={value}")
-            elif flag in VALUES:
-                values.append(f"--{VALUES[flag]}={value}")
-            else:
-                classes += _named(ARCHS if flag == "--arch" else DATASETS, flag, value)
-        elif flag in ("--data", "--student", "--supervision"):
-            classes += [word] if equals else [word, next(queue, "")]
-        else:
-            values.append(word)
-    return recipes + classes + values
-
-
-def check_yaml(path: Path) -> None:
-    """Raise ValueError, with the place, unless `path` is a file that parses as YAML."""
     try:
-        yaml.safe_load(path.read_text())
+        return yaml.safe_load(path.read_text())
     except OSError:
-        raise ValueError(f"--config {path} cannot be read: give a recipe (YAML file)") from None
+        own = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
+        raise ValueError(
+            f"--config {path} cannot be read: give a recipe (a YAML file, or one of {own})"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         place = getattr(error, "problem_mark", None)
         line = f" at line {place.line + 1}" if place else ""
         raise ValueError(f"{path} is not valid YAML{line}: correct it") from None
+
+
+def _supervision_of(recipe: Any, default: str) -> str:
+    part = recipe.get("supervision") if isinstance(recipe, dict) else None
+    return str(part.get("class_path", default)) if isinstance(part, dict) else default
+
+
+def _same(path: str, other: str) -> bool:
+    """Whether two class paths, of which one may be a bare name, mean the same class."""
+    return path.rpartition(".")[2] == other.rpartition(".")[2]
 
 
 def _named(table: dict[str, list[str]], flag: str, value: str) -> list[str]:

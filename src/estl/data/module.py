@@ -216,6 +216,16 @@ class EventData(L.LightningDataModule):
         """Test batches in the order of the items."""
         return self._loader("test")
 
+    def loader(self, name: str) -> DataLoader[Sample]:
+        """All of a split, in one process."""
+        self.trainer = None
+        return self._loader(name)
+
+    def use_classes(self, classes: Sequence[str]) -> None:
+        """Refuse other classes than these."""
+        if list(self.classes) != list(classes):
+            raise ValueError(f"the class names {self.classes[:3]} are not {classes[:3]}")
+
     def _loader(self, name: str, shuffle: bool = False) -> DataLoader[Sample]:
         dataset = self.datasets[name]
         sampler: DistributedSampler[Sample] = DistributedSampler(

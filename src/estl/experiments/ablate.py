@@ -1,17 +1,19 @@
-"""`estl ladder`: what each part of the edge-guided distillation adds, one rung at a time.
+"""`estl ablate`: what each part of the edge-guided distillation adds, one rung at a time.
 
 The rungs are those of the written design: (1) events only, (2) fixed CLIP distillation, (3) dynamic
 edges and fusion, (4) contrastive learning, (5) all terms; and (2s), the static variant that the
 design argues against: edges of a fixed filter.
 """
 
-import json
+from collections.abc import Sequence
 from typing import Any
 
 from estl.experiments.sweep import Variant
+from estl.supervision import EdgeGuidedDistillation, MeanCE
 from estl.supervision.distillation import WEIGHTS
+from estl.training.names import public_path
 
-GUIDED = "estl.supervision.EdgeGuidedDistillation"
+GUIDED = public_path(EdgeGuidedDistillation)
 RUNGS = {
     "1": ("events only", "none", ()),
     "2": ("+ fixed CLIP distillation", "none", ("cls", "global_distill")),
@@ -23,15 +25,15 @@ RUNGS = {
 """By name: what it is, which edges, which terms."""
 
 
-def rungs(recipe: dict[str, Any], names: list[str] | None = None) -> list[Variant]:
+def rungs(recipe: dict[str, Any], names: Sequence[str] = ()) -> list[Variant]:
     """The rungs of a recipe whose supervision is the guided distillation.
 
     Every rung keeps the recipe's own arguments (teacher, temperature, weights) and differs in the
     edges and in which terms are there.
 
     Args:
-        recipe: the resolved configuration of the fifth rung.
-        names: which rungs; all if None.
+        recipe: plain values of the fifth rung.
+        names: which rungs; all if empty.
 
     Raises:
         ValueError: another supervision, or an unknown name.
@@ -40,29 +42,29 @@ def rungs(recipe: dict[str, Any], names: list[str] | None = None) -> list[Varian
     >>> [rung.name for rung in rungs(guided, ["1", "5"])]
     ['1', '5']
     """
-    spec = recipe["supervision"]
-    if not spec["class_path"].endswith(".EdgeGuidedDistillation"):
-        raise ValueError(f"the ladder needs a recipe with {GUIDED}, not {spec['class_path']}")
-    unknown = set(names or ()) - set(RUNGS)
+    spec = recipe.get("supervision", {})
+    if spec.get("class_path") != GUIDED:
+        raise ValueError(f"an ablation needs a recipe with {GUIDED}, not {spec.get('class_path')}")
+    unknown = set(names) - set(RUNGS)
     if unknown:
         raise ValueError(f"no rung {min(unknown)}: the rungs are {', '.join(RUNGS)}")
-    chosen = []
-    for name, (what, edges, terms) in RUNGS.items():
-        if names is not None and name not in names:
-            continue
-        if not terms:
-            words = ["--supervision=estl.supervision.MeanCE", "--learner.part_lr=null"]
-        else:
-            weights = WEIGHTS | (spec["init_args"].get("weights") or {})
-            here = {term: weight if term in terms else 0.0 for term, weight in weights.items()}
-            words = [
-                f"--supervision.init_args.edges={edges}",
-                f"--supervision.init_args.weights={json.dumps(here)}",
-            ]
-            # On these rungs nothing but the attached target trains the fusion.
-            if edges != "none" and "contrastive" not in terms:
-                words.append("--supervision.init_args.detach_target=false")
-            if edges != "learned":
-                words.append("--learner.part_lr=null")
-        chosen.append(Variant(name, what, tuple(words)))
-    return chosen
+    weights = WEIGHTS | (spec.get("init_args", {}).get("weights") or {})
+    return [
+        Variant(name, what, _overlay(edges, terms, weights))
+        for name, (what, edges, terms) in RUNGS.items()
+        if not names or name in names
+    ]
+
+
+def _overlay(edges: str, terms: Sequence[str], weights: dict[str, float]) -> dict[str, Any]:
+    if not terms:
+        plain = {"class_path": public_path(MeanCE)}
+        return {"supervision": plain, "learner": {"part_lr": None}}
+    arguments: dict[str, Any] = {
+        "edges": edges,
+        "weights": {term: weight if term in terms else 0.0 for term, weight in weights.items()},
+    }
+    if edges != "none" and "contrastive" not in terms:
+        arguments["detach_target"] = False  # nothing else trains the fusion on these rungs
+    overlay: dict[str, Any] = {"supervision": {"init_args": arguments}}
+    return overlay if edges == "learned" else overlay | {"learner": {"part_lr": None}}

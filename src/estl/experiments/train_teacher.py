@@ -1,10 +1,11 @@
-"""`estl teach`: a CLIP vision tower trained on the images of a paired set, where no hub is near.
+"""`estl train-teacher`: a CLIP vision tower for where the Hub is out of reach.
 
 It sees the RGB half of the *training* split, and further images that have no recordings. It is
 saved by `save_pretrained`, so that `ClipTeacher` loads it as it would load the real one.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,41 @@ from estl.evaluation.accuracy import evaluate
 from estl.guidance.teacher import CLIP_MEAN, CLIP_STD
 from estl.guidance.tower import BothHeads, ClipTower
 from estl.training.learner import Learner
-from estl.training.recipe import Run
-from estl.training.run import ProgressBar, describe
+from estl.training.results import Json, Provenance, provenance
+from estl.training.run import ProgressBar
 
 
-def teach(
+@dataclass(frozen=True)
+class TeacherRecord(Json):
+    """`teacher.json` beside a teacher's weights.
+
+    Args:
+        of: what the figures stand on.
+        tower: arguments of `ClipTower`.
+        images: folder of further training images, or None.
+        epochs: passes over the images.
+        lr: peak learning rate.
+        image_accuracy: on the images of the validation and the test split.
+    """
+
+    of: Provenance
+    tower: dict[str, Any]
+    images: str | None
+    epochs: int
+    lr: float
+    image_accuracy: dict[str, float]
+
+
+def train_teacher(
     pairs: EventData,
     folder: Path,
     *,
     tower: dict[str, Any],
     images: Path | None = None,
-    epochs: int = 30,
-    lr: float = 1e-3,
+    epochs: int,
+    lr: float,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> TeacherRecord:
     """Train a tower on the images of `pairs`, and save it into `folder`.
 
     Args:
@@ -43,7 +65,7 @@ def teach(
         seed: of weights, batch order and jitter.
 
     Returns:
-        What `teacher.json` in the folder holds: accuracies on the images, and what they stand on.
+        What `teacher.json` in the folder holds.
 
     Raises:
         ValueError: the folder already holds a model; see `Photographs` and `ClipTower`.
@@ -55,7 +77,7 @@ def teach(
     if not pairs.allow_leaks:
         refuse_leaks(photographs)
     student = ClipTower(len(pairs.classes), **tower)
-    recipe = {"seed": seed, "tower": tower, "images": None if images is None else str(images)}
+    recipe = {"seed": seed}
     learner = Learner(student, BothHeads(), lr=lr, weight_decay=0.05, warmup=2.0, recipe=recipe)
     trainer = Trainer(
         max_epochs=epochs,
@@ -71,13 +93,19 @@ def teach(
         split: evaluate(student, getattr(photographs, f"{split}_dataloader")(), device).final
         for split in ("val", "test")
     }
-    run = Run(photographs, student, learner.supervision, recipe)
-    record = describe(run) | recipe | {"epochs": epochs, "lr": lr, "image_accuracy": found}
+    record = TeacherRecord(
+        provenance(photographs, student, learner.supervision, recipe),
+        tower=tower,
+        images=None if images is None else str(images),
+        epochs=epochs,
+        lr=lr,
+        image_accuracy=found,
+    )
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # of writing one small file
     student.tower.save_pretrained(folder)
     normalization = {"image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD)}
     (folder / "preprocessor_config.json").write_text(json.dumps(normalization, indent=2) + "\n")
-    (folder / "teacher.json").write_text(json.dumps(record, indent=2) + "\n")
+    (folder / "teacher.json").write_text(record.to_json())
     return record

@@ -4,17 +4,18 @@ A trial is a training run of its own below the study's folder. The test split is
 reported is validation, and the best thresholds are then trained and tested by `estl fit`.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import optuna
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from matplotlib.figure import Figure
 
-from estl.training.recipe import parse
+from estl.supervision import TSE
+from estl.training.names import public_path
+from estl.training.recipe import merge, parse_recipe
 from estl.training.run import fit
 
 RANGES = {"tau_f": (0.1, 0.9), "kappa": (0.0, 3.0)}
@@ -40,11 +41,11 @@ class Report(Callback):
 
 
 def tune(
-    words: Sequence[str],
+    recipe: dict[str, Any],
     folder: Path,
     *,
     trials: int = 20,
-    grid: dict[str, list[float]] | None = None,
+    grid: dict[str, Sequence[float]] | None = None,
     storage: str | None = None,
     prune: bool = True,
     seed: int = 0,
@@ -54,7 +55,7 @@ def tune(
     Several machines may work on one study: give each the same `storage` and `folder` name.
 
     Args:
-        words: of `estl fit`; the supervision is TSE.
+        recipe: plain values; its supervision becomes TSE.
         folder: holds the run folders and, unless `storage` is given, the study (SQLite).
         trials: finished or pruned trials after which the search ends.
         grid: values of `tau_f` and `kappa` to try, every pair once; None searches `RANGES` by TPE.
@@ -95,12 +96,14 @@ def tune(
             chosen = {name: trial.suggest_float(name, *RANGES[name]) for name in RANGES}
         else:
             chosen = {name: trial.suggest_categorical(name, values[name]) for name in RANGES}
-        options = [f"--supervision.init_args.{name}={value}" for name, value in chosen.items()]
+        supervision = {"class_path": public_path(TSE), "init_args": chosen}
         run = folder / f"trial{trial.number:03d}"
-        config, given = parse([*words, "--tse", *options, f"--output-dir={run}"])
+        overlay = {"supervision": supervision, "output_dir": str(run)}
         report = Report(trial)
-        found = fit(config, given, callbacks=[report], test=False)
-        trial.set_user_attr("accuracy", found["val"]["best_on_validation"]["accuracy"])
+        finished = fit(*parse_recipe(merge(recipe, overlay)), callbacks=[report], test=False)
+        assert finished is not None, "trials run in one process"
+        accuracy = finished[1].val["best_on_validation"].final
+        trial.set_user_attr("accuracy", accuracy)
         return report.best
 
     while (left := trials - len(ended(study))) > 0:
@@ -114,48 +117,3 @@ def ended(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     """The finished and the pruned trials."""
     states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     return study.get_trials(deepcopy=False, states=states)
-
-
-def write(study: optuna.Study, folder: Path, command: str) -> str:
-    """Write `tune.md`, `tune.json` and `tune.png` into `folder`; return the Markdown.
-
-    Raises:
-        ValueError: every trial was pruned.
-    """
-    trials = ended(study)
-    finished = [
-        trial for trial in trials if trial.value is not None and "accuracy" in trial.user_attrs
-    ]
-    if not finished:
-        raise ValueError(f"no trial in {folder} has finished: give more --trials, or --no-prune")
-    finished.sort(key=lambda trial: -(trial.value or 0.0))
-    lines = [
-        f"### tau_f and kappa: {len(finished)} trials, {len(trials) - len(finished)} more pruned",
-        "",
-        "| trial | tau_f | kappa | best validation accuracy % |",
-        "|---|---|---|---|",
-        *(
-            f"| {t.number} | {t.params['tau_f']:.3f} | {t.params['kappa']:.3f} "
-            f"| {100 * t.user_attrs['accuracy']:.2f} |"
-            for t in finished
-        ),
-        "",
-        f"`{command}`  ",
-        "Equal accuracies are ordered by validation loss. The test split was not read.",
-        "",
-    ]
-    text = "\n".join(lines)
-    (folder / "tune.md").write_text(text)
-    record = [t.params | {"trial": t.number} | t.user_attrs for t in finished]
-    (folder / "tune.json").write_text(json.dumps({"command": command, "trials": record}, indent=2))
-    figure = Figure(figsize=(5, 4), layout="constrained")
-    axes = figure.subplots()
-    shown = axes.scatter(
-        [t.params["tau_f"] for t in finished],
-        [t.params["kappa"] for t in finished],
-        c=[100 * t.user_attrs["accuracy"] for t in finished],
-    )
-    figure.colorbar(shown, label="best validation accuracy, %")
-    axes.set(xlabel="tau_f", ylabel="kappa")
-    figure.savefig(folder / "tune.png", dpi=120)
-    return text

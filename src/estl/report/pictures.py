@@ -14,20 +14,19 @@ COLUMNS = ("image", "learned edges", "teacher attention", "student attention", "
 
 
 class Pictures(Callback):
-    """Writes `folder/epoch_NNN.png` every `every` epochs, for a guided supervision.
+    """Writes `pictures/epoch_NNN.png` in the run folder every `every` epochs of a guided run.
 
     One row a sample of the first validation batch: RGB, edges, the teacher's attention (times the
     edges), the student's, and the events of the first third of the steps (ON red, OFF blue). A
     supervision without guidance has nothing to show and is left alone.
 
     Args:
-        folder: where the pages go.
         every: epochs between two pages; the last epoch always has one.
         samples: rows of a page.
     """
 
-    def __init__(self, folder: Path, every: int = 10, samples: int = 4) -> None:
-        self.folder, self.every, self.samples = folder, every, samples
+    def __init__(self, every: int = 10, samples: int = 4) -> None:
+        self.every, self.samples = every, samples
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw a page if it is time for one."""
@@ -47,11 +46,12 @@ class Pictures(Callback):
         with torch.inference_mode():
             seen = guided.maps(pl_module.student(batch.events), batch)
         pl_module.train()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        folder = Path(trainer.default_root_dir) / "pictures"
+        folder.mkdir(parents=True, exist_ok=True)
         assert batch.image is not None
         edges = torch.zeros_like(batch.image[:, :1]) if seen.edges is None else seen.edges
         page = [batch.image, edges[:, 0], seen.teacher, seen.student, event_picture(batch.events)]
-        draw(page, self.folder / f"epoch_{epoch + 1:03d}.png")
+        draw(page, folder / f"epoch_{epoch + 1:03d}.png")
 
 
 def guided_part(supervision: Supervision) -> EdgeGuidedDistillation | None:

@@ -1,11 +1,14 @@
 """Reading a checkpoint, and the student in it. Imports neither Lightning nor a data set."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from torch import nn
+
+from estl.training.names import refuse_strangers
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -20,13 +23,54 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise ValueError(f"no checkpoint {path}: give the best*.ckpt or last.ckpt of a run folder")
     try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = str(error).splitlines()[0][:120]
         raise ValueError(f"{path} cannot be read as a checkpoint: {reason}") from None
-    if not isinstance(checkpoint, dict) or "recipe" not in checkpoint:
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("recipe"), dict):
         raise ValueError(f"{path} was not written by estl fit (it holds no recipe)")
+    for key, kind in (("state_dict", dict), ("classes", list)):
+        if not isinstance(checkpoint.get(key), kind):
+            raise ValueError(f"{path} was not written by estl fit (it holds no {key})")
     return checkpoint
+
+
+def load_student(path: str | Path, trust: Sequence[str] = ()) -> nn.Module:
+    """The trained student of a checkpoint, in eval mode, ready to deploy.
+
+        student = load_student("runs/digits/last.ckpt")
+        logits = student(events).logits.mean(1)         # events (B,T,C,H,W)
+
+    Args:
+        path: a checkpoint of `estl fit`.
+        trust: modules that the checkpoint may name beside ESTL's own, such as "mine" for a student
+            `mine.Tiny`. Naming a class imports its module.
+
+    Raises:
+        ValueError: no checkpoint of ESTL; a class of a module that is not trusted; weights that
+            are not those of the student.
+    """
+    return build_student(read_checkpoint(path), path, trust)
+
+
+def build_student(
+    checkpoint: dict[str, Any], path: str | Path, trust: Sequence[str] = ()
+) -> nn.Module:
+    """The student of `load_student`, from a checkpoint that was read already."""
+    part = checkpoint["recipe"].get("student")
+    if not isinstance(part, dict):
+        raise ValueError(f"{path} was not written by estl fit (its recipe has no student)")
+    refuse_strangers(part, trust)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(nn.Module, "student")
+    try:
+        config = parser.parse_object({"student": part})
+        student: nn.Module = make(parser, "student", config.student)
+        student.load_state_dict(checkpoint["state_dict"])
+    except (ArgumentError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{path} does not give its student back: {reason}") from None
+    return student.eval()
 
 
 def make(parser: ArgumentParser, part: str, config: Namespace) -> Any:
@@ -42,21 +86,3 @@ def make(parser: ArgumentParser, part: str, config: Namespace) -> Any:
             raise
         wrapped = error.__cause__
     raise wrapped
-
-
-def load_student(path: str | Path) -> nn.Module:
-    """The trained student of a checkpoint, in eval mode, ready to deploy.
-
-        student = load_student("runs/digits/last.ckpt")
-        logits = student(events).logits.mean(1)         # events (B,T,C,H,W)
-
-    Raises:
-        ValueError: see `read_checkpoint`.
-    """
-    checkpoint = read_checkpoint(path)
-    parser = ArgumentParser()
-    parser.add_subclass_arguments(nn.Module, "student")
-    config = parser.parse_object({"student": checkpoint["recipe"]["student"]})
-    student: nn.Module = make(parser, "student", config.student)
-    student.load_state_dict(checkpoint["state_dict"])
-    return student.eval()

@@ -6,6 +6,7 @@ parts of the supervision are beside it (`supervision`), for resuming only.
 """
 
 import math
+import warnings
 from collections import defaultdict
 from typing import Any, Literal
 
@@ -14,19 +15,47 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from estl.supervision.distillation import COLLAPSED
 from estl.supervision.schedule import Scheduled
 from estl.types import Batch, Loss, Supervision
 
 Optimizer = Literal["adamw", "adam", "sgd"]
 
 
-def check_finite(loss: Loss) -> None:
-    """Raise FloatingPointError that names the first term which is not finite."""
-    if not torch.isfinite(loss.total):
-        bad = [name for name, term in loss.terms.items() if not torch.isfinite(term)]
+class FiniteCheck:
+    """Watches losses for values that are not finite, without waiting for the device in each step.
+
+    `see` only notes, on the device, which terms of the first bad loss were at fault; `stop` asks.
+
+    >>> check = FiniteCheck()
+    >>> for value in (1.0, float("nan")):
+    ...     term = torch.tensor(value)
+    ...     check.see(Loss(term, {"cls": term}))
+    >>> check.stop()
+    Traceback (most recent call last):
+    FloatingPointError: the loss is not finite (cls): training stopped; ...
+    """
+
+    def __init__(self) -> None:
+        self.names: tuple[str, ...] = ()
+        self.bad: Tensor | None = None
+
+    def see(self, loss: Loss) -> None:
+        """Note the loss of a step."""
+        parts = loss.terms | {"total": loss.total}
+        bad = ~torch.isfinite(torch.stack([x.detach() for x in parts.values()]))
+        self.names = tuple(parts)
+        self.bad = bad if self.bad is None else torch.where(self.bad.any(), self.bad, bad)
+
+    def stop(self) -> None:
+        """Raise FloatingPointError, naming the terms, if a loss since the start was not finite."""
+        if self.bad is None or not self.bad.any():
+            return
+        bad = [name for name, at in zip(self.names, self.bad.tolist(), strict=True) if at]
+        terms = ", ".join(name for name in bad if name != "total") or "total"
         raise FloatingPointError(
-            f"the loss is not finite (term {', '.join(bad) or 'total'}): training stopped; lower "
-            "--lr, or look at the term's inputs; the last checkpoint is intact"
+            f"the loss is not finite ({terms}): training stopped; lower --lr, or look at the "
+            "term's inputs; the last checkpoint is intact"
         )
 
 
@@ -83,6 +112,8 @@ class Learner(LightningModule):
         self.part_lr = part_lr or {}
         self.recipe = recipe or {}
         self.classes = classes
+        self.finite = FiniteCheck()
+        self.warned = False
 
     def on_train_epoch_start(self) -> None:
         """Seed each epoch on its own, so that a resumed run draws what an unbroken one draws."""
@@ -90,7 +121,7 @@ class Learner(LightningModule):
         torch.manual_seed(seed + 1_000_003 * self.current_epoch + 7_919 * self.global_rank)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Tell what follows a schedule the share of the optimizer's steps that is done."""
+        """Pass the training progress (steps done / total) to every scheduled module."""
         progress = min(1.0, self.global_step / max(1, self.trainer.estimated_stepping_batches))
         for module in self.supervision.modules():
             if isinstance(module, Scheduled):
@@ -100,7 +131,9 @@ class Learner(LightningModule):
         """Loss of one batch; every term and metric is logged under its own name."""
         output = self.student(batch.events)
         loss: Loss = self.supervision(output, batch)
-        check_finite(loss)
+        self.finite.see(loss)
+        if batch_idx % max(1, self.trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
+            self.finite.stop()
         values = {f"train/{name}": value for name, value in loss.terms.items()}
         values["train/loss"] = loss.total
         values |= {f"watch/{name}": value for name, value in loss.metrics.items()}
@@ -108,6 +141,18 @@ class Learner(LightningModule):
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         self.log("loss", loss.total, prog_bar=True, logger=False)
         return loss.total
+
+    def on_train_epoch_end(self) -> None:
+        """Stop, before anything is saved, if a loss was not finite; warn of edges that are gone."""
+        self.finite.stop()
+        spread = self.trainer.callback_metrics.get("watch/edge_spread")
+        if spread is not None and spread < COLLAPSED and not self.warned:
+            self.warned = True
+            warnings.warn(
+                f"the edge map has collapsed to one gray (standard deviation below {COLLAPSED}): "
+                "lower the weight of edge_reg",
+                stacklevel=2,
+            )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the gradient's norm of each part: the student, and the children of a supervision."""
@@ -179,14 +224,14 @@ class Learner(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": factor, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the student's keys alone in `state_dict`; the rest goes beside it."""
+        """Keep only the student's keys in `state_dict`; store the supervision's beside it."""
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = _below(state, "student.")
         checkpoint["supervision"] = _below(state, "supervision.")
         checkpoint["recipe"], checkpoint["classes"] = self.recipe, list(self.classes)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The way back."""
+        """Inverse of `on_save_checkpoint`."""
         student, supervision = checkpoint["state_dict"], checkpoint["supervision"]
         checkpoint["state_dict"] = {f"student.{k}": v for k, v in student.items()} | {
             f"supervision.{k}": v for k, v in supervision.items()

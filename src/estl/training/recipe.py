@@ -1,15 +1,12 @@
-"""Recipes: the typed configuration of a run, from YAML files, dotted overrides and short flags.
+"""Recipes: the typed configuration of a run, from YAML files and dotted overrides.
 
 A recipe names classes and their arguments: `data`, `student`, `supervision`; and the arguments of
 `learner` and `trainer`. What the data decide (class count, channels, image size) is filled in where
 it is left out, and refused where it contradicts them.
 """
 
-import importlib
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -17,21 +14,18 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning import Trainer
 from torch import nn
 
-from estl.commands.flags import PLAIN, SUPERVISION_OF, SUPERVISIONS, VALUES, spell_out
 from estl.data.module import EventData
+from estl.supervision import MeanCE
 from estl.training.checkpoint import make
 from estl.training.learner import Learner
+from estl.training.names import public, public_path
 from estl.types import Supervision
 
 
 def make_parser() -> ArgumentParser:
-    """The parser of `estl fit`, which is also the schema of a recipe."""
+    """The schema of a recipe, as a parser of its keys."""
     parser = ArgumentParser(
-        prog="estl fit",
-        exit_on_error=False,
-        allow_abbrev=False,
-        description="Train a student. Short flags: --arch --dataset --tse/--no-tse --tet/--no-tet "
-        + " ".join(VALUES),
+        prog="estl fit", exit_on_error=False, allow_abbrev=False, usage="estl fit --KEY VALUE ..."
     )
     parser.add_argument("--config", action="config", help="A recipe (YAML).")
     parser.add_argument("--seed", type=int, default=0, help="Seed of weights and batch order.")
@@ -50,66 +44,75 @@ def make_parser() -> ArgumentParser:
         skip={"logger", "callbacks", "default_root_dir", "enable_checkpointing", "barebones"},
         instantiate=False,
     )
-    parser.set_defaults({"trainer.max_epochs": 20, "trainer.log_every_n_steps": 10})
+    parser.set_defaults(
+        {
+            "trainer.max_epochs": 20,
+            "trainer.log_every_n_steps": 10,
+            "supervision": {"class_path": public_path(MeanCE)},
+        }
+    )
     return parser
 
 
-def parse(words: list[str]) -> tuple[Namespace, Namespace]:
-    """The complete configuration of a command line (without the word `fit`), and what was given.
+def parse(
+    args: Sequence[str], parts: Sequence[str] = ("data", "student")
+) -> tuple[Namespace, Namespace]:
+    """The complete configuration of `--config FILE` and `--KEY VALUE`, and what of it was given.
+
+    Args:
+        args: of the command line.
+        parts: that have to be chosen.
 
     Raises:
         ValueError: an unknown key, a wrong type, a missing part.
     """
-    refused = {SUPERVISIONS[f"--{w[5:]}"] for w in words if w in ("--no-tse", "--no-tet")}
-    words = spell_out([w for w in words if w not in ("--no-tse", "--no-tet")])
     parser = make_parser()
     try:
-        given = parser.parse_args(words, defaults=False)
-        for part, how in (("data", "--dataset NAME"), ("student", "--arch NAME")):
+        given = parser.parse_args(list(args), defaults=False)
+        for part in parts:
             if part not in given:
-                raise ValueError(f"no {part} chosen: give --config RECIPE.yaml, or {how}")
-        if "supervision" not in given:
-            words = [PLAIN, *words]
-        elif _name(given.supervision) in {path.rpartition(".")[2] for path in refused}:
-            words = [*words, PLAIN]
-        return parser.parse_args(words), given
+                flag = {"data": "--dataset", "student": "--arch"}[part]
+                raise ValueError(f"no {part} chosen: give --config RECIPE, or {flag} NAME")
+        return parser.parse_args(list(args)), given
     except ArgumentError as error:
         raise ValueError(one_line(str(error))) from None
 
 
-def build_data(words: list[str]) -> EventData:
-    """The data that a command line chooses; the rest of a recipe is left alone.
+def parse_recipe(recipe: dict[str, Any]) -> tuple[Namespace, Namespace]:
+    """The complete configuration of a recipe's plain values, and what of it they give.
 
     Raises:
-        ValueError: no data chosen, or an unknown key.
+        ValueError: as `parse`.
     """
     parser = make_parser()
     try:
-        config = parser.parse_args(spell_out(words))
-        if config.get("data") is None:
-            raise ValueError("no data chosen: give --dataset NAME, or --config RECIPE.yaml")
-        data: EventData = make(parser, "data", config.data)
-        return data
+        return parser.parse_object(recipe), parser.parse_object(recipe, defaults=False)
     except ArgumentError as error:
         raise ValueError(one_line(str(error))) from None
 
 
-def write_given(words: list[str], path: Path, without: Sequence[str] = ()) -> dict[str, Any]:
-    """Write what a command line gives, without defaults, as a recipe of its own; return it.
+def plain(config: Namespace) -> dict[str, Any]:
+    """A configuration as plain values with public class paths: a recipe."""
+    values = yaml.safe_load(make_parser().dump(config, skip_validation=True))
+    values.pop("config", None)
+    return dict(public(values))
 
-    Parts named in `without` are left out.
 
-    Raises:
-        ValueError: as `parse`; or `path` holds another recipe.
+def merge(recipe: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
+    """`recipe` with the values of `overlay`; another class takes the place of the old arguments.
+
+    >>> merge({"a": {"class_path": "x", "init_args": {"p": 1}}, "b": {"c": 1, "d": 2}},
+    ...       {"a": {"class_path": "y"}, "b": {"d": 3}})
+    {'a': {'class_path': 'y'}, 'b': {'c': 1, 'd': 3}}
     """
-    _, given = parse(words)
-    recipe: dict[str, Any] = yaml.safe_load(make_parser().dump(given, skip_validation=True))
-    for part in ("config", *without):
-        recipe.pop(part, None)
-    if path.exists() and yaml.safe_load(path.read_text()) != recipe:
-        raise ValueError(f"{path} holds another recipe: choose another --output-dir")
-    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
-    return recipe
+    merged = dict(recipe)
+    for key, value in overlay.items():
+        old = merged.get(key)
+        if isinstance(value, dict) and isinstance(old, dict):
+            same = value.get("class_path") in (None, old.get("class_path"))
+            value = merge(old, value) if same else value
+        merged[key] = value
+    return merged
 
 
 def one_line(text: str) -> str:
@@ -132,20 +135,11 @@ def one_line(text: str) -> str:
     kept = [line for line in lines if line and not line.startswith(noise)]
     message = " ".join(kept).replace('Parser key "', "key ").replace('":', ":")
     message = message.replace("Option", "option").rstrip(".")
-    for flag, key in VALUES.items():
-        owner = SUPERVISION_OF.get(flag)
-        if owner and f"'{key.rpartition('.')[2]}' is not accepted" in message:
-            return f"{flag} is an option of {owner}: add {owner}, or leave {flag} out"
     return f"{message}: correct it in the recipe or on the command line"
 
 
-def _name(part: Namespace) -> str:
-    """Last word of a class path."""
-    return str(part.class_path.rpartition(".")[2])
-
-
-@dataclass
-class Run:
+@dataclass(frozen=True)
+class Parts:
     """Everything that a training run is made of.
 
     Args:
@@ -161,29 +155,33 @@ class Run:
     recipe: dict[str, Any]
 
 
-def build(config: Namespace, given: Namespace) -> Run:
+def build(config: Namespace, given: Namespace) -> Parts:
     """Instantiate data, student and supervision; the data's facts go into the student's arguments.
 
     Raises:
         ValueError: an argument that contradicts the data, such as a wrong class count.
     """
     parser = make_parser()
-    if "seed" not in _written(given, "data"):
-        config.data.init_args.seed = config.seed
-    data = make(parser, "data", config.data)
+    data = build_data(config, given)
     facts = {
         "classes": len(data.classes),
         "in_channels": data.in_channels,
         "image_size": tuple(data.image_size),
     }
-    _fill(config, given, "student", facts, of=_name(config.data))
+    _fill(config, given, "student", facts, of=type(data).__name__)
     student = make(parser, "student", config.student)
     width = {"student_dim": getattr(student, "dim", None)}
-    _fill(config, given, "supervision", width, of=_name(config.student))
+    _fill(config, given, "supervision", width, of=type(student).__name__)
     supervision = make(parser, "supervision", config.supervision)
-    recipe = yaml.safe_load(parser.dump(config, skip_validation=True))
-    recipe.pop("config", None)
-    return Run(data, student, supervision, recipe)
+    return Parts(data, student, supervision, plain(config))
+
+
+def build_data(config: Namespace, given: Namespace) -> EventData:
+    """The data of a configuration alone; the run's seed is theirs where they have none."""
+    if "seed" not in _written(given, "data"):
+        config.data.init_args.seed = config.seed
+    data: EventData = make(make_parser(), "data", config.data)
+    return data
 
 
 def _written(given: Namespace, part: str) -> Namespace:
@@ -195,26 +193,11 @@ def _fill(
     config: Namespace, given: Namespace, part: str, facts: dict[str, Any], *, of: str
 ) -> None:
     """Put `facts` into the arguments of `part` that are left out; refuse those that differ."""
-    accepted = inspect.signature(import_path(config[part].class_path)).parameters
-    written = _written(given, part)
-    for key in facts.keys() & accepted.keys():
+    written, accepted = _written(given, part), config[part].get("init_args", Namespace())
+    for key in [key for key in facts if key in accepted]:
         if written.get(key) not in (None, facts[key]):
             raise ValueError(
                 f"{part}.init_args.{key} is {written[key]}, but {key} of {of} is {facts[key]}: "
                 "leave it out, or choose matching data"
             )
-        config[part].init_args[key] = facts[key]
-
-
-def import_path(path: str) -> Any:
-    """The object that a class path names."""
-    module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
-
-
-def from_recipe(recipe: dict[str, Any]) -> Namespace:
-    """The configuration that a checkpoint or a run folder holds."""
-    try:
-        return make_parser().parse_object(recipe)
-    except ArgumentError as error:
-        raise ValueError(one_line(str(error))) from None
+        accepted[key] = facts[key]

@@ -7,12 +7,7 @@ events, and `results.json`, which is written once, at the end.
 import itertools
 import json
 import os
-import platform
-import resource
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +20,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from estl.data.check import refuse_leaks
-from estl.data.frames import normalize
-from estl.evaluation.accuracy import evaluate, running_mean
+from estl.evaluation.accuracy import Accuracy, evaluate
 from estl.evaluation.attacks import attack, noise, robustness
-from estl.evaluation.diagnostics import diagnose, plot, summary
-from estl.report.pictures import Pictures
-from estl.training.checkpoint import load_student, read_checkpoint
+from estl.evaluation.diagnostics import diagnose, summary
+from estl.training.checkpoint import build_student, read_checkpoint
 from estl.training.learner import Learner
-from estl.training.recipe import Run, build, from_recipe, import_path
+from estl.training.names import refuse_strangers
+from estl.training.recipe import Parts, build, build_data, parse_recipe
+from estl.training.results import Results, TestResults, Weights, peak_memory, provenance
 
 
 class ProgressBar(RichProgressBar):
@@ -88,7 +83,7 @@ def fit(
     *,
     callbacks: Sequence[Callback] = (),
     test: bool = True,
-) -> dict[str, Any]:
+) -> tuple[Path, Results] | None:
     """Train as the configuration says, test once at the end, and write the run folder.
 
     Args:
@@ -99,21 +94,21 @@ def fit(
         test: whether the test split is read at the end, and the student diagnosed on it.
 
     Returns:
-        What `results.json` holds.
+        The run folder and what its `results.json` holds; None in all processes but the first.
     """
     seed_everything(config.seed, verbose=False)
-    run = build(config, given)
-    if not run.data.allow_leaks:
-        refuse_leaks(run.data)
+    parts = build(config, given)
+    if not parts.data.allow_leaks:
+        refuse_leaks(parts.data)
     folder = resume or run_folder(config)
     if rank() == 0:
-        (folder / "config.yaml").write_text(yaml.safe_dump(run.recipe, sort_keys=False))
+        (folder / "config.yaml").write_text(yaml.safe_dump(parts.recipe, sort_keys=False))
     learner = Learner(
-        run.student,
-        run.supervision,
+        parts.student,
+        parts.supervision,
         **config.learner.as_dict(),
-        recipe=run.recipe,
-        classes=run.data.classes,
+        recipe=parts.recipe,
+        classes=parts.data.classes,
     )
     best = ModelCheckpoint(
         folder, "best-{epoch:03d}", monitor="val/rank", mode="max", auto_insert_metric_name=False
@@ -126,155 +121,88 @@ def fit(
         **config.trainer.as_dict(),
         default_root_dir=folder,
         logger=TensorBoardLogger(str(folder), name="", version="tensorboard"),
-        callbacks=[best, last, timer, ProgressBar(), Pictures(folder / "pictures"), *callbacks],
+        callbacks=[best, last, timer, ProgressBar(), *callbacks],
     )
     checkpoint = folder / "last.ckpt"
     # Edges near 0 are denormal numbers, with which a processor computes several times slower.
     torch.set_flush_denormal(True)
     try:
-        trainer.fit(learner, run.data, ckpt_path=checkpoint if checkpoint.exists() else None)
+        trainer.fit(learner, parts.data, ckpt_path=checkpoint if checkpoint.exists() else None)
     finally:
         torch.set_flush_denormal(False)
     if not trainer.is_global_zero:
-        return {}
-    run.data.trainer = None  # one process now reads the whole test split
+        return None
     device = trainer.strategy.root_device
-    results = describe(run) | {
-        "epochs": trainer.current_epoch,
-        "train_seconds": round(timer.time_elapsed("train"), 1),
-        "peak_memory_mib": peak_memory(),
-    }
-    splits = ("val", "test") if test else ("val",)
-    for split in splits:
-        results[split] = {"samples": run.data.sizes[split]}
-    weights = {"final": checkpoint, "best_on_validation": Path(best.best_model_path)}
-    for name, path in weights.items():
-        run.student.load_state_dict(read_checkpoint(path)["state_dict"])
-        for split in splits:
-            found = evaluate(run.student, getattr(run.data, f"{split}_dataloader")(), device)
-            results[split][name] = {"accuracy": found.final, "per_step": found.per_step}
-        if test and name == "final":
-            results["diagnosis"] = _diagnose(run, folder, device)
-    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    return results | {"folder": str(folder)}
+    found: dict[str, dict[Weights, Accuracy]] = {"val": {}, "test": {}}
+    diagnosis = None
+    best_path = Path(best.best_model_path)
+    paths: dict[Weights, Path] = {"final": checkpoint, "best_on_validation": best_path}
+    for weights, path in paths.items():
+        parts.student.load_state_dict(read_checkpoint(path)["state_dict"])
+        for split in ("val", "test") if test else ("val",):
+            found[split][weights] = evaluate(parts.student, parts.data.loader(split), device)
+        if test and weights == "final":
+            diagnosis = _diagnose(parts, folder, device)
+    results = Results(
+        provenance(parts.data, parts.student, parts.supervision, parts.recipe),
+        epochs=trainer.current_epoch,
+        train_seconds=round(timer.time_elapsed("train"), 1),
+        peak_memory_mib=peak_memory(),
+        val=found["val"],
+        test=found["test"] or None,
+        diagnosis=diagnosis,
+    )
+    (folder / "results.json").write_text(results.to_json())
+    return folder, results
 
 
-def _diagnose(run: Run, folder: Path, device: torch.device) -> dict[str, float | None]:
+def _diagnose(parts: Parts, folder: Path, device: torch.device) -> dict[str, float | None]:
     """Diagnose the student on the test split into the run folder; return the summary."""
-    found = diagnose(run.student, run.data.test_dataloader(), device, run.supervision)
+    found = diagnose(parts.student, parts.data.loader("test"), device, parts.supervision)
     (folder / "diagnostics.json").write_text(json.dumps(found, indent=2) + "\n")
-    plot(found, folder / "diagnostics.png")
     return summary(found)
-
-
-def describe(run: Run) -> dict[str, Any]:
-    """What a figure has to stand with: seed, data, versions, machine, command."""
-    names = ("estl", "torch", "lightning", "numpy")
-    return {
-        "command": " ".join(["estl", *sys.argv[1:]]),
-        "seed": run.recipe["seed"],
-        "data": {
-            "name": type(run.data).__name__,
-            "fingerprint": run.data.fingerprint,
-            "sizes": run.data.sizes,
-        },
-        "student": {
-            "name": type(run.student).__name__,
-            "parameters": sum(p.numel() for p in run.student.parameters()),
-        },
-        "supervision": repr(run.supervision),
-        "versions": {"python": platform.python_version()} | {n: version(n) for n in names},
-        "machine": {
-            "processor": processor(),
-            "cores": os.cpu_count(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        },
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-
-
-def peak_memory() -> int:
-    """The most memory this process has held so far, in MiB: on the GPU if there is one."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() >> 20
-    try:  # getrusage would give at least the peak of the process that started this one
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) >> 10
-    except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 20  # bytes on macOS
-
-
-def processor() -> str:
-    """The processor's name, as the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(s.partition(":")[2].strip() for s in lines if s.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def test(
     path: Path,
-    data_path: str | None,
-    output_dir: Path | None,
+    data_path: str | None = None,  # noqa: PT028
     *,
     attacks: Sequence[str] = (),  # noqa: PT028
     eps: float = 8 / 255,  # noqa: PT028
     noisy: bool = False,  # noqa: PT028
-) -> dict[str, Any]:
+    trust: Sequence[str] = (),  # noqa: PT028
+) -> TestResults:
     """Test the checkpoint `path` on its own data, or on another root of the same layout.
 
     Args:
         path: the checkpoint.
         data_path: the other root, or None.
-        output_dir: where to write `test.json`, or None.
         attacks: names of `attacks.attack`, under which accuracy is measured besides.
         eps: their size, a share of each sample's range.
         noisy: whether it is also measured under noise and with a frame dropped.
+        trust: modules that the checkpoint may name beside ESTL's own.
 
     Raises:
-        ValueError: the data's classes are not the checkpoint's.
+        ValueError: no checkpoint of ESTL, a class that is not trusted, data of other classes.
     """
     saved = read_checkpoint(path)
     recipe = saved["recipe"]
+    refuse_strangers([recipe.get("data"), recipe.get("student")], trust)
     if data_path is not None:
         recipe["data"]["init_args"]["root"] = data_path
-    config = from_recipe(recipe)
-    run = build(config, config)
-    if list(run.data.classes) != saved["classes"]:
-        raise ValueError(
-            f"the class names of {data_path} differ from those {path} was trained on "
-            f"({list(run.data.classes)[:3]}... against {saved['classes'][:3]}...): give other data"
-        )
-    run.student.load_state_dict(saved["state_dict"])
+    data = build_data(*parse_recipe({key: recipe[key] for key in ("seed", "data")}))
+    data.use_classes(saved["classes"])
+    student = build_student(saved, path, trust)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = evaluate(run.student, run.data.test_dataloader(), device)
-    results = describe(run) | {
-        "checkpoint": str(path),
-        "test": {"samples": found.samples, "accuracy": found.final, "per_step": found.per_step},
-    }
+    disturbed = {}
     if attacks or noisy:
-        conditions = {k: v for name in attacks for k, v in attack(name, eps).items()}
-        conditions |= noise(sigma=0.1, rate=0.05, dropped=1) if noisy else {}
-        batches, seed = run.data.test_dataloader(), run.recipe["seed"]
-        results["robustness"] = robustness(run.student, batches, device, conditions, seed)
-    if output_dir is not None:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / "test.json").write_text(json.dumps(results, indent=2) + "\n")
-    return results
-
-
-@torch.inference_mode()
-def predict(path: Path, files: list[Path]) -> Iterator[tuple[Path, list[tuple[str, float]]]]:
-    """For each event file the class and its probability after every time step t = 1..T."""
-    saved = read_checkpoint(path)
-    student = load_student(path)
-    data = saved["recipe"]["data"]
-    read = import_path(data["class_path"]).read
-    how = data["init_args"].get("normalize", "none")
-    for file in files:
-        frames = normalize(read(file, **data["init_args"]), how)
-        logits = student(frames.unsqueeze(0)).logits
-        probability, label = running_mean(logits)[0].softmax(-1).max(-1)
-        names = [saved["classes"][k] for k in label.tolist()]
-        yield file, list(zip(names, probability.tolist(), strict=True))
+        rows = {k: v for name in attacks for k, v in attack(name, eps).items()}
+        rows |= noise(sigma=0.1, rate=0.05, dropped=1) if noisy else {}
+        disturbed = robustness(student, data.loader("test"), device, rows, recipe["seed"])
+    return TestResults(
+        provenance(data, student, recipe["supervision"]["class_path"], recipe),
+        checkpoint=str(path),
+        test=evaluate(student, data.loader("test"), device),
+        eps=eps,
+        robustness=disturbed,
+    )

@@ -1,0 +1,41 @@
+"""`estl compare`: plain, TET and TSE side by side."""
+
+from pathlib import Path
+
+from estl.commands.flags import ANY, Overrides, TrainingFlags
+from estl.commands.sweep import Names, Seeds, run_sweep
+
+
+def compare(
+    *overrides: Overrides,
+    flags: TrainingFlags = ANY,
+    output_dir: Path,
+    only: Names = (),
+    seeds: Seeds = (0, 1, 2),
+    jobs: int = 1,
+    robust: bool = False,
+    eps: str = "8/255",
+) -> None:
+    """Plain cross-entropy, TET, and TSE at three thresholds, on the same data, seeds and budget.
+
+    The recipe's own supervision is replaced.
+
+    Args:
+        output_dir: the sweep's folder; one that exists is continued.
+        only: some of plain,tet,tse,tse-aggressive,tse-conservative (default: all).
+        seeds: comma-separated, e.g. 0,1,2.
+        jobs: runs at a time.
+        robust: also test every run under attack and noise.
+        eps: of the attacks, a share of each sample's range.
+    """
+    from estl.evaluation.attacks import parse_eps
+    from estl.experiments.compare import experiments, robustness
+    from estl.report.comparison import robustness_table
+
+    size, variants = parse_eps(eps), experiments(only)
+    args = flags.spell_out(overrides)
+    run_sweep("Comparison", args, lambda _: variants, seeds, output_dir, jobs, ["supervision"])
+    if robust:
+        text = robustness_table(robustness(variants, seeds, output_dir, size), size)
+        (output_dir / "robustness.md").write_text(text)
+        print(text)

@@ -1,0 +1,53 @@
+"""`estl fit`: train a student."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from estl.commands.flags import ANY, Overrides, TrainingFlags
+
+
+def fit(
+    *overrides: Overrides,
+    flags: TrainingFlags = ANY,
+    seed: int | None = None,
+    output_dir: Path | None = None,
+    resume: Path | None = None,
+    help_all: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Train a student.
+
+    Any key of the recipe can be overridden: --learner.weight_decay 0, --student.init_args.dim 64.
+
+    Args:
+        seed: of weights and batch order.
+        output_dir: run folder (default: a new one in runs/).
+        resume: a run folder to continue.
+        help_all: list every key of a recipe.
+    """
+    from estl.commands.screen import quiet
+    from estl.training.recipe import make_parser, parse
+    from estl.training.run import fit as run_fit
+
+    quiet()
+    if help_all:
+        make_parser().print_help()
+        return
+    from estl.report.pictures import Pictures
+    from estl.report.run import accuracy_table, draw
+
+    args = list(overrides)
+    if resume is not None:
+        if not (resume / "config.yaml").is_file():
+            raise ValueError(f"--resume {resume}: give a run folder (one that holds config.yaml)")
+        args = [f"--config={resume / 'config.yaml'}", *args]
+    args += [] if seed is None else [f"--seed={seed}"]
+    args += [] if output_dir is None else [f"--output_dir={output_dir}"]
+    config, given = parse(flags.spell_out(args))
+    finished = run_fit(config, given, resume, callbacks=[Pictures()])
+    if finished is not None:
+        folder, results = finished
+        draw(folder)
+        print(accuracy_table(results))
+        print(f"run folder: {folder}")

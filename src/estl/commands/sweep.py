@@ -1,0 +1,54 @@
+"""What `ablate` and `compare` share: their options, and how a sweep is run and shown."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter, Token
+
+if TYPE_CHECKING:
+    from estl.experiments.sweep import Variant
+
+
+def _listed(kind: Callable[[str], Any]) -> Callable[[Any, Sequence[Token]], tuple[Any, ...]]:
+    """A converter of values that are separated by commas."""
+
+    def convert(_: Any, tokens: Sequence[Token]) -> tuple[Any, ...]:
+        text = ",".join(token.value for token in tokens)
+        try:
+            return tuple(kind(word) for word in text.split(","))
+        except ValueError:
+            raise ValueError(f"{text!r} is no list of numbers: write 0,1,2") from None
+
+    return convert
+
+
+Seeds = Annotated[tuple[int, ...], Parameter(converter=_listed(int), n_tokens=1)]
+Floats = Annotated[tuple[float, ...], Parameter(converter=_listed(float), n_tokens=1)]
+Names = Annotated[tuple[str, ...], Parameter(converter=_listed(str), n_tokens=1)]
+
+
+def run_sweep(
+    title: str,
+    args: Sequence[str],
+    variants_of: Callable[[dict[str, Any]], "list[Variant]"],
+    seeds: Sequence[int],
+    folder: Path,
+    jobs: int,
+    without: Sequence[str] = (),
+) -> None:
+    """Keep the recipe in `folder`, run its variants, write and print their table.
+
+    Parts of the recipe named in `without` are left to the variants.
+    """
+    from estl.experiments.sweep import keep_recipe, sweep
+    from estl.report.comparison import write
+
+    recipe = keep_recipe(args, folder, without)
+    variants = variants_of(recipe)
+    found = sweep(recipe, variants, seeds, folder, jobs=jobs)
+    what = {variant.name: variant.what for variant in variants}
+    title = f"{title} on {recipe['data']['class_path'].rpartition('.')[2]}"
+    print(write(found, what, folder, title=title, command=" ".join(["estl", *sys.argv[1:]])))
+    print(f"table, figures and run folders: {folder}")

@@ -1,0 +1,42 @@
+"""`estl test`: accuracy of a checkpoint."""
+
+from pathlib import Path
+from typing import Literal
+
+
+def test(
+    *,
+    ckpt: Path,
+    data_path: Path | None = None,  # noqa: PT028
+    attack: tuple[Literal["fgsm", "pgd"], ...] = (),  # noqa: PT028
+    eps: str = "8/255",  # noqa: PT028
+    noise: bool = False,  # noqa: PT028
+    output_dir: Path | None = None,  # noqa: PT028
+    trust: tuple[str, ...] = (),  # noqa: PT028
+) -> None:
+    """Accuracy of a checkpoint on the test split, after each time step.
+
+    Args:
+        ckpt: best*.ckpt or last.ckpt of a run folder.
+        data_path: another root of the same layout.
+        attack: also under this attack.
+        eps: of the attacks, a share of each sample's range.
+        noise: also under Gaussian noise, event noise, and with a frame lost.
+        output_dir: write test.json there.
+        trust: a module that the checkpoint may name beside ESTL's own.
+    """
+    from estl.commands.screen import quiet
+    from estl.evaluation.attacks import parse_eps
+    from estl.training.run import test as run_test
+
+    quiet()
+    root = None if data_path is None else str(data_path)
+    results = run_test(ckpt, root, attacks=attack, eps=parse_eps(eps), noisy=noise, trust=trust)
+    if output_dir is not None:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        (output_dir / "test.json").write_text(results.to_json())
+    for t, accuracy in enumerate(results.test.per_step, 1):
+        print(f"after step {t}: {100 * accuracy:.2f} %")
+    print(f"test accuracy: {100 * results.test.final:.2f} % of {results.test.samples} samples")
+    for condition, accuracy in results.robustness.items():
+        print(f"{condition}: {100 * accuracy:.2f} %")

@@ -1,0 +1,50 @@
+"""`estl tune`: search the thresholds of TSE on the validation split."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from estl.commands.flags import ANY, Overrides, TrainingFlags
+from estl.commands.sweep import Floats
+
+
+def tune(
+    *overrides: Overrides,
+    flags: TrainingFlags = ANY,
+    output_dir: Path,
+    trials: int = 20,
+    grid_tau_f: Floats = (),
+    grid_kappa: Floats = (),
+    storage: str | None = None,
+    prune: Annotated[bool, Parameter(negative="--no-prune")] = True,
+) -> None:
+    """Search tau_f and kappa of TSE on the validation split with Optuna.
+
+    Args:
+        output_dir: the study's folder; one that exists is continued.
+        trials: in all, those before included.
+        grid_tau_f: comma-separated, e.g. 0.3,0.5,0.7: try every pair instead of searching by TPE.
+        grid_kappa: likewise, e.g. 0.5,1,2.
+        storage: Optuna storage URL (default: SQLite in the folder).
+        prune: end trials that are worse than the median.
+    """
+    from estl.commands.screen import quiet
+    from estl.experiments.sweep import keep_recipe
+    from estl.experiments.tune import tune as search
+    from estl.report.search import write
+
+    quiet()
+    if bool(grid_tau_f) != bool(grid_kappa):
+        raise ValueError("a grid needs both: give --grid-tau-f and --grid-kappa, or neither")
+    study = search(
+        keep_recipe(flags.spell_out(overrides), output_dir),
+        output_dir,
+        trials=trials,
+        grid={"tau_f": grid_tau_f, "kappa": grid_kappa} if grid_tau_f else None,
+        storage=storage,
+        prune=prune,
+    )
+    print(write(study, output_dir, " ".join(["estl", *sys.argv[1:]])))
+    print(f"table, figure and run folders: {output_dir}")

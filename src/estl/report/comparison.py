@@ -1,0 +1,137 @@
+"""The table and the plot of a sweep."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+
+from estl.report.tables import plus_minus, spread, table
+from estl.training.results import Results, TestResults, Weights
+
+Found = Mapping[str, Sequence[Results]]
+"""The results of every run, by variant."""
+
+DIAGNOSIS = {"cosine": 1.0, "cka": 1.0, "erased": 100.0, "firing_rate": 100.0, "energy_uj": 1.0}
+"""What the second table shows of `diagnostics.summary`, and the factor it is shown with."""
+
+
+def accuracies(runs: Sequence[Results], weights: Weights) -> list[float]:
+    """Test accuracy of each run, in percent."""
+    return [100 * run.test[weights].final for run in runs if run.test is not None]
+
+
+def per_step(runs: Sequence[Results]) -> list[float]:
+    """Test accuracy of the final weights after each time step in percent, mean over runs."""
+    tests = [run.test["final"].per_step for run in runs if run.test is not None]
+    return [100 * mean(step) for step in zip(*tests, strict=True)]
+
+
+def write(found: Found, what: Mapping[str, str], folder: Path, *, title: str, command: str) -> str:
+    """Write `results.md`, `results.json` and `results.png` into `folder`; return the Markdown.
+
+    Args:
+        found: what a sweep returned.
+        what: each variant is, by its name.
+        folder: the sweep's.
+        title: of table and plot.
+        command: that makes them.
+    """
+    text = markdown(found, what, title=title, command=command)
+    (folder / "results.md").write_text(text)
+    runs = {name: [json.loads(run.to_json()) for run in runs] for name, runs in found.items()}
+    (folder / "results.json").write_text(
+        json.dumps({"command": command, "runs": runs}, indent=2) + "\n"
+    )
+    plot(found, folder / "results.png", title=title)
+    return text
+
+
+def markdown(found: Found, what: Mapping[str, str], *, title: str, command: str) -> str:
+    """The tables, with what their figures stand on."""
+    first = next(iter(found.values()))
+    base = mean(accuracies(first, "final"))
+    head = ["", "variant", "final %", "against the first", "best on validation %", "train s", "MiB"]
+    rows = [
+        [
+            name,
+            what[name],
+            plus_minus(accuracies(runs, "final")),
+            f"{mean(accuracies(runs, 'final')) - base:+.2f}",
+            plus_minus(accuracies(runs, "best_on_validation")),
+            f"{mean(run.train_seconds for run in runs):.0f}",
+            f"{mean(run.peak_memory_mib for run in runs):.0f}",
+        ]
+        for name, runs in found.items()
+    ]
+    steps = {name: per_step(runs) for name, runs in found.items()}
+    times = [f"t={t}" for t in range(1, len(per_step(first)) + 1)]
+    alike = ["", "cosine of maps", "linear CKA", "erased %", "firing rate %", "µJ a sample"]
+    of = first[0].of
+    sizes = ", ".join(f"{split} {n}" for split, n in of.data.sizes.items())
+    versions = ", ".join(f"{name} {number}" for name, number in of.versions.items())
+    seeds = ", ".join(str(run.of.seed) for run in first)
+    return f"""### {title}
+
+{table(head, rows)}
+
+Accuracy (%) after each time step, final weights:
+
+{table(["", *times], [[name, *(f"{a:.1f}" for a in row)] for name, row in steps.items()])}
+
+Final weights, test split: similarity of the features between time steps (mean over pairs of steps),
+places that would be erased, spikes a neuron and step, estimated energy:
+
+{table(alike, [[name, *_diagnoses(runs)] for name, runs in found.items()])}
+
+    {command}
+
+Seeds {seeds}; mean ± standard deviation over seeds. Data {of.data.name} {of.data.fingerprint}
+({sizes}). {versions}. {of.machine}. Finished {of.finished[:10]}. Figures are on the test split,
+read once per run.
+"""
+
+
+def _diagnoses(runs: Sequence[Results]) -> list[str]:
+    """A cell for each of `DIAGNOSIS`, "-" where a run has no figure."""
+    cells = []
+    for key, scale in DIAGNOSIS.items():
+        values = [(run.diagnosis or {}).get(key) for run in runs]
+        known = [scale * v for v in values if v is not None]
+        cells.append(plus_minus(known, 3) if len(known) == len(values) else "-")
+    return cells
+
+
+def robustness_table(found: Mapping[str, Sequence[TestResults]], eps: float) -> str:
+    """Accuracy under attack and noise: mean and standard deviation over seeds, in percent."""
+    conditions = list(next(iter(found.values()))[0].robustness)
+    rows = [
+        [
+            name,
+            *(plus_minus([100 * run.robustness[c] for run in runs], 1) for c in conditions),
+        ]
+        for name, runs in found.items()
+    ]
+    head = (
+        f"Accuracy (%), final weights, under attack (eps {eps:.4f} of a sample's range) and noise:"
+    )
+    return f"{head}\n\n{table(['', *conditions], rows)}\n"
+
+
+def plot(found: Found, path: Path, *, title: str) -> None:
+    """Accuracy after each step, and the final one with its spread, as a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    over_time, last = figure.subplots(1, 2)
+    for place, (name, runs) in enumerate(found.items()):
+        steps = per_step(runs)
+        over_time.plot(range(1, len(steps) + 1), steps, marker="o", label=name)
+        for shift, weights, color in ((-0.1, "final", "C0"), (0.1, "best_on_validation", "C1")):
+            m, s = spread(accuracies(runs, weights))  # type: ignore[arg-type]
+            last.errorbar(place + shift, m, yerr=s, fmt="o", color=color, capsize=3)
+    over_time.set(xlabel="time step t", ylabel="test accuracy after step t, %", title=title)
+    over_time.set_xticks(range(1, len(steps) + 1))
+    over_time.legend(fontsize=8)
+    last.set_xticks(range(len(found)), list(found), rotation=30, ha="right")
+    last.set(ylabel="test accuracy, %", title="blue: final weights; orange: best on validation")
+    figure.savefig(path, dpi=120)

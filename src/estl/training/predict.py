@@ -1,0 +1,37 @@
+"""Classes of event files by a checkpoint. Lightning, which takes seconds, is not imported."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from estl.data.frames import normalize
+from estl.evaluation.accuracy import running_mean
+from estl.training.checkpoint import build_student, read_checkpoint
+from estl.training.names import import_path, refuse_strangers
+
+
+@torch.inference_mode()
+def predict(
+    path: Path, files: Sequence[Path], trust: Sequence[str] = ()
+) -> Iterator[tuple[Path, list[tuple[str, float]]]]:
+    """For each event file the class and its probability after every time step t = 1..T.
+
+    Args:
+        path: the checkpoint.
+        files: recordings, of the kind that the student was trained on.
+        trust: modules that the checkpoint may name beside ESTL's own.
+
+    Raises:
+        ValueError: no checkpoint of ESTL, a class that is not trusted, a broken file.
+    """
+    saved = read_checkpoint(path)
+    data = saved["recipe"].get("data")
+    refuse_strangers(data, trust)
+    student = build_student(saved, path, trust)
+    read, options = import_path(data["class_path"]).read, data["init_args"]
+    for file in files:
+        frames = normalize(read(file, **options), options.get("normalize", "none"))
+        probability, label = running_mean(student(frames[None]).logits)[0].softmax(-1).max(-1)
+        names = [saved["classes"][k] for k in label.tolist()]
+        yield file, list(zip(names, probability.tolist(), strict=True))

@@ -1,0 +1,158 @@
+"""What a run found, and what its figures stand on: typed here, JSON in the run folder."""
+
+import os
+import platform
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import TypeAdapter
+
+from estl.data.module import EventData
+from estl.evaluation.accuracy import Accuracy
+
+Weights = Literal["final", "best_on_validation"]
+
+
+class Json:
+    """Mixin of a dataclass: to JSON and back."""
+
+    def to_json(self) -> str:
+        """Indented JSON, a line at its end."""
+        return TypeAdapter(type(self)).dump_json(self, indent=2).decode() + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """What `to_json` wrote.
+
+        Raises:
+            ValueError: a key is missing or of another type.
+        """
+        return TypeAdapter(cls).validate_json(text)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """What a file holds; see `from_json`, whose error names the file here."""
+        try:
+            return cls.from_json(path.read_bytes())
+        except ValueError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{path} holds no {cls.__name__}: {reason}") from None
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """Which data: class, fingerprint of items and splits, number of items by split."""
+
+    name: str
+    fingerprint: str
+    sizes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a figure has to stand with."""
+
+    command: str
+    seed: int
+    data: DataFacts
+    student: str
+    parameters: int
+    supervision: str
+    versions: dict[str, str]
+    processor: str
+    cores: int
+    gpu: str | None
+    finished: str
+
+    @property
+    def machine(self) -> str:
+        """Processor or GPU, and cores."""
+        return f"{self.gpu or self.processor}, {self.cores} cores"
+
+
+@dataclass(frozen=True)
+class Results(Json):
+    """Of a training run: `results.json` in its folder.
+
+    Args:
+        of: what the figures stand on.
+        epochs: that were trained.
+        train_seconds: spent in training, without the test.
+        peak_memory_mib: the most memory that the process held, on the GPU if there is one.
+        val: accuracy on the validation split, by weights.
+        test: accuracy on the test split, read once at the end; None where it was not read.
+        diagnosis: `evaluation.diagnostics.summary` of the final weights on the test split.
+    """
+
+    of: Provenance
+    epochs: int
+    train_seconds: float
+    peak_memory_mib: int
+    val: dict[Weights, Accuracy]
+    test: dict[Weights, Accuracy] | None = None
+    diagnosis: dict[str, float | None] | None = None
+
+
+@dataclass(frozen=True)
+class TestResults(Json):
+    """Of a test of a checkpoint: `test.json`, where it was asked for.
+
+    Args:
+        of: what the figures stand on.
+        checkpoint: the file.
+        test: accuracy on the test split.
+        eps: size of the attacks, a share of each sample's range.
+        robustness: accuracy by disturbance, the undisturbed one as "clean"; empty if not measured.
+    """
+
+    of: Provenance
+    checkpoint: str
+    test: Accuracy
+    eps: float
+    robustness: dict[str, float]
+
+
+def provenance(
+    data: EventData, student: torch.nn.Module, supervision: object, recipe: dict[str, Any]
+) -> Provenance:
+    """What figures of `student` on `data` stand with, here and now."""
+    names = ("estl", "torch", "lightning", "numpy")
+    return Provenance(
+        command=" ".join(["estl", *sys.argv[1:]]),
+        seed=recipe["seed"],
+        data=DataFacts(type(data).__name__, data.fingerprint, data.sizes),
+        student=type(student).__name__,
+        parameters=sum(p.numel() for p in student.parameters()),
+        supervision=str(supervision),
+        versions={"python": platform.python_version()} | {name: version(name) for name in names},
+        processor=processor(),
+        cores=os.cpu_count() or 1,
+        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    )
+
+
+def peak_memory() -> int:
+    """The most memory this process has held so far, in MiB: on the GPU if there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() >> 20
+    try:  # getrusage would give at least the peak of the process that started this one
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) >> 10
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 20  # bytes on macOS
+
+
+def processor() -> str:
+    """The processor's name, as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(s.partition(":")[2].strip() for s in lines if s.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -79,6 +79,26 @@ def test_a_checkpoint_gives_the_student_and_the_same_accuracy(
 
 
 @pytest.mark.slow
+def test_without_a_validation_split_the_final_weights_are_reported_alone(tmp_path: Path) -> None:
+    words = [*SMALL, "--tse", "--epochs=1", "--data.init_args.val_fraction=0"]
+    assert main(["fit", *words, f"--output-dir={tmp_path}"]) == 0
+    results = Results.read(tmp_path / "results.json")
+    assert results.of.data.sizes["val"] == 0
+    assert results.val == {}
+    assert results.test is not None
+    assert set(results.test) == {"final"}
+    assert not list(tmp_path.glob("best*"))
+
+
+@pytest.mark.slow
+def test_the_last_epoch_is_validated_always(tmp_path: Path) -> None:
+    words = [*SMALL, "--tse", "--epochs=2", "--trainer.check_val_every_n_epoch=5"]
+    assert main(["fit", *words, f"--output-dir={tmp_path}"]) == 0
+    assert set(Results.read(tmp_path / "results.json").val) == {"final", "best_on_validation"}
+    assert [path.name for path in tmp_path.glob("best*")] == ["best-001.ckpt"]
+
+
+@pytest.mark.slow
 def test_a_folder_with_a_run_is_not_written_over(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -67,7 +67,7 @@ def tune(
         The study; `study.best_trial` is the best.
 
     Raises:
-        ValueError: `trials` below 1, or a grid without values.
+        ValueError: `trials` below 1, a grid without values, or data without a validation split.
     """
     if trials < 1:
         raise ValueError(f"trials={trials}: at least 1")
@@ -102,6 +102,8 @@ def tune(
         report = Report(trial)
         finished = fit(*parse_recipe(merge(recipe, overlay)), callbacks=[report], test=False)
         assert finished is not None, "trials run in one process"
+        if not finished[1].val:
+            raise ValueError("tune ranks by validation: give a val_fraction above 0")
         accuracy = finished[1].val["best_on_validation"].final
         trial.set_user_attr("accuracy", accuracy)
         return report.best

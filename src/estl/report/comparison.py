@@ -15,9 +15,17 @@ DIAGNOSIS = {"cosine": 1.0, "cka": 1.0, "erased": 100.0, "firing_rate": 100.0, "
 """What the second table shows of `diagnostics.summary`, and the factor it is shown with."""
 
 
+WEIGHTS: tuple[tuple[float, Weights, str], ...] = (
+    (-0.1, "final", "C0"),
+    (0.1, "best_on_validation", "C1"),
+)
+"""How the plot sets the two accuracies of a variant beside each other."""
+
+
 def accuracies(runs: Sequence[Results], weights: Weights) -> list[float]:
-    """Test accuracy of each run, in percent."""
-    return [100 * run.test[weights].final for run in runs if run.test is not None]
+    """Test accuracy of each run in percent; empty if nothing was selected on validation."""
+    tests = [run.test for run in runs if run.test is not None]
+    return [100 * test[weights].final for test in tests if weights in test]
 
 
 def per_step(runs: Sequence[Results]) -> list[float]:
@@ -57,7 +65,7 @@ def markdown(found: Found, what: Mapping[str, str], *, title: str, command: str)
             what[name],
             plus_minus(accuracies(runs, "final")),
             f"{mean(accuracies(runs, 'final')) - base:+.2f}",
-            plus_minus(accuracies(runs, "best_on_validation")),
+            plus_minus(best) if (best := accuracies(runs, "best_on_validation")) else "-",
             f"{mean(run.train_seconds for run in runs):.0f}",
             f"{mean(run.peak_memory_mib for run in runs):.0f}",
         ]
@@ -126,9 +134,10 @@ def plot(found: Found, path: Path, *, title: str) -> None:
     for place, (name, runs) in enumerate(found.items()):
         steps = per_step(runs)
         over_time.plot(range(1, len(steps) + 1), steps, marker="o", label=name)
-        for shift, weights, color in ((-0.1, "final", "C0"), (0.1, "best_on_validation", "C1")):
-            m, s = spread(accuracies(runs, weights))  # type: ignore[arg-type]
-            last.errorbar(place + shift, m, yerr=s, fmt="o", color=color, capsize=3)
+        for shift, weights, color in WEIGHTS:
+            if found_here := accuracies(runs, weights):
+                m, s = spread(found_here)
+                last.errorbar(place + shift, m, yerr=s, fmt="o", color=color, capsize=3)
     over_time.set(xlabel="time step t", ylabel="test accuracy after step t, %", title=title)
     over_time.set_xticks(range(1, len(steps) + 1))
     over_time.legend(fontsize=8)

@@ -16,9 +16,10 @@ COLUMNS = ("image", "learned edges", "teacher attention", "student attention", "
 class Pictures(Callback):
     """Writes `pictures/epoch_NNN.png` in the run folder every `every` epochs of a guided run.
 
-    One row a sample of the first validation batch: RGB, edges, the teacher's attention (times the
-    edges), the student's, and the events of the first third of the steps (ON red, OFF blue). A
-    supervision without guidance has nothing to show and is left alone.
+    One row a sample of the first validation batch, or training batch where there is no validation:
+    RGB, edges, the teacher's attention (times the edges), the student's, and the events of the first
+    third of the steps (ON red, OFF blue). A supervision without guidance has nothing to show and is
+    left alone.
 
     Args:
         every: epochs between two pages; the last epoch always has one.
@@ -36,8 +37,9 @@ class Pictures(Callback):
         guided = guided_part(pl_module.supervision)
         if guided is None or not trainer.is_global_zero or (not last and (epoch + 1) % self.every):
             return
-        loader = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
-        batch: Batch = next(iter(loader)).to(pl_module.device)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        batch: Batch = next(iter(data.loader("val" if data.sizes["val"] else "train")))
+        batch = batch.to(pl_module.device)
         rows = slice(0, self.samples)
         if batch.image is None:
             return

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning import Trainer, seed_everything
+from lightning import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar, Timer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -38,6 +38,15 @@ class ProgressBar(RichProgressBar):
         metrics = super().get_metrics(*args)
         metrics.pop("v_num", None)
         return metrics
+
+
+class ValidateLast(Callback):
+    """Validates the last epoch, whether or not `check_val_every_n_epoch` divides their number."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ask for validation after this epoch if it is the last."""
+        if trainer.current_epoch + 1 == trainer.max_epochs:
+            trainer.check_val_every_n_epoch = 1
 
 
 def rank() -> int:
@@ -110,18 +119,25 @@ def fit(
         recipe=parts.recipe,
         classes=parts.data.classes,
     )
-    best = ModelCheckpoint(
-        folder, "best-{epoch:03d}", monitor="val/rank", mode="max", auto_insert_metric_name=False
-    )
     last = ModelCheckpoint(
         folder, "last", save_on_train_epoch_end=True, enable_version_counter=False
     )
+    best = ModelCheckpoint(
+        folder, "best-{epoch:03d}", monitor="val/rank", mode="max", auto_insert_metric_name=False
+    )
+    selects = parts.data.sizes["val"] > 0
     timer = Timer()
     trainer = Trainer(
-        **config.trainer.as_dict(),
+        **config.trainer.as_dict() | ({} if selects else {"limit_val_batches": 0}),
         default_root_dir=folder,
         logger=TensorBoardLogger(str(folder), name="", version="tensorboard"),
-        callbacks=[best, last, timer, ProgressBar(), *callbacks],
+        callbacks=[
+            *([best, ValidateLast()] if selects else []),
+            last,
+            timer,
+            ProgressBar(),
+            *callbacks,
+        ],
     )
     checkpoint = folder / "last.ckpt"
     # Edges near 0 are denormal numbers, with which a processor computes several times slower.
@@ -135,11 +151,13 @@ def fit(
     device = trainer.strategy.root_device
     found: dict[str, dict[Weights, Accuracy]] = {"val": {}, "test": {}}
     diagnosis = None
-    best_path = Path(best.best_model_path)
-    paths: dict[Weights, Path] = {"final": checkpoint, "best_on_validation": best_path}
+    paths: dict[Weights, Path] = {"final": checkpoint}
+    if selects:
+        paths["best_on_validation"] = Path(best.best_model_path)
+    splits = (["val"] if selects else []) + (["test"] if test else [])
     for weights, path in paths.items():
         parts.student.load_state_dict(read_checkpoint(path)["state_dict"])
-        for split in ("val", "test") if test else ("val",):
+        for split in splits:
             found[split][weights] = evaluate(parts.student, parts.data.loader(split), device)
         if test and weights == "final":
             diagnosis = _diagnose(parts, folder, device)

@@ -1,6 +1,8 @@
 """The command: what a user types, and what she gets when it is wrong."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,8 @@ import pytest
 import torch
 import yaml
 
-from estl.commands import main
-from estl.commands.flags import TrainingFlags
+from estl.commands import app, main
+from estl.commands.flags import TrainingFlags, find_recipe
 from estl.students import VGGSNN
 from estl.training import run
 from estl.training.checkpoint import load_student, read_checkpoint
@@ -148,6 +150,37 @@ def test_a_recipe_with_a_wrong_key_gets_one_line(
     assert "sed" in fails(capsys, ["fit", "--config", str(recipe)])
     recipe.write_text("seed: [1\n")
     assert str(recipe) in fails(capsys, ["fit", "--config", str(recipe)])
+
+
+def test_every_recipe_is_listed_and_found_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert "digits_tse" in names
+    for name in names:
+        assert main(["recipes", name]) == 0
+        assert capsys.readouterr().out == find_recipe(name).read_text()
+        parse(TrainingFlags(config=(name,)).spell_out())
+    assert "choose from" in fails(capsys, ["recipes", "nosuch"])
+
+
+def test_the_help_of_every_command_fits_a_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    commands = [name for name in app if not name.startswith("-")]
+    assert {"fit", "test", "predict", "data", "ablate", "compare", "tune"} <= set(commands)
+    for words in [[], *([name] for name in commands), ["data", "check"], ["data", "shard"]]:
+        assert main([*words, "--help"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) <= 48, words
+        assert max(map(len, lines)) <= 80
+
+
+def test_the_command_line_imports_nothing_heavy() -> None:
+    code = "import sys, estl.commands as c; c.main(['fit', '--help']); print(sorted(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = run.stdout.splitlines()[-1]
+    assert "'cyclopts'" in loaded
+    assert not [
+        name for name in ("torch", "numpy", "lightning", "transformers") if f"'{name}'" in loaded
+    ]
 
 
 def test_nothing_chosen_says_what_to_choose(capsys: pytest.CaptureFixture[str]) -> None:

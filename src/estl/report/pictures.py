@@ -17,9 +17,9 @@ class Pictures(Callback):
     """Writes `pictures/epoch_NNN.png` in the run folder every `every` epochs of a guided run.
 
     One row a sample of the first validation batch, or training batch where there is no validation:
-    RGB, edges, the teacher's attention (times the edges), the student's, and the events of the first
-    third of the steps (ON red, OFF blue). A supervision without guidance has nothing to show and is
-    left alone.
+    RGB, edges, the teacher's attention (times the edges), the student's, and the events of the
+    first third of the steps (ON red, OFF blue). A supervision without guidance has nothing to show
+    and is left alone.
 
     Args:
         every: epochs between two pages; the last epoch always has one.

@@ -1,4 +1,4 @@
-"""Both READMEs say the same; commands in them, in docs/ and in recipes are understood; code runs."""
+"""Both READMEs say the same; commands in documents and recipes are understood; Python code runs."""
 
 import re
 import shlex

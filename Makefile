@@ -4,9 +4,9 @@ BIN := .venv/bin
 
 demo: .venv/installed
 	rm -rf runs/demo
-	$(BIN)/estl teach --dataset digits --epochs 30 --output-dir runs/demo/teacher
-	$(BIN)/estl ladder --config src/estl/recipes/digits_guided.yaml --teacher runs/demo/teacher \
-	  --rungs 1,5 --seeds 0 --output-dir runs/demo
+	$(BIN)/estl train-teacher --dataset digits --epochs 30 --output-dir runs/demo/teacher
+	$(BIN)/estl ablate --config digits_guided --teacher runs/demo/teacher --rungs 1,5 --seeds 0 \
+	  --output-dir runs/demo
 
 test: .venv/installed
 	$(BIN)/pytest

@@ -1,14 +1,19 @@
-"""Both READMEs say the same; what they and the guides in docs/ say is understood, or runs."""
+"""Both READMEs say the same; commands in documents and recipes are understood; Python code runs."""
 
 import re
 import shlex
+from dataclasses import fields
+from importlib import import_module
+from inspect import Parameter, signature
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from estl.commands import main
-from estl.commands.flags import ARCHS, DATASETS, SUPERVISIONS, VALUES
+from estl.commands.fit import fit
+from estl.commands.flags import ARCHS, DATASETS, KEYS, RECIPES, TrainingFlags
 from estl.data.augment import Augment
 from estl.students import VGGSNN
 from estl.supervision.distillation import WEIGHTS
@@ -18,6 +23,8 @@ from estl.training.recipe import make_parser, parse
 ROOT = Path(__file__).parents[1]
 ENGLISH, CHINESE = (ROOT / name for name in ("README.md", "README.zh-CN.md"))
 GUIDES = [ROOT / "docs" / name for name in ("data.md", "supervision.md")]
+WITH_COMMANDS = [ENGLISH, *GUIDES, ROOT / "docs/results.md", ROOT / "Makefile"]
+WITH_COMMANDS += sorted(RECIPES.glob("*.yaml"))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -49,7 +56,7 @@ def test_python_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
     codes = [text for language, text in FENCE.findall(path.read_text()) if language == "python"]
     assert len(codes) == 2
     monkeypatch.chdir(tmp_path)
-    small = {"layers": [8, "AP"], "pooled": True}
+    small: dict[str, Any] = {"layers": [8, "AP"], "pooled": True}
     for name in re.findall(r'"(runs/.*\.ckpt)"', "".join(codes)):  # as estl fit leaves it
         Path(name).parent.mkdir(parents=True)
         student = {"class_path": "estl.students.VGGSNN", "init_args": small}
@@ -67,40 +74,58 @@ def stop(*args: object, **kwargs: object) -> None:
     raise Understood
 
 
-WORK = ("run.fit", "run.test", "run.predict", "recipe.make", "sweep.sweep", "tune.tune")
-WORK += ("data.download.prepare", "data.show.show")
-"""What each command calls when it has parsed its words; `recipe.make` is the first of all that
-takes a data set."""
+WORK = (
+    "estl.training.run.fit",
+    "estl.training.run.test",
+    "estl.training.predict.predict",
+    "estl.training.recipe.build_data",
+    "estl.experiments.sweep.sweep",
+    "estl.experiments.tune.tune",
+    "estl.data.download.prepare",
+    "estl.data.show.show",
+)
+"""What each command calls when it has parsed its arguments; `build_data` is the first of all that
+take a data set."""
+
+COMMAND = re.compile(
+    r"^(?: {4}|# |\t\$\(BIN\)/)?(?:PYTHONPATH=\S+ )?estl (.*)$", flags=re.MULTILINE
+)
+"""A command: in a code block, fenced or indented, in the head of a recipe, in the Makefile."""
 
 
 def commands(path: Path) -> list[list[str]]:
-    """The words of each `estl` command in the shell blocks, without `estl`."""
-    text = "".join(text for language, text in blocks(path) if language == "bash")
-    lines = text.replace("\\\n", " ").splitlines()
-    found = [re.sub(r"^PYTHONPATH=\S+ ", "", line) for line in lines]
-    return [shlex.split(line)[1:] for line in found if line.startswith("estl ")]
+    """The arguments of each `estl` command."""
+    text = re.sub(r"\\\n[#\s]*", " ", path.read_text())
+    return [shlex.split(line, comments=True) for line in COMMAND.findall(text)]
 
 
-@pytest.mark.parametrize("path", [ENGLISH, *GUIDES], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", WITH_COMMANDS, ids=lambda path: path.name)
 def test_commands_are_understood(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Imported first: a module keeps what it imports, and would keep `stop` after this test.
+    for module in ("estl.experiments.compare", *(name.rpartition(".")[0] for name in WORK)):
+        import_module(module)
     for name in WORK:
-        monkeypatch.setattr(f"estl.{name}", stop)
+        monkeypatch.setattr(name, stop)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     (tmp_path / "FOLDER").mkdir()
+    (tmp_path / "part.yaml").write_text("seed: 1")
     # The student and the supervision that the README asks its reader to write.
     source = (
         "from estl.students import VGGSNN as Tiny\nfrom estl.supervision import MeanCE as LastStep"
     )
     (tmp_path / "mine.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
-    found = [words for words in commands(path) if "--resume" not in words]
+    found = commands(path)
     assert found
-    for words in found:
+    for args in found:
+        if "--resume" in args:
+            run = Path(args[args.index("--resume") + 1])
+            run.mkdir(parents=True)
+            (run / "config.yaml").write_text((RECIPES / "nmnist_tse.yaml").read_text())
         with pytest.raises(Understood):
-            raise AssertionError(f"{words}: ended with {main(words)}")
+            raise AssertionError(f"{args}: ended with {main(args)}")
 
 
 @pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.name)
@@ -110,7 +135,7 @@ def test_recipes_in_the_guides_are_understood(path: Path, tmp_path: Path) -> Non
     for text in parts:
         part = tmp_path / "part.yaml"
         part.write_text(text)
-        config, _ = parse(["--config", f"{ROOT}/recipes/digits_tse.yaml", "--config", str(part)])
+        config, _ = parse(TrainingFlags(config=("digits_tse", str(part))).spell_out())
         if "teacher" not in text:  # which would have to be there
             make(make_parser(), "supervision", config.supervision)
         if (augment := config.data.init_args.augment) is not None:
@@ -120,7 +145,11 @@ def test_recipes_in_the_guides_are_understood(path: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("path", [ENGLISH, CHINESE], ids=lambda path: path.name)
 def test_short_flags_and_names_are_all_there(path: Path) -> None:
     text = prose(path)
-    keys = [*VALUES, *VALUES.values(), *SUPERVISIONS, *ARCHS, *DATASETS, *WEIGHTS]
+    own = [p.name for p in signature(fit).parameters.values() if p.kind is Parameter.KEYWORD_ONLY]
+    names = [*(field.name for field in fields(TrainingFlags)), *own]
+    names.remove("flags")
+    flags = [f"--{name.replace('_', '-')}" for name in names]
+    keys = [*flags, *KEYS.values(), "output_dir", "seed", *ARCHS, *DATASETS, *WEIGHTS]
     assert [key for key in keys if f"`{key}`" not in text] == []
 
 
@@ -128,8 +157,8 @@ def test_short_flags_and_names_are_all_there(path: Path) -> None:
 def test_parameter_counts_are_those_of_the_students(path: Path) -> None:
     import estl.students
 
-    for arch, words in ARCHS.items():
-        name = words[0].rpartition(".")[2]
+    for arch, overrides in ARCHS.items():
+        name = overrides[0].rpartition(".")[2]
         options = {"pooled": True} if "pooled" in arch else {}
         with torch.device("meta"):
             student = getattr(estl.students, name)(classes=10, in_channels=2, **options)

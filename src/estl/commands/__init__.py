@@ -24,7 +24,9 @@ app.command("estl.commands.test:test", help="Accuracy of a checkpoint.")
 app.command("estl.commands.predict:predict", help="Classes of event files.")
 app.command("estl.commands.data:app", name="data", help="Fetch, check, show, pack a data set.")
 app.command("estl.commands.recipes:recipes", help="The recipes that come with ESTL.")
-app.command("estl.commands.train_teacher:train_teacher", help="Train a CLIP-like teacher.")
+app.command(
+    "estl.commands.train_teacher:train_teacher", help="Train a small CLIP vision tower as teacher."
+)
 app.command("estl.commands.ablate:ablate", help="What each part of the guided distillation adds.")
 app.command("estl.commands.compare:compare", help="Plain, TET and TSE side by side.")
 app.command("estl.commands.tune:tune", help="Search the thresholds of TSE on validation.")

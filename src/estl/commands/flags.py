@@ -48,9 +48,12 @@ KEYS = {
 """The recipe's key of each flag that is a value."""
 
 
-DEFAULTS = Parameter(
-    negative_iterable=(), show_default=lambda value: value or None, allow_repeating=True
-)
+def _shown(default: Any) -> Any:
+    """A default as one would type it, nothing for none."""
+    return ",".join(map(str, default)) if isinstance(default, tuple) else default or None
+
+
+DEFAULTS = Parameter(negative_iterable=(), show_default=_shown, allow_repeating=True)
 """Of all options: no flag for an empty list, no default that says nothing, the last value wins."""
 
 Overrides = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]

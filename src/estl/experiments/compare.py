@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from estl.experiments.sweep import Variant
 from estl.supervision import TET, TSE, MeanCE
-from estl.training.names import public_path
+from estl.training.names import class_paths, public_path
 from estl.training.results import TestResults
 from estl.training.run import test
 
@@ -74,6 +76,11 @@ def _attacked(run: Path, eps: float) -> TestResults:
     path = run / "robustness.json"
     if path.exists() and (held := TestResults.read(path)).eps == eps:
         return held
-    results = test(run / "last.ckpt", attacks=("fgsm", "pgd"), eps=eps, noisy=True)
+    recipe = yaml.safe_load(
+        (run / "config.yaml").read_text()
+    )  # the user's own: it was trained here
+    trust = sorted({path.rpartition(".")[0] for path in class_paths(recipe)})
+    attacks = ("fgsm", "pgd")
+    results = test(run / "last.ckpt", attacks=attacks, eps=eps, noisy=True, trust=trust)
     path.write_text(results.to_json())
     return results

@@ -16,14 +16,10 @@ Stem = Literal["3x3", "7x7"]
 
 
 class ResidualBlock(nn.Module):
-    """y = LIF(residual(x) + shortcut(x)).
+    """y = LIF(residual(x) + shortcut(x)), for `in_channels` of x and `out_channels` of y.
 
-    Args:
-        residual: the layers beside the shortcut; the last one does not spike.
-        in_channels: channels of x.
-        out_channels: channels of y.
-        stride: of the residual; where shapes differ the shortcut is a 1x1 convolution and norm.
-        neuron: makes the spiking layer.
+    The last layer of `residual` does not spike; `neuron` makes the LIF. Where the stride of the
+    residual or the channels change the shape, the shortcut is a 1x1 convolution and norm.
     """
 
     def __init__(
@@ -97,8 +93,8 @@ class ResNet(nn.Module):
         in_channels: channels C of the events.
         bottleneck: blocks of three convolutions, four times as wide outside as inside.
         hidden: width of a fully connected LIF layer before the last linear one, or None.
-        stem: "3x3" for small images, or "7x7" for large ones, as on ImageNet: stride 2, then 3x3
-            max pooling of stride 2.
+        stem: "3x3" for small images, or "7x7" as on ImageNet: stride 2, then 3x3 max pooling of
+            stride 2.
         neuron: changes to the neuron `LIF.tet`, such as {"detach_reset": True}.
 
     Raises:
@@ -152,8 +148,8 @@ class ResNet(nn.Module):
             self.head = nn.Linear(channels, classes)
         else:
             spiking = nn.Linear(channels, hidden)
-            # It reads rates of about 0.2 and no norm follows: PyTorch's start keeps its LIF silent
-            # (digits as events, three epochs, two seeds: 22 and 17 % correct against 42 and 45 %).
+            # It reads rates of about 0.2 and no norm follows: initialized as PyTorch does, its LIF
+            # is silent (digits, three epochs, two seeds: 22 and 17 % correct, here 42 and 45 %).
             nn.init.normal_(spiking.weight, std=5 / channels**0.5)
             self.head = nn.Sequential(spiking, lif(), nn.Linear(hidden, classes))
         self.classes = classes
@@ -181,70 +177,30 @@ class ResNet(nn.Module):
         return logits
 
 
-def resnet18(
-    classes: int = 10,
-    in_channels: int = 3,
-    *,
-    stem: Stem = "3x3",
-    neuron: dict[str, Any] | None = None,
-) -> ResNet:
-    """ResNet-18: 2-2-2-2 basic blocks of 64, 128, 256, 512 channels.
+def resnet18(classes: int = 10, in_channels: int = 3, **options: Any) -> ResNet:
+    """ResNet-18: 2-2-2-2 basic blocks of 64, 128, 256, 512 channels. Options are those of `ResNet`.
 
     >>> sum(p.numel() for p in resnet18(classes=1000, stem="7x7").parameters())
     11689512
     """
-    widths = (64, 128, 256, 512)
-    return ResNet((2, 2, 2, 2), widths, classes, in_channels, stem=stem, neuron=neuron)
+    return ResNet((2, 2, 2, 2), (64, 128, 256, 512), classes, in_channels, **options)
 
 
-def resnet19(
-    classes: int = 10,
-    in_channels: int = 3,
-    *,
-    stem: Stem = "3x3",
-    neuron: dict[str, Any] | None = None,
-) -> ResNet:
+def resnet19(classes: int = 10, in_channels: int = 3, **options: Any) -> ResNet:
     """TET's ResNet-19: 3-3-2 basic blocks of 128, 256, 512 channels, a head of 256 spiking units.
 
     >>> sum(p.numel() for p in resnet19().parameters())
     12630858
     """
-    widths = (128, 256, 512)
-    return ResNet((3, 3, 2), widths, classes, in_channels, hidden=256, stem=stem, neuron=neuron)
+    return ResNet((3, 3, 2), (128, 256, 512), classes, in_channels, hidden=256, **options)
 
 
-def resnet34(
-    classes: int = 10,
-    in_channels: int = 3,
-    *,
-    stem: Stem = "3x3",
-    neuron: dict[str, Any] | None = None,
-) -> ResNet:
+def resnet34(classes: int = 10, in_channels: int = 3, **options: Any) -> ResNet:
     """ResNet-34: 3-4-6-3 basic blocks of 64, 128, 256, 512 channels."""
-    widths = (64, 128, 256, 512)
-    return ResNet((3, 4, 6, 3), widths, classes, in_channels, stem=stem, neuron=neuron)
+    return ResNet((3, 4, 6, 3), (64, 128, 256, 512), classes, in_channels, **options)
 
 
-def resnet50(
-    classes: int = 10,
-    in_channels: int = 3,
-    *,
-    stem: Stem = "3x3",
-    neuron: dict[str, Any] | None = None,
-) -> ResNet:
+def resnet50(classes: int = 10, in_channels: int = 3, **options: Any) -> ResNet:
     """ResNet-50: 3-4-6-3 bottleneck blocks of 64, 128, 256, 512 inner channels, so D = 2048."""
     widths = (64, 128, 256, 512)
-    blocks = (3, 4, 6, 3)
-    return ResNet(blocks, widths, classes, in_channels, bottleneck=True, stem=stem, neuron=neuron)
-
-
-__all__ = [
-    "ResNet",
-    "ResidualBlock",
-    "basic_block",
-    "bottleneck_block",
-    "resnet18",
-    "resnet19",
-    "resnet34",
-    "resnet50",
-]
+    return ResNet((3, 4, 6, 3), widths, classes, in_channels, bottleneck=True, **options)

@@ -26,12 +26,12 @@ class VGGSNN(nn.Module):
         image_size: (H,W) of the events. The pooled variant also takes any other size.
         layers: widths of the convolutions, and "AP" for 2x2 average pooling, which drops the last
             row or column of an odd size.
-        pooled: a linear layer on the mean over places (D -> K) in place of TET's on the flattened
+        pooled: a linear layer on the mean over places (D -> K) instead of TET's on the flattened
             maps (D*H*W -> K). TSE needs it, since it classifies each place.
         neuron: changes to the neuron `LIF.tet`, such as {"detach_reset": True}.
 
     Raises:
-        ValueError: if `layers` holds no width or something else than widths and "AP", or pools
+        ValueError: if `layers` has no width, or something other than widths and "AP", or pools
             `image_size` to nothing.
 
     >>> import torch
@@ -74,9 +74,8 @@ class VGGSNN(nn.Module):
         self.layers = nn.Sequential(*stages)
         self.head = nn.Linear(width if pooled else width * H * W, classes)
         if pooled:
-            # It reads rates of about 0.1: from PyTorch's start, logits are too small to learn from
-            # quickly (measured on N-MNIST, 700 recordings, twelve epochs under TSE: a loss of 1.02
-            # against 0.45).
+            # It reads rates of about 0.1: initialized as PyTorch does, its logits are too small to
+            # learn quickly (N-MNIST, 700 recordings, twelve epochs of TSE: loss 1.02, here 0.45).
             nn.init.normal_(self.head.weight, std=5 / width**0.5)
         self.pooled_head = pooled or H * W == 1
 
@@ -94,8 +93,8 @@ class VGGSNN(nn.Module):
         """Logits and features of `events` (B,T,C,H,W).
 
         Raises:
-            ValueError: if dimensions or channels do not fit, or the size: other than `image_size`
-                if not `pooled`, or too small for the poolings.
+            ValueError: if dimensions or channels do not fit, or the size is too small for the
+                poolings or, if not `pooled`, other than `image_size`.
         """
         x = time_first(events, self.in_channels)
         size = tuple(x.shape[-2:])
@@ -128,6 +127,3 @@ class VGGSNN(nn.Module):
             )
         logits: Tensor = self.head(pooled)
         return logits
-
-
-__all__ = ["VGGSNN"]

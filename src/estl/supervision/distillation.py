@@ -39,7 +39,7 @@ WEIGHTS = {
 """The terms, in the order in which they are reported, and their weights."""
 
 COLLAPSED = 1e-4
-"""Below this edge_spread (see the metrics) an edge map is one gray: lower the weight of edge_reg. An
+"""Below this edge_spread (see Metrics) an edge map is one gray: lower the weight of edge_reg. An
 untrained detector's spread is about 4e-4."""
 
 

@@ -28,7 +28,7 @@ from estl.data.check import refuse_leaks
 from estl.data.frames import normalize
 from estl.evaluation.accuracy import evaluate, running_mean
 from estl.evaluation.attacks import attack, noise, robustness
-from estl.evaluation.diagnostics import diagnose, plot, summary
+from estl.evaluation.diagnostics import diagnose, summary
 from estl.report.pictures import Pictures
 from estl.training.checkpoint import load_student, read_checkpoint
 from estl.training.learner import Learner
@@ -163,7 +163,6 @@ def _diagnose(run: Run, folder: Path, device: torch.device) -> dict[str, float |
     """Diagnose the student on the test split into the run folder; return the summary."""
     found = diagnose(run.student, run.data.test_dataloader(), device, run.supervision)
     (folder / "diagnostics.json").write_text(json.dumps(found, indent=2) + "\n")
-    plot(found, folder / "diagnostics.png")
     return summary(found)
 
 

@@ -16,23 +16,36 @@ Stem = Literal["3x3", "7x7"]
 
 
 class ResidualBlock(nn.Module):
-    """y = LIF(residual(x) + shortcut(x)), for `in_channels` of x and `out_channels` of y.
+    """y = LIF(residual(x) + shortcut(x)).
 
-    The last layer of `residual` does not spike; `neuron` makes the LIF. Where the stride of the
-    residual or the channels change the shape, the shortcut is a 1x1 convolution and norm.
+    The residual is two 3x3 convolutions to `width` channels; of a bottleneck, a 1x1, a 3x3 and a
+    1x1 convolution, the last to 4 * width. The first 3x3 has the stride. Where the shape changes,
+    the shortcut is a 1x1 convolution and norm.
+
+    >>> import torch
+    >>> ResidualBlock(8, 4, stride=2, bottleneck=True)(torch.rand(1, 4, 8, 6, 6)).shape
+    torch.Size([1, 4, 16, 3, 3])
     """
 
     def __init__(
         self,
-        residual: nn.Sequential,
         in_channels: int,
-        out_channels: int,
-        stride: int,
-        neuron: Neuron,
+        width: int,
+        stride: int = 1,
+        *,
+        bottleneck: bool = False,
+        neuron: Neuron = LIF.tet,
     ) -> None:
         super().__init__()
+        out_channels = 4 * width if bottleneck else width
+        if bottleneck:
+            first, middle = conv_norm(in_channels, width, 1), conv_norm(width, width, stride=stride)
+            last = conv_norm(width, out_channels, 1)
+            self.residual = nn.Sequential(first, neuron(), middle, neuron(), last)
+        else:
+            first, last = conv_norm(in_channels, width, stride=stride), conv_norm(width, width)
+            self.residual = nn.Sequential(first, neuron(), last)
         same = stride == 1 and in_channels == out_channels
-        self.residual = residual
         self.shortcut = (
             nn.Identity() if same else conv_norm(in_channels, out_channels, 1, stride=stride)
         )
@@ -42,42 +55,6 @@ class ResidualBlock(nn.Module):
         """Spikes of the block."""
         spikes: Tensor = self.neuron(self.residual(x) + self.shortcut(x))
         return spikes
-
-
-def basic_block(
-    in_channels: int, width: int, stride: int = 1, neuron: Neuron = LIF.tet
-) -> ResidualBlock:
-    """Block of two 3x3 convolutions to `width` channels, the first with the stride.
-
-    >>> import torch
-    >>> basic_block(8, 16, stride=2)(torch.rand(1, 4, 8, 6, 6)).shape
-    torch.Size([1, 4, 16, 3, 3])
-    """
-    residual = nn.Sequential(
-        conv_norm(in_channels, width, stride=stride),
-        neuron(),
-        conv_norm(width, width),
-    )
-    return ResidualBlock(residual, in_channels, width, stride, neuron)
-
-
-def bottleneck_block(
-    in_channels: int, width: int, stride: int = 1, neuron: Neuron = LIF.tet
-) -> ResidualBlock:
-    """Block of a 1x1, a 3x3 (with the stride) and a 1x1 convolution to `4 * width` channels.
-
-    >>> import torch
-    >>> bottleneck_block(8, 4, stride=2)(torch.rand(1, 4, 8, 6, 6)).shape
-    torch.Size([1, 4, 16, 3, 3])
-    """
-    residual = nn.Sequential(
-        conv_norm(in_channels, width, 1),
-        neuron(),
-        conv_norm(width, width, stride=stride),
-        neuron(),
-        conv_norm(width, 4 * width, 1),
-    )
-    return ResidualBlock(residual, in_channels, 4 * width, stride, neuron)
 
 
 class ResNet(nn.Module):
@@ -133,14 +110,16 @@ class ResNet(nn.Module):
                 lif(),
                 PerStep(nn.MaxPool2d(3, stride=2, padding=1)),
             )
-        block, expansion = (bottleneck_block, 4) if bottleneck else (basic_block, 1)
         stages = []
         channels = 64
         for i, (number, width) in enumerate(zip(blocks, widths, strict=True)):
             stage = nn.Sequential()
             for j in range(number):
-                stage.append(block(channels, width, 2 if i > 0 and j == 0 else 1, lif))
-                channels = width * expansion
+                stride = 2 if i > 0 and j == 0 else 1
+                stage.append(
+                    ResidualBlock(channels, width, stride, bottleneck=bottleneck, neuron=lif)
+                )
+                channels = 4 * width if bottleneck else width
             stages.append(stage)
         self.stages = nn.Sequential(*stages)
         self.head: nn.Module

@@ -10,15 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from estl.supervision import steps
 from estl.supervision.schedule import Schedule, Scheduled
-from estl.supervision.steps import (
-    Reduction,
-    StepLoss,
-    check_not_negative,
-    erased,
-    erasing_threshold,
-    running_mean,
-)
+from estl.supervision.steps import Reduction, StepLoss
 from estl.types import Loss
 
 
@@ -56,10 +50,10 @@ def dense_tse_keep(
     B, T, _, H, W = logits.shape
     keep = torch.ones(B, T, H, W, dtype=torch.bool, device=logits.device)
     if T > 1 and H * W > 1:
-        past = running_mean(logits[:, :-1]).softmax(2)
+        past = steps.running_mean(logits[:, :-1]).softmax(2)
         own_class = labels.view(B, 1, 1, H, W).expand(-1, T - 1, -1, -1, -1)
         p = past.gather(2, own_class).squeeze(2)
-        keep[:, 1:] = ~(p >= erasing_threshold(p, tau_f, kappa))
+        keep[:, 1:] = ~(p >= steps.erasing_threshold(p, tau_f, kappa))
     return keep
 
 
@@ -96,7 +90,7 @@ def dense_tse_loss(
     >>> loss = dense_tse_loss(logits, torch.zeros(2, 6, 6, dtype=int), tau_f=1.1)
     >>> torch.testing.assert_close(loss, 4 * torch.tensor(3.0).log())
     """
-    check_not_negative(tau_f=tau_f, kappa=kappa)
+    steps.check_not_negative(tau_f=tau_f, kappa=kappa)
     step_loss = StepLoss(reduction, label_smoothing)
     keep = dense_tse_keep(logits, labels, tau_f=tau_f, kappa=kappa)
     return _loss(logits, labels, keep, step_loss)
@@ -124,7 +118,7 @@ class DenseTSE(Scheduled, nn.Module):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        check_not_negative(tau_f=tau_f, kappa=kappa)
+        steps.check_not_negative(tau_f=tau_f, kappa=kappa)
         self.tau_f, self.kappa = tau_f, kappa
         self.step_loss = StepLoss(reduction, label_smoothing)
 
@@ -136,7 +130,7 @@ class DenseTSE(Scheduled, nn.Module):
         keep = dense_tse_keep(logits, labels, tau_f=self.now(self.tau_f), kappa=self.kappa)
         total = _loss(logits, labels, keep, self.step_loss)
         metrics = self.scheduled(total)
-        metrics["erased"], metrics["erased_everywhere"] = erased(keep)
+        metrics["erased"], metrics["erased_everywhere"] = steps.erased(keep)
         return Loss(total, {"dense_tse": total}, metrics)
 
     def extra_repr(self) -> str:

@@ -11,20 +11,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from estl.supervision import steps
 from estl.supervision.schedule import Schedule, Scheduled
-from estl.supervision.steps import (
-    Criterion,
-    Reduction,
-    StepLoss,
-    check_not_negative,
-    check_order,
-    check_pooled_head,
-    erased,
-    erasing_threshold,
-    eval_mode,
-    of_true_class,
-    running_mean,
-)
+from estl.supervision.steps import Criterion, Reduction, StepLoss
 from estl.types import Batch, Classify, Labels, Loss, Output, Supervision
 
 
@@ -78,12 +67,12 @@ def tre_keep(
     tensor([[ True,  True,  True],
             [False,  True,  True]])
     """
-    check_order("tre_keep(pooled, classify, labels)", pooled, classify, labels)
+    steps.check_order("tre_keep(pooled, classify, labels)", pooled, classify, labels)
     B, T, D = pooled.shape
     keep = torch.ones(B, T, D, dtype=torch.bool, device=pooled.device)
     if T > 1 and D > 1:
         a = _past_contribution(pooled, classify, labels)
-        keep[:, 1:] = ~(a >= erasing_threshold(a, theta0, lamb, dim=(-1,)))
+        keep[:, 1:] = ~(a >= steps.erasing_threshold(a, theta0, lamb, dim=(-1,)))
     return keep
 
 
@@ -127,7 +116,7 @@ def tre_loss(
     >>> pooled.grad.shape
     torch.Size([2, 4, 8])
     """
-    check_order("tre_loss(pooled, classify, labels)", pooled, classify, labels)
+    steps.check_order("tre_loss(pooled, classify, labels)", pooled, classify, labels)
     _check(theta0, lamb)
     step_loss = StepLoss(reduction, label_smoothing, criterion)
     keep = tre_keep(pooled, classify, labels, theta0=theta0, lamb=lamb)
@@ -170,7 +159,7 @@ class TRE(Scheduled, Supervision):
 
     def forward(self, output: Output, batch: Batch) -> Loss:
         """The loss of one batch."""
-        check_pooled_head("TRE", output)
+        steps.check_pooled_head("TRE", output)
         if not self.training:
             total = self.step_loss(output.logits, batch.target)
             return Loss(total, {"tre": total})
@@ -179,7 +168,7 @@ class TRE(Scheduled, Supervision):
         keep = tre_keep(pooled, classify, batch.target, theta0=theta0, lamb=self.lamb)
         total = self.step_loss(classify(_rescale(pooled, keep)), batch.target)
         metrics = self.scheduled(total)
-        metrics["erased_channels"], metrics["erased_all_channels"] = erased(keep)
+        metrics["erased_channels"], metrics["erased_all_channels"] = steps.erased(keep)
         return Loss(total, {"tre": total}, metrics)
 
     def extra_repr(self) -> str:
@@ -195,12 +184,12 @@ def _past_contribution(
     """a_t of steps t = 2..T; S = T-1."""
     B, T, D = pooled.shape
     S = T - 1
-    with torch.enable_grad(), eval_mode(classify):
+    with torch.enable_grad(), steps.eval_mode(classify):
         # Row (b,t) holds all of sample b, and its mean is taken at step t: one gradient serves all
         # t, though in a spiking head z_s depends on all steps up to s.
         past = pooled[:, :-1].detach().repeat_interleave(S, 0).requires_grad_()  # (B*S, S, D)
-        z = of_true_class(classify(past), labels.repeat_interleave(S, 0))
-        mean = running_mean(z).view(B, S, S).diagonal(dim1=1, dim2=2).sum()
+        z = steps.of_true_class(classify(past), labels.repeat_interleave(S, 0))
+        mean = steps.running_mean(z).view(B, S, S).diagonal(dim1=1, dim2=2).sum()
         (slope,) = torch.autograd.grad(mean, past)
     # A sum over time and a spread over channels are too fine for half precision.
     c = (past.detach() * slope).to(torch.promote_types(pooled.dtype, torch.float32)).sum(1)
@@ -217,4 +206,4 @@ def _rescale(pooled: Float[Tensor, "B T D"], keep: Bool[Tensor, "B T D"]) -> Flo
 def _check(theta0: float | Schedule, lamb: float) -> None:
     if not isinstance(theta0, Schedule) and not theta0 > 0.0:
         raise ValueError(f"theta0 must be > 0, not {theta0}")
-    check_not_negative(lamb=lamb)
+    steps.check_not_negative(lamb=lamb)

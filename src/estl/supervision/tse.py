@@ -10,20 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from estl.supervision import steps
 from estl.supervision.schedule import Positive, Schedule, Scheduled
-from estl.supervision.steps import (
-    Criterion,
-    Reduction,
-    StepLoss,
-    check_not_negative,
-    check_order,
-    check_pooled_head,
-    erased,
-    erasing_threshold,
-    eval_mode,
-    of_true_class,
-    running_mean,
-)
+from estl.supervision.steps import Criterion, Reduction, StepLoss
 from estl.types import Batch, Classify, Labels, Loss, Output, Supervision
 
 
@@ -73,7 +62,7 @@ def tse_keep(
     tensor([[ True,  True,  True],
             [ True,  True, False]])
     """
-    check_order("tse_keep(features, classify, labels)", features, classify, labels)
+    steps.check_order("tse_keep(features, classify, labels)", features, classify, labels)
     return _mask(features, classify, labels, tau_f, kappa)[0]
 
 
@@ -129,7 +118,7 @@ def tse_loss(
     >>> features.grad.shape
     torch.Size([2, 4, 8, 6, 6])
     """
-    check_order("tse_loss(features, classify, labels)", features, classify, labels)
+    steps.check_order("tse_loss(features, classify, labels)", features, classify, labels)
     _check(tau_f, kappa, temperature)
     step_loss = StepLoss(reduction, label_smoothing, criterion)
     return _tse(features, classify, labels, step_loss, tau_f, kappa, temperature)[0]
@@ -181,7 +170,7 @@ class TSE(Scheduled, Supervision):
 
     def forward(self, output: Output, batch: Batch) -> Loss:
         """The loss of one batch."""
-        check_pooled_head("TSE", output)
+        steps.check_pooled_head("TSE", output)
         if not self.training:
             total = self.step_loss(output.logits, batch.target)
             return Loss(total, {"tse": total})
@@ -189,14 +178,14 @@ class TSE(Scheduled, Supervision):
         tau_f, kappa = self._thresholds()
         total, keep = _tse(*args, tau_f, kappa, self.temperature)
         metrics = self.scheduled(total)
-        metrics["erased"], metrics["erased_everywhere"] = erased(keep)
+        metrics["erased"], metrics["erased_everywhere"] = steps.erased(keep)
         if isinstance(kappa, Tensor):
             metrics["kappa"] = kappa.detach()
         return Loss(total, {"tse": total}, metrics)
 
     def keep(self, output: Output, batch: Batch) -> Bool[Tensor, "B T H W"]:
         """The places that each step would keep in training; see `tse_keep`."""
-        check_pooled_head("TSE", output)
+        steps.check_pooled_head("TSE", output)
         tau_f, kappa = self._thresholds()
         return _mask(output.features, output.classify, batch.target, tau_f, kappa)[0]
 
@@ -224,7 +213,7 @@ def _tse(
     keep, p = _mask(features, classify, labels, tau_f, kappa)
     total = step_loss(classify(_pool(features, keep)), labels)
     if isinstance(kappa, Tensor) and p is not None:
-        with torch.enable_grad(), eval_mode(classify):
+        with torch.enable_grad(), steps.eval_mode(classify):
             leaf = kappa.detach().requires_grad_()
             relaxed = relaxed_keep(p, tau_f, leaf, temperature)
             relaxed = torch.cat([torch.ones_like(relaxed[:, :1]), relaxed], 1)
@@ -248,7 +237,7 @@ def _mask(
     if T == 1 or H * W == 1:
         return keep, None
     p = _past_prediction(features, classify, labels)
-    keep[:, 1:] = ~(p >= erasing_threshold(p, tau_f, kappa))
+    keep[:, 1:] = ~(p >= steps.erasing_threshold(p, tau_f, kappa))
     return keep, p
 
 
@@ -261,9 +250,9 @@ def _past_prediction(
     """Eq. 7: P_t of steps t = 2..T."""
     B, _, _, H, W = features.shape
     places = features[:, :-1].permute(0, 3, 4, 1, 2).flatten(0, 2)  # (B*H*W, T-1, D)
-    with eval_mode(classify):
-        past = running_mean(classify(places)).softmax(-1)
-    return of_true_class(past.unflatten(0, (B, H, W)), labels).movedim(-1, 1)
+    with steps.eval_mode(classify):
+        past = steps.running_mean(classify(places)).softmax(-1)
+    return steps.of_true_class(past.unflatten(0, (B, H, W)), labels).movedim(-1, 1)
 
 
 def relaxed_keep(
@@ -273,7 +262,7 @@ def relaxed_keep(
     temperature: float,
 ) -> Float[Tensor, "*maps H W"]:
     """1 - sigmoid((p - max(tau_f, tau_d)) / temperature), the mask that has a slope in kappa."""
-    return torch.sigmoid((erasing_threshold(p, tau_f, kappa) - p) / temperature)
+    return torch.sigmoid((steps.erasing_threshold(p, tau_f, kappa) - p) / temperature)
 
 
 def _pool(
@@ -290,6 +279,6 @@ def _pool(
 
 
 def _check(tau_f: float | Schedule, kappa: float | Tensor, temperature: float) -> None:
-    check_not_negative(tau_f=tau_f, kappa=kappa)
+    steps.check_not_negative(tau_f=tau_f, kappa=kappa)
     if not temperature > 0.0:
         raise ValueError(f"temperature must be > 0, not {temperature}")

@@ -56,9 +56,8 @@ def pgd(
 
     where clip keeps within eps of x and within the sample's range r, and eps and alpha are in units
     of r. The gradient runs back through time with the student's surrogates: where they vanish it is
-    uninformative, so that the accuracy under attack is an upper bound.
-
-    The student is in eval mode meanwhile; its modes, statistics and gradients do not change.
+    uninformative, so that the accuracy under attack is an upper bound. The student is in eval mode
+    meanwhile; its modes, statistics and gradients do not change.
 
     Args:
         student: events to an `Output`.
@@ -66,7 +65,7 @@ def pgd(
         label: their classes y.
         eps: largest change of a value, in [0,1].
         steps: number of gradient steps, >= 1.
-        alpha: size of one, by default 2.5 * eps / steps.
+        alpha: size of a step, by default 2.5 * eps / steps.
         random_start: whether to start at a random point within eps.
         generator: for the start, on the device of `events`.
 
@@ -96,10 +95,7 @@ def pgd(
 
 
 def fgsm(
-    student: nn.Module,
-    events: Float[Tensor, "B T C H W"],
-    label: Int[Tensor, " B"],
-    eps: float,
+    student: nn.Module, events: Float[Tensor, "B T C H W"], label: Int[Tensor, " B"], eps: float
 ) -> Float[Tensor, "B T C H W"]:
     """Fast gradient sign method (Goodfellow et al., ICLR 2015): x + eps * sign(dCE / dx).
 
@@ -130,15 +126,10 @@ def gaussian_noise(
 def event_noise(
     events: Float[Tensor, "B T C H W"], rate: float, generator: torch.Generator | None = None
 ) -> Float[Tensor, "B T C H W"]:
-    """Background activity: further events in each value, Poisson distributed with mean `rate`.
+    """Background activity: `rate` further events per pixel, polarity and time step (Poisson).
 
     For frames of counts, where one event adds 1. Results may exceed the sample's range, as with a
     camera's noise in a busy pixel.
-
-    Args:
-        events: counts.
-        rate: expected further events a pixel, polarity and time step, >= 0.
-        generator: on the device of `events`.
 
     Raises:
         ValueError: `rate` below 0.
@@ -148,8 +139,7 @@ def event_noise(
     """
     if not rate >= 0.0:
         raise ValueError(f"rate={rate} must be >= 0")
-    rates = torch.full(events.shape, rate, dtype=events.dtype, device=events.device)
-    return events + torch.poisson(rates, generator=generator)
+    return events + torch.poisson(torch.full_like(events, rate), generator=generator)
 
 
 def drop_frames(
@@ -220,15 +210,8 @@ def robustness(
 ) -> dict[str, float]:
     """Accuracy of the mean logits, "clean" and for each of `rows`.
 
-    Every row has a random generator of its own, so that its figure depends only on the seed and the
-    batches.
-
-    Args:
-        student: events to an `Output`; moved to `device`, its modes stay.
-        batches: what is classified.
-        device: where to compute.
-        rows: name to disturbance, see `attack` and `noise`.
-        seed: of every generator.
+    `attack` and `noise` make the rows. Each has a random generator of its own, so that its figure
+    depends only on the seed and the batches. The student is moved to `device`; its modes stay.
     """
     student = student.to(device)
     table = {"clean": lambda net, batch, generator: batch.events, **rows}
@@ -263,10 +246,7 @@ def _range(x: Float[Tensor, "B t C H W"]) -> tuple[Tensor, Tensor]:
 
 
 def _gradient(
-    student: nn.Module,
-    x: Float[Tensor, "B t C H W"],
-    steps: int,
-    label: Int[Tensor, " B"],
+    student: nn.Module, x: Float[Tensor, "B t C H W"], steps: int, label: Int[Tensor, " B"]
 ) -> Float[Tensor, "B t C H W"]:
     """Gradient of the summed loss, so that a sample's gradient is the same in any batch."""
     with torch.enable_grad():

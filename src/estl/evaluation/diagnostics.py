@@ -93,11 +93,8 @@ def diagnose(
     layer: `firing_rate`; `acs`, `macs` and `energy_uj` of one sample's T steps. Over all layers:
     `energy_uj_total`, and `energy_uj_dense`, if every operation were a MAC.
 
-    Args:
-        student: events to an `Output`; it stays on `device` and in eval mode.
-        batches: at least one.
-        device: where to compute.
-        supervision: what the student was trained with; schedules at their present progress.
+    The student stays on `device` and in eval mode; the supervision's schedules are taken at their
+    present progress.
 
     Raises:
         ValueError: no batches.
@@ -166,7 +163,7 @@ def summary(diagnosis: dict[str, Any]) -> dict[str, float | None]:
 
 
 def _between(matrix: list[list[float | None]]) -> float | None:
-    """Mean of the entries off the diagonal."""
+    """Mean of the entries off the diagonal, None if there are none or one is undefined."""
     values = [v for i, row in enumerate(matrix) for j, v in enumerate(row) if i != j]
     known = [v for v in values if v is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None

@@ -159,7 +159,7 @@ def _natural(x: Tensor) -> bool:
 def _fan_out(module: nn.Module, x: Tensor) -> Tensor:
     """Number of synapses of each input of one sample and channel: () or the size of the map.
 
-    Of a convolution it is the gradient of the sum of outputs under unit weights.
+    For a convolution this is the gradient of the sum of outputs with unit weights.
     """
     if isinstance(module, nn.Linear):
         return torch.tensor(float(module.out_features), dtype=torch.double, device=x.device)

@@ -11,7 +11,7 @@ from estl.types import LUMA
 
 
 class LearnableEdgeDetector(nn.Module):
-    """Edge map and edge features of an image, trained with everything else.
+    """Edge map and edge features of an image, trained with the student.
 
     >>> edges, features = LearnableEdgeDetector()(torch.rand(2, 3, 16, 16))
     >>> edges.shape, features.shape

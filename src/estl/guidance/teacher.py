@@ -36,11 +36,10 @@ class TeacherOutput:
 class ClipTeacher(nn.Module):
     """A frozen CLIP vision tower.
 
-    It is outside the tree of modules: it has no parameters and no keys in a `state_dict`, neither
-    in its own nor in that of a module that holds it, `train()` does not reach it, and no optimizer,
-    DDP or checkpoint sees it. `.to(device)` moves it, alone or with its holder. It runs without
-    gradient, in the precision of the run: that of the autocast around it, if any, else its own,
-    float32. Outputs have the image's dtype in either case.
+    It is outside the tree of modules: no parameters, no keys in any `state_dict`, `train()` does
+    not reach it, and no optimizer, DDP or checkpoint sees it. `.to(device)` moves it, alone or with
+    the module that holds it. It runs without gradient and in the precision of the run: that of the
+    autocast around it, else float32. Outputs have the image's dtype in either case.
 
     One forward pass gives all three outputs. Every layer keeps its fused attention; beside it, only
     the class token's row of the last layer's attention matrix is computed.

@@ -80,8 +80,7 @@ def dense_tse_loss(
         labels: class numbers y (B,H,W), in 0..K-1.
         tau_f: as in `dense_tse_keep`. Above 1 the loss is the sum of the steps' cross-entropies.
         kappa: as in `dense_tse_keep`.
-        reduction: over the time steps, as in `StepLoss`.
-        label_smoothing: as in `StepLoss`.
+        reduction, label_smoothing: as in `StepLoss`.
 
     Raises:
         ValueError: an option outside its range.

@@ -70,15 +70,12 @@ class EdgeGuidedDistillation(Supervision):
     else the cells of its features.
 
     A term of weight 0 is neither computed nor reported, and parts that only it needs are not built.
-    In eval mode only cls is computed, so that validation needs neither teacher nor images.
+    The trained parts are `edge_detector`, `fusion`, `projector` and `projector_patches`, None where
+    no term needs them. In eval mode only cls is computed: validation needs no teacher, no images.
 
     Metrics: edge_mean; edge_spread (standard deviation over an image's pixels, see `COLLAPSED`);
     target_spread (of the target's direction over the batch: 1 if evenly spread, 0 if all images
-    have the same target); gate_mean; attention_overlap (the mass that both attention maps share, in
-    [0,1]).
-
-    The trained parts are the attributes `edge_detector`, `fusion`, `projector` and
-    `projector_patches`, None where no term needs them. `part_lr` names them.
+    have the same target); gate_mean; attention_overlap (mass shared by both attention maps).
 
     Args:
         teacher: a `ClipTeacher`, or the name or folder of one.

@@ -26,12 +26,12 @@ class Schedule:
 
     Args:
         start: value after the warm-up, >= 0.
-        end: value at the end of the training, >= 0; None for shape="constant".
+        end: value at the end of the training, >= 0; None for "constant".
         shape: "constant", "linear" or "cosine".
         warmup: share of the training without erasing, in [0,1).
 
     Raises:
-        ValueError: an argument outside its range; an `end` for a constant, or none for a line.
+        ValueError: an argument outside its range.
 
     >>> fall = Schedule(0.9, 0.5, "linear", warmup=0.2)
     >>> [f"{fall(x):.2f}" for x in (0.0, 0.2, 0.6, 1.0)]

@@ -54,12 +54,8 @@ def tre_keep(
         classify: the whole head, (B*(T-1),T-1,D) to (B*(T-1),T-1,K): all steps t at once, each with
             a copy of the features.
         labels: class numbers (B,), in 0..K-1, or class weights (B,K), rows summing to 1.
-        theta0: fixed threshold, a share of the strongest contribution, > 0; above 1 nothing is
-            erased.
+        theta0: fixed threshold on a_t, > 0; above 1 nothing is erased.
         lamb: how many standard deviations above their mean contributions are erased, >= 0.
-
-    Raises:
-        TypeError: arguments in another order.
 
     >>> head = torch.nn.Linear(3, 2, bias=False)
     >>> _ = head.weight.data.copy_(torch.tensor([[1.0, 0.2, -1.0], [0.0, 0.0, 0.0]]))
@@ -100,15 +96,12 @@ def tre_loss(
         pooled: features f before the head (B,T,D).
         classify: the whole head, any (rows,steps,D) to (rows,steps,K).
         labels: class numbers y (B,), in 0..K-1, or class weights (B,K), rows summing to 1.
-        criterion: in place of CE, as in `StepLoss`.
+        criterion, reduction, label_smoothing: as in `StepLoss`; a criterion replaces CE.
         theta0: as in `tre_keep`. Above 1 the loss is the sum of the steps' cross-entropies.
         lamb: as in `tre_keep`.
-        reduction: over the time steps, as in `StepLoss`.
-        label_smoothing: of CE, as in `StepLoss`.
 
     Raises:
         ValueError: an option outside its range, or a criterion that returns no scalar.
-        TypeError: arguments in another order.
 
     >>> head = torch.nn.Linear(8, 3)
     >>> pooled = torch.rand(2, 4, 8, requires_grad=True)
@@ -130,9 +123,9 @@ class TRE(Scheduled, Supervision):
     Since contributions are relative, TRE erases from the first batch on unless there is a warm-up.
     In eval mode nothing is erased. The labels are `Batch.target`.
 
-    The term is "tre". In training, the metrics are "erased_channels", the share of channels erased,
-    and "erased_all_channels", the share of (sample, step) pairs with no channel left; both are over
-    the steps 2..T and are 0 for T=1. A scheduled "theta0" is a metric too.
+    The term is "tre". In training, the metrics are "erased_channels", the share of channels erased
+    over the steps 2..T, and "erased_all_channels", the share of (sample, step) pairs with none
+    left; also "theta0" if scheduled.
 
     Raises:
         ValueError: an option outside its range; in `forward`, an `Output` whose head does not read
@@ -177,9 +170,7 @@ class TRE(Scheduled, Supervision):
 
 
 def _past_contribution(
-    pooled: Float[Tensor, "B T D"],
-    classify: Classify,
-    labels: Labels,
+    pooled: Float[Tensor, "B T D"], classify: Classify, labels: Labels
 ) -> Float[Tensor, "B S D"]:
     """a_t of steps t = 2..T; S = T-1."""
     B, T, D = pooled.shape

@@ -36,25 +36,19 @@ def tse_keep(
     P_t = sum_k y_k softmax(...)_k; the paper has one class only.
 
     The standard deviation is the unbiased one. Step 1 has no past and keeps everything. So does
-    every step of a map of one place: it has no standard deviation, and nothing would be left to
-    learn from.
+    every step of a map of one place, which has no standard deviation.
 
-    The mask has no gradient. The head is asked as at inference: its module (or the module whose
-    method it is) is in eval mode meanwhile, so that the places neither meet dropout nor enter the
-    running statistics of a batch norm.
+    The mask has no gradient. The head's module (or the module whose method it is) is in eval mode
+    meanwhile: the places neither meet dropout nor enter the running statistics of a batch norm.
 
     Args:
         features: maps before pooling (B,T,D,H,W).
         classify: the whole head, (B*H*W,T-1,D) to (B*H*W,T-1,K): every place is a row of its own,
             and a spiking layer in it runs over the steps.
         labels: class numbers (B,), in 0..K-1, or class weights (B,K), rows summing to 1. They are
-            not checked, since a GPU would have to wait in every step; PyTorch raises for a wrong
-            number on the CPU and asserts on the device.
+            not checked, since a GPU would have to wait; PyTorch raises for a wrong number.
         tau_f: fixed threshold on the probability, >= 0; above 1 nothing is erased.
         kappa: how many standard deviations above its mean a map is erased, >= 0.
-
-    Raises:
-        TypeError: arguments in another order.
 
     >>> features = torch.zeros(1, 2, 2, 1, 3)
     >>> features[0, 0, 1, 0, 2] = 5.0  # step 1 is sure of class 1 at the last place
@@ -100,17 +94,14 @@ def tse_loss(
         features: maps F before pooling (B,T,D,H,W).
         classify: the whole head, any (rows,steps,D) to (rows,steps,K).
         labels: class numbers y (B,), in 0..K-1, or class weights (B,K), rows summing to 1.
-        criterion: in place of CE, as in `StepLoss`.
+        criterion, reduction, label_smoothing: as in `StepLoss`; a criterion replaces CE.
         tau_f: as in `tse_keep`. Above 1 the loss is the sum of the steps' cross-entropies.
         kappa: as in `tse_keep`; a tensor is not checked, since a GPU would have to wait.
         temperature: of the relaxed mask, in units of probability, > 0; used only if `kappa` is a
             tensor. Towards 0 the relaxed mask becomes the hard one.
-        reduction: over the time steps, as in `StepLoss`.
-        label_smoothing: of CE, as in `StepLoss`.
 
     Raises:
         ValueError: an option outside its range, or a criterion that returns no scalar.
-        TypeError: arguments in another order.
 
     >>> head = torch.nn.Linear(8, 3)
     >>> features = torch.rand(2, 4, 8, 6, 6, requires_grad=True)
@@ -136,9 +127,9 @@ class TSE(Scheduled, Supervision):
     It erases in training mode only. In eval mode the loss is that of the plain logits, with the
     same criterion and reduction. The labels are `Batch.target`.
 
-    The term is "tse". In training, the metrics are "erased", the share of places erased, and
-    "erased_everywhere", the share of (sample, step) pairs with no place left; both are over the
-    steps 2..T and are 0 for T=1. A scheduled "tau_f" and a learned "kappa" are metrics too.
+    The term is "tse". In training, the metrics are "erased", the share of places erased over the
+    steps 2..T, and "erased_everywhere", the share of (sample, step) pairs with no place left; also
+    "tau_f" if scheduled and "kappa" if learned.
 
     Raises:
         ValueError: an option outside its range; in `forward`, an `Output` whose head does not read
@@ -270,8 +261,8 @@ def _pool(
 ) -> Float[Tensor, "B T D"]:
     """Eq. 11: the mean over all places, erased ones as zeros.
 
-    A product of matrices: the erased map is never formed, and the graph saves only the mask. It is
-    taken time first, as a student's features lie in memory: einsum would copy them otherwise.
+    As a product of matrices it never forms the erased map, and the graph saves only the mask. Time
+    first, as a student's features lie in memory: einsum would copy them otherwise.
     """
     kept = keep.to(features.dtype)
     pooled = torch.einsum("tbdhw,tbhw->tbd", features.transpose(0, 1), kept.transpose(0, 1))

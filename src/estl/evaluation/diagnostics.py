@@ -67,8 +67,7 @@ def step_cka(features: Float[Tensor, "n T D"]) -> Float[Tensor, "T T"]:
 def erased_per_step(
     keep: Bool[Tensor, "B T H W"],
 ) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
-    """At each step, the share of places that a mask of `tse_keep` erases, and the share of samples
-    that it erases everywhere.
+    """At each step, the share of places that a mask erases, and of samples that lose all places.
 
     >>> keep = torch.tensor([[[1, 1], [0, 1]], [[1, 1], [0, 0]]]).bool().unsqueeze(2)
     >>> [share.tolist() for share in erased_per_step(keep)]

@@ -28,7 +28,7 @@ class ContrastiveLoss(nn.Module):
         positives: "pair" or "class".
 
     Raises:
-        ValueError: for options out of range.
+        ValueError: for options out of range; in `forward`, for ranks with batches of unequal size.
 
     >>> loss = ContrastiveLoss()
     >>> x, label = torch.eye(4), torch.tensor([0, 0, 1, 1])
@@ -53,11 +53,7 @@ class ContrastiveLoss(nn.Module):
         teacher: Float[Tensor, "B E"],
         labels: Int[Tensor, " B"],
     ) -> Float[Tensor, ""]:
-        """The loss of event features against image features of the same items, in their order.
-
-        Raises:
-            ValueError: if the ranks' batches differ in size.
-        """
+        """The loss of event features against image features of the same items, in their order."""
         with torch.autocast(student.device.type, enabled=False):
             student = F.normalize(student.float(), dim=1)
             teacher = F.normalize(teacher.float(), dim=1)

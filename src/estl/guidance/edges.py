@@ -29,10 +29,7 @@ class LearnableEdgeDetector(nn.Module):
             nn.ReLU(),
         )
         self.edge_head = nn.Sequential(
-            nn.Conv2d(128, 64, 3, 1, 1),
-            nn.ReLU(),
-            nn.Conv2d(64, 1, 1),
-            nn.Sigmoid(),
+            nn.Conv2d(128, 64, 3, 1, 1), nn.ReLU(), nn.Conv2d(64, 1, 1), nn.Sigmoid()
         )
 
     def forward(
@@ -85,13 +82,11 @@ class SobelEdges(nn.Module):
         edges = g.norm(dim=1, keepdim=True)
         largest = edges.amax((2, 3), keepdim=True).clamp(min=1e-6)
         g, edges = g / largest, edges / largest
-        features = [
-            F.conv2d(
-                F.avg_pool2d(g, 2 * s + 1, stride=1, padding=s, count_include_pad=False),
-                self.directions,
-            )
+        means = [
+            F.avg_pool2d(g, 2 * s + 1, stride=1, padding=s, count_include_pad=False)
             for s in range(self.SCALES)
         ]
+        features = [F.conv2d(mean, self.directions) for mean in means]
         return edges, torch.cat(features, dim=1).relu()
 
 

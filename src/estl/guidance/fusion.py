@@ -152,11 +152,8 @@ class EdgeGuidedFusion(nn.Module):
             attended, _ = self.cross_attn(z, patches, patches, need_weights=False)
             return self._gated_sum(z, attended)
 
-        chunks = zip(
-            features.flatten(2).split(CHUNK, dim=2),
-            weights.flatten(2).split(CHUNK, dim=2),
-            strict=True,
-        )
+        rows = (x.flatten(2).split(CHUNK, dim=2) for x in (features, weights))
+        chunks = zip(*rows, strict=True)
         sums = [checkpoint(part, f, w, use_reentrant=False) for f, w in chunks]
-        total, gate_total = (torch.stack(part).sum(0) for part in zip(*sums, strict=True))
+        total, gate_total = (torch.stack(s).sum(0) for s in zip(*sums, strict=True))
         return total, gate_total, features[0, 0].numel()

@@ -19,13 +19,9 @@ HUB_TIMEOUT = 2.0  # seconds to find out whether the hub answers
 
 @dataclass(frozen=True)
 class TeacherOutput:
-    """A teacher's outputs for a batch of images.
-
-    Args:
-        pooled: the class token after the last layer norm (B,E).
-        patches: the last hidden states of the patches (B,N,E), row by row, without that norm.
-        attention: the last layer's attention from the class token to the patches (B,g,g), mean over
-            heads, each map summing to 1.
+    """A teacher's outputs: the class token after the last layer norm; the last hidden states of the
+    patches, row by row, without that norm; the last layer's attention from the class token to the
+    patches, mean over heads, each map summing to 1.
     """
 
     pooled: Float[Tensor, "B E"]
@@ -99,13 +95,9 @@ class ClipTeacher(nn.Module):
         # Hooks read the last layer's projections; the attention that they feed stays fused.
         last = self.tower.encoder.layers[-1].self_attn
         seen: dict[str, Tensor] = {}
-
-        def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-            return lambda module, args, result: seen.update({name: result})
-
         with (
-            last.q_proj.register_forward_hook(keep("query")),
-            last.k_proj.register_forward_hook(keep("key")),
+            last.q_proj.register_forward_hook(lambda *args: seen.update(query=args[2])),
+            last.k_proj.register_forward_hook(lambda *args: seen.update(key=args[2])),
         ):
             out = self.tower(pixel_values=x)
         attention = _class_attention(seen["query"], seen["key"], last.num_heads, last.scale)

@@ -179,13 +179,8 @@ class LIF(nn.Module):
     @classmethod
     def spikformer(cls, **changes: Any) -> "LIF":
         """Spikformer's neuron: decay 0.5, gain 0.5, v >= 1, sigmoid (alpha 4), reset detached."""
-        preset: dict[str, Any] = {
-            "gain": 0.5,
-            "detach_reset": True,
-            "surrogate": Sigmoid(),
-            "inclusive": True,
-        }
-        return cls(**(preset | changes))
+        preset: dict[str, Any] = {"gain": 0.5, "surrogate": Sigmoid(), "inclusive": True}
+        return cls(**({"detach_reset": True} | preset | changes))
 
     def forward(self, x: Float[Tensor, "B T *shape"]) -> Float[Tensor, "B T *shape"]:
         """Spikes of `x` over dimension 1."""

@@ -49,8 +49,8 @@ class Adapter(nn.Module):
 
         features_t = features(events_t),  logits_t = head(1/(H*W) sum_{i,j} features_t(i,j))
 
-    Each part runs over all steps from a fresh state, which is cleared afterwards. So batches may
-    differ in size, and a supervision may call the head in between.
+    Each part runs over all steps from a fresh state, which is cleared afterwards, so that batches
+    may differ in size, and a supervision may call the head in between.
 
     Args:
         net: the whole network. It remains the caller's object; in the student's `state_dict` its
@@ -68,9 +68,8 @@ class Adapter(nn.Module):
             not in `net`; another `step_mode`; in `forward`, features that are not maps.
 
     >>> net = nn.ModuleDict({"maps": nn.Conv2d(2, 8, 3), "head": nn.Linear(8, 5)})
-    >>> student = Adapter(
-    ...     net, features=net["maps"], head=net["head"], reset=lambda net: None, step_mode="s"
-    ... )
+    >>> parts = {"features": net["maps"], "head": net["head"]}
+    >>> student = Adapter(net, **parts, reset=lambda net: None, step_mode="s")
     >>> student(torch.rand(3, 4, 2, 6, 6)).features.shape
     torch.Size([3, 4, 8, 4, 4])
     """
@@ -89,9 +88,7 @@ class Adapter(nn.Module):
             raise ValueError(f"step_mode must be 's' or 'm', not {step_mode!r}")
         _check("features", features, net)
         _check("head", head, net)
-        self.net = net
-        self.reset = reset
-        self.step_mode = step_mode
+        self.net, self.reset, self.step_mode = net, reset, step_mode
         self._parts = (features, head)  # in a tuple: not registered a second time
 
     def forward(self, events: Float[Tensor, "B T C H W"]) -> Output:
@@ -103,12 +100,7 @@ class Adapter(nn.Module):
                 "network before its global pooling"
             )
         pooled = features.mean((-2, -1))
-        return Output(
-            logits=self.classify(pooled),
-            features=features,
-            classify=self.classify,
-            class_token=pooled,
-        )
+        return Output(self.classify(pooled), features, self.classify, class_token=pooled)
 
     def classify(self, pooled: Float[Tensor, "B T D"]) -> Float[Tensor, "B T K"]:
         """The whole head, over the steps from a fresh state."""
@@ -170,12 +162,9 @@ def from_snntorch(net: nn.Module, *, features: Part, head: Part) -> Adapter:
 
 
 def _reset_snntorch(net: nn.Module) -> None:
-    """Reset each neuron of `net`: snnTorch's own resets act on all networks in the process, or miss
-    nested blocks.
-    """
+    """Reset each neuron of `net`: snnTorch's own resets act on every network, or miss layers."""
     for module in net.modules():
-        reset = getattr(module, "reset_mem", None)
-        if callable(reset):
+        if callable(reset := getattr(module, "reset_mem", None)):
             reset()
 
 

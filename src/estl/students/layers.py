@@ -20,7 +20,7 @@ def time_first(events: Tensor, channels: int) -> Float[Tensor, "B T C H W"]:
     that they are one image.
 
     Raises:
-        ValueError: if `events` has not five dimensions, or not `channels` channels.
+        ValueError: if `events` does not have five dimensions and `channels` channels.
 
     >>> import torch
     >>> time_first(torch.rand(2, 4, 3, 8, 8), 3).stride()[:2]    # next sample, next step
@@ -44,11 +44,11 @@ def time_first(events: Tensor, channels: int) -> Float[Tensor, "B T C H W"]:
 class PerStep(nn.Sequential):
     """Stateless modules applied at every time step: (B,T,...) to (B,T,...).
 
-    Time is folded into the batch, so that a batch norm in here takes its statistics over all steps
-    (tdBN, Zheng et al. 2021). If all steps are one image (`estl.types.is_static`), it is computed
-    once and expanded over T: same output, same gradients. Of n values a channel instead of T*n,
-    batch norm's mean and biased variance are the same, and so is what it normalizes; only the
-    unbiased `running_var` is larger, by n/(n-1) * (Tn-1)/(Tn).
+    Time is folded into the batch, so that a batch norm takes its statistics over all steps (tdBN,
+    Zheng et al. 2021). If all steps are one image (`estl.types.is_static`), it is computed once and
+    expanded over T, with the same output and gradients: over n values per channel instead of T*n,
+    batch norm has the same mean and biased variance. Only the unbiased `running_var` is larger, by
+    n/(n-1) * (Tn-1)/(Tn).
 
     >>> import torch
     >>> PerStep(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8))(torch.rand(2, 4, 3, 6, 6)).shape

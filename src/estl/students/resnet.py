@@ -127,28 +127,17 @@ class ResNet(nn.Module):
             self.head = nn.Linear(channels, classes)
         else:
             spiking = nn.Linear(channels, hidden)
-            # It reads rates of about 0.2 and no norm follows: initialized as PyTorch does, its LIF
-            # is silent (digits, three epochs, two seeds: 22 and 17 % correct, here 42 and 45 %).
+            # It reads rates of about 0.2 and no norm follows: with PyTorch's initialization its LIF
+            # is silent (docs/log.md).
             nn.init.normal_(spiking.weight, std=5 / channels**0.5)
             self.head = nn.Sequential(spiking, lif(), nn.Linear(hidden, classes))
-        self.classes = classes
-        self.in_channels = in_channels
-        self.dim = channels
+        self.classes, self.in_channels, self.dim = classes, in_channels, channels
 
     def forward(self, events: Tensor) -> Output:
-        """Logits and features of `events` (B,T,C,H,W).
-
-        Raises:
-            ValueError: if dimensions or channels do not fit.
-        """
+        """Logits and features of `events` (B,T,C,H,W); ValueError if these do not fit."""
         features = self.stages(self.stem(time_first(events, self.in_channels)))
         pooled = features.mean((-2, -1))
-        return Output(
-            logits=self.classify(pooled),
-            features=features,
-            classify=self.classify,
-            class_token=pooled,
-        )
+        return Output(self.classify(pooled), features, self.classify, class_token=pooled)
 
     def classify(self, pooled: Float[Tensor, "B T D"]) -> Float[Tensor, "B T K"]:
         """The whole head; its LIF, if it has one, steps over T."""

@@ -15,17 +15,13 @@ from estl.types import Output
 Neuron = Callable[..., nn.Module]
 
 WEIGHT = 2.0
-"""Initial weight of batch norms: threshold / gain of `LIF.spikformer` (see `conv_norm`).
-
-From the authors' 1 about 3 % of the neurons fire, and hardly any after the attention. On the digits
-after five epochs (D = 64, two seeds) 63 and 71 % are correct from 1, 89 and 90 % from 2 with
-`QKV_WEIGHT`.
+"""Initial weight of batch norms: threshold / gain of `LIF.spikformer` (see `conv_norm`). With the
+authors' 1 about 3 % of the neurons fire, and hardly any after the attention (docs/log.md).
 """
 
 QKV_WEIGHT = 2.0**0.5
-"""Initial weight of the norms of q, k and v, whose product grows with the cube of their rate.
-
-From 2 the attention's neuron fires nearly always (84 % on 48x48 at D = 256), from this 15 %.
+"""Initial weight of the norms of q, k and v, whose product grows with the cube of their rate. With 2
+the attention's neuron fires nearly always (84 % on 48x48 at D = 256), with this 15 %.
 """
 
 
@@ -87,9 +83,6 @@ class SpikingSelfAttention(nn.Module):
             heads: with few tokens and channels, fewer heads or a larger scale make it fire.
         neuron: makes each spiking layer; takes `threshold`.
 
-    Raises:
-        ValueError: if `heads` does not divide `dim`.
-
     >>> SpikingSelfAttention(16, heads=2)(torch.rand(2, 4, 9, 16)).shape
     torch.Size([2, 4, 9, 16])
     """
@@ -100,8 +93,7 @@ class SpikingSelfAttention(nn.Module):
         super().__init__()
         if dim % heads != 0:
             raise ValueError(f"heads={heads} must divide dim={dim}")
-        self.heads = heads
-        self.scale = scale
+        self.heads, self.scale = heads, scale
         # One matrix for q, k and v equals three: norm and neuron treat each channel on its own.
         self.qkv = nn.Sequential(linear_norm(dim, 3 * dim, QKV_WEIGHT), neuron())
         self.neuron = neuron(threshold=0.5)
@@ -203,8 +195,8 @@ class SpikingToken(nn.Module):
 class Spikformer(nn.Module):
     """Spikformer: patch splitting, `depth` encoder blocks, and a linear readout of each step.
 
-    Images may have any size: the position embedding is a convolution. Each pooling halves a side,
-    rounded up, so that 48x48 gives 12x12 = 144 tokens with two.
+    Images may have any size, since the position embedding is a convolution. Each pooling halves a
+    side, rounded up: 48x48 gives 12x12 = 144 tokens with two.
 
     Args:
         classes: number of classes K.
@@ -245,9 +237,7 @@ class Spikformer(nn.Module):
     ) -> None:
         super().__init__()
         lif = partial(LIF.spikformer, **(neuron or {}))
-        self.classes = classes
-        self.in_channels = in_channels
-        self.dim = dim
+        self.classes, self.in_channels, self.dim = classes, in_channels, dim
         self.patches = PatchSplitting(in_channels, dim, poolings, lif)
         self.token = SpikingToken(dim, lif) if readout == "token" else None
         self.blocks = nn.Sequential(
@@ -258,11 +248,7 @@ class Spikformer(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, events: Tensor) -> Output:
-        """Logits, features and tokens of `events` (B,T,C,H,W).
-
-        Raises:
-            ValueError: if dimensions or channels do not fit.
-        """
+        """Logits, features and tokens of `events` (B,T,C,H,W); ValueError if these do not fit."""
         maps = self.patches(time_first(events, self.in_channels)).transpose(0, 1)  # (T,B,D,h,w)
         T, B, D = maps.shape[:3]
         tokens = maps.flatten(3).mT  # (T,B,N,D)

@@ -6,7 +6,6 @@ sum over steps, for one label a place, as in semantic segmentation.
 """
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -18,11 +17,7 @@ from estl.types import Loss
 
 @torch.no_grad()
 def dense_tse_keep(
-    logits: Float[Tensor, "B T K H W"],
-    labels: Int[Tensor, "B H W"],
-    *,
-    tau_f: float,
-    kappa: float,
+    logits: Float[Tensor, "B T K H W"], labels: Int[Tensor, "B H W"], *, tau_f: float, kappa: float
 ) -> Bool[Tensor, "B T H W"]:
     """The places that each step keeps: `tse_keep` with each place's own class y(i,j).
 
@@ -38,8 +33,7 @@ def dense_tse_keep(
     Args:
         logits: predictions of all time steps at all places (B,T,K,H,W).
         labels: class numbers (B,H,W), in 0..K-1.
-        tau_f: fixed threshold on the probability, >= 0; above 1 nothing is erased.
-        kappa: how many standard deviations above its mean a map is erased, >= 0.
+        tau_f, kappa: as in `tse_keep`.
 
     >>> logits = torch.zeros(1, 2, 2, 1, 3)
     >>> logits[0, 0, :, 0, :2] = torch.tensor([[5.0, -5.0], [0.0, 0.0]])  # class 0, class 1
@@ -78,8 +72,7 @@ def dense_tse_loss(
     Args:
         logits: predictions z of all time steps at all places (B,T,K,H,W).
         labels: class numbers y (B,H,W), in 0..K-1.
-        tau_f: as in `dense_tse_keep`. Above 1 the loss is the sum of the steps' cross-entropies.
-        kappa: as in `dense_tse_keep`.
+        tau_f, kappa: as in `tse_keep`.
         reduction, label_smoothing: as in `StepLoss`.
 
     Raises:
@@ -91,8 +84,7 @@ def dense_tse_loss(
     """
     steps.check_not_negative(tau_f=tau_f, kappa=kappa)
     step_loss = StepLoss(reduction, label_smoothing)
-    keep = dense_tse_keep(logits, labels, tau_f=tau_f, kappa=kappa)
-    return _loss(logits, labels, keep, step_loss)
+    return step_loss(logits, labels, dense_tse_keep(logits, labels, tau_f=tau_f, kappa=kappa))
 
 
 class DenseTSE(Scheduled, nn.Module):
@@ -127,7 +119,7 @@ class DenseTSE(Scheduled, nn.Module):
             total = self.step_loss(logits, labels)
             return Loss(total, {"dense_tse": total})
         keep = dense_tse_keep(logits, labels, tau_f=self.now(self.tau_f), kappa=self.kappa)
-        total = _loss(logits, labels, keep, self.step_loss)
+        total = self.step_loss(logits, labels, keep)
         metrics = self.scheduled(total)
         metrics["erased"], metrics["erased_everywhere"] = steps.erased(keep)
         return Loss(total, {"dense_tse": total}, metrics)
@@ -135,20 +127,3 @@ class DenseTSE(Scheduled, nn.Module):
     def extra_repr(self) -> str:
         """The options, as `print` shows them."""
         return f"tau_f={self.tau_f}, kappa={self.kappa}, {self.step_loss}"
-
-
-def _loss(
-    logits: Float[Tensor, "B T K H W"],
-    labels: Int[Tensor, "B H W"],
-    keep: Bool[Tensor, "B T H W"],
-    step_loss: StepLoss,
-) -> Float[Tensor, ""]:
-    """The kept places' cross-entropies, mean over batch and places, sum or mean over time."""
-    T = logits.shape[1]
-    ce = F.cross_entropy(
-        logits.flatten(0, 1),
-        labels.repeat_interleave(T, 0),
-        reduction="none",
-        label_smoothing=step_loss.label_smoothing,
-    )
-    return step_loss.over_time((ce * keep.flatten(0, 1)).mean(), T)

@@ -121,8 +121,7 @@ class EdgeGuidedDistillation(Supervision):
             raise ValueError("student_dim is missing: give the width of the student's features")
         self.weights = _weights(weights or {}, edges)
         self.student_dim = student_dim
-        self.detach_target = detach_target
-        self.normalize_targets = normalize_targets
+        self.detach_target, self.normalize_targets = detach_target, normalize_targets
         self.teacher = teacher if isinstance(teacher, ClipTeacher) else ClipTeacher(teacher)
         E = self.teacher.dim
 
@@ -258,11 +257,10 @@ def _spread(x: Float[Tensor, "B E"]) -> Float[Tensor, ""]:
 
 def _weights(changes: dict[str, float], edges: str) -> dict[str, float]:
     """`WEIGHTS` with `changes`, without zeros and the terms that `edges` does not have."""
-    absent = {"learned": set(), "sobel": {"edge_reg"}, "none": {"edge_align", "edge_reg"}}.get(
-        edges
-    )
-    if absent is None:
+    without = {"learned": set(), "sobel": {"edge_reg"}, "none": {"edge_align", "edge_reg"}}
+    if edges not in without:
         raise ValueError(f'edges must be "learned", "sobel" or "none", got {edges!r}')
+    absent: set[str] = without[edges]
     for name, weight in changes.items():
         if name not in WEIGHTS:
             raise ValueError(f"weights has no term {name!r}: the terms are {', '.join(WEIGHTS)}")

@@ -5,6 +5,7 @@ what it is not trained on.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -56,23 +57,26 @@ class StepLoss:
         self,
         logits: Float[Tensor, "B T K *places"],
         labels: Int[Tensor, "B *places"] | Float[Tensor, "B K"],
+        keep: Bool[Tensor, "B T *places"] | None = None,
     ) -> Float[Tensor, ""]:
-        """The loss of all steps; `labels` are class numbers, or class weights summing to 1."""
+        """The loss of all steps; cross-entropies of places that are not in `keep` count as 0.
+
+        `labels` are class numbers, or class weights summing to 1.
+        """
         T = logits.shape[1]
         rows, targets = logits.flatten(0, 1), labels.repeat_interleave(T, 0)
-        if self.criterion is None:
-            mean = F.cross_entropy(rows, targets, label_smoothing=self.label_smoothing)
-        else:
+        ce = partial(F.cross_entropy, rows, targets, label_smoothing=self.label_smoothing)
+        if self.criterion is not None:
             mean = self.criterion(rows, targets)
+        elif keep is None:
+            mean = ce()
+        else:
+            mean = (ce(reduction="none") * keep.flatten(0, 1)).mean()
         if mean.ndim:
             raise ValueError(
                 f"criterion must return a scalar, the mean over its rows, not {tuple(mean.shape)}"
             )
-        return self.over_time(mean, T)
-
-    def over_time(self, mean: Float[Tensor, ""], steps: int) -> Float[Tensor, ""]:
-        """From the mean over samples and steps, their sum over time or the mean itself."""
-        return mean * steps if self.reduction == "sum" else mean
+        return mean * T if self.reduction == "sum" else mean
 
     def __str__(self) -> str:
         return f"reduction={self.reduction!r}, label_smoothing={self.label_smoothing}"

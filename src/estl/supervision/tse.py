@@ -121,8 +121,7 @@ class TSE(Scheduled, Supervision):
     `tau_f` may be a `Schedule` over the training. `learn_kappa` makes kappa a `Positive` that
     starts at `kappa` and learns through the relaxed mask: its learning rate is
     `part_lr: {kappa: ...}`, and it has no weight decay. Only the loss pulls at it, and the loss is
-    lower where less is erased: on the digits kappa went from 1 to 1.8 in five epochs at a rate of
-    0.02, and the share erased fell from 15 % to 1 %.
+    lower where less is erased, so that it may rise until nothing is (docs/log.md).
 
     It erases in training mode only. In eval mode the loss is that of the plain logits, with the
     same criterion and reduction. The labels are `Batch.target`.
@@ -234,9 +233,7 @@ def _mask(
 
 @torch.no_grad()
 def _past_prediction(
-    features: Float[Tensor, "B T D H W"],
-    classify: Classify,
-    labels: Labels,
+    features: Float[Tensor, "B T D H W"], classify: Classify, labels: Labels
 ) -> Float[Tensor, "B T-1 H W"]:
     """Eq. 7: P_t of steps t = 2..T."""
     B, _, _, H, W = features.shape

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 LUMA = (0.299, 0.587, 0.114)
@@ -21,6 +21,9 @@ LUMA = (0.299, 0.587, 0.114)
 
 Classify = Callable[[Tensor], Tensor]
 """A student's whole head: pooled features (B,T,D) to logits (B,T,K)."""
+
+Labels = Int[Tensor, " B"] | Float[Tensor, "B K"]
+"""Class numbers in 0..K-1, or class weights of mixed samples, rows summing to 1."""
 
 
 def is_static(events: Tensor) -> bool:
@@ -65,7 +68,7 @@ class Batch:
     soft_label: Float[Tensor, "B K"] | None = None
 
     @property
-    def target(self) -> Int[Tensor, " B"] | Float[Tensor, "B K"]:
+    def target(self) -> Labels:
         """What `F.cross_entropy` takes: `soft_label` if there is one, else `label`."""
         return self.label if self.soft_label is None else self.soft_label
 
@@ -136,11 +139,18 @@ class Supervision(nn.Module):
         """The loss of one batch."""
         raise NotImplementedError
 
+    def keep(self, output: Output, batch: Batch) -> Bool[Tensor, "B T H W"] | None:
+        """The places of the features that each step would keep in training, as in TSE; None for a
+        supervision that erases none.
+        """
+        return None
+
 
 __all__ = [
     "LUMA",
     "Batch",
     "Classify",
+    "Labels",
     "Loss",
     "Output",
     "Supervision",

@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from estl.evaluation.accuracy import evaluate
 from estl.evaluation.diagnostics import (
     diagnose,
     erased_per_step,
-    plot,
     prediction_entropy,
     step_cka,
     step_cosine,
@@ -24,7 +22,7 @@ from estl.neurons import LIF
 from estl.students import VGGSNN, ResNet, Spikformer
 from estl.students.adapters import from_spikingjelly
 from estl.students.spikformer import SpikingSelfAttention, softmax_free_attention
-from estl.supervision import TSE, MeanCE, Sum, tse_keep
+from estl.supervision import TET, TRE, TSE, MeanCE, Schedule, Sum, tse_keep
 from estl.types import Batch, direct_code
 
 CPU = torch.device("cpu")
@@ -362,8 +360,18 @@ def test_no_batches_is_an_error_of_one_line() -> None:
         diagnose(STUDENTS["vggsnn"](), [], CPU)
 
 
-def test_the_plot_is_a_picture_also_where_cka_is_undefined(tmp_path: Path) -> None:
-    found = diagnose(STUDENTS["spikformer"](), _batches(), CPU)
-    found["cka"][0][1] = None
-    plot(found, tmp_path / "diagnosis.png")
-    assert (tmp_path / "diagnosis.png").read_bytes().startswith(b"\x89PNG")
+def test_a_supervision_says_which_places_it_would_erase() -> None:
+    student = STUDENTS["vggsnn"]().eval()
+    batch = _batches()[0]
+    with torch.no_grad():
+        output = student(batch.events)
+    expected = tse_keep(output.features, output.classify, batch.label, tau_f=0.2, kappa=0.3)
+    assert not expected.all()
+    scheduled = TSE(Schedule(2.0, 0.2, "linear"), kappa=0.3)
+    assert scheduled.keep(output, batch).all()
+    scheduled.at(1.0)
+    hybrid = Sum([MeanCE(), Sum([TET(), scheduled])])
+    for supervision in (TSE(tau_f=0.2, kappa=0.3), scheduled, hybrid, hybrid.eval()):
+        assert torch.equal(supervision.keep(output, batch), expected)
+    for supervision in (MeanCE(), TET(), TRE(), Sum([TET(), TSE()], weights=[1.0, 0.0])):
+        assert supervision.keep(output, batch) is None

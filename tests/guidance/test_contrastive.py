@@ -13,9 +13,11 @@ from torch.nn.parallel import DistributedDataParallel
 from estl.guidance import ContrastiveLoss
 
 
-def loop(dvs: Tensor, rgb: Tensor, labels: Tensor, temperature: float, positives: str) -> float:
-    B = len(dvs)
-    d, r = dvs.double().tolist(), rgb.double().tolist()
+def loop(
+    student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, positives: str
+) -> float:
+    B = len(student)
+    d, r = student.double().tolist(), teacher.double().tolist()
 
     def cosine(x: list[float], y: list[float]) -> float:
         dot = sum(a * b for a, b in zip(x, y, strict=True))
@@ -34,38 +36,50 @@ def loop(dvs: Tensor, rgb: Tensor, labels: Tensor, temperature: float, positives
 @pytest.mark.parametrize("positives", ["pair", "class"])
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
 def test_the_loss_equals_a_scalar_loop(positives: str, temperature: float) -> None:
-    dvs, rgb, labels = torch.randn(7, 5), torch.randn(7, 5), torch.tensor([0, 1, 0, 2, 1, 0, 3])
-    loss = ContrastiveLoss(temperature, positives)(dvs, rgb, labels)
-    assert loss.item() == pytest.approx(loop(dvs, rgb, labels, temperature, positives), rel=1e-5)
+    student, teacher, labels = (
+        torch.randn(7, 5),
+        torch.randn(7, 5),
+        torch.tensor([0, 1, 0, 2, 1, 0, 3]),
+    )
+    loss = ContrastiveLoss(temperature, positives)(student, teacher, labels)
+    assert loss.item() == pytest.approx(
+        loop(student, teacher, labels, temperature, positives), rel=1e-5
+    )
 
 
 def test_pairs_golden(golden: dict[str, Any]) -> None:
     torch.manual_seed(11)
-    dvs, rgb = torch.randn(6, 32), torch.randn(6, 32)
-    loss = ContrastiveLoss(0.07)(dvs, rgb, torch.arange(6))
+    student, teacher = torch.randn(6, 32), torch.randn(6, 32)
+    loss = ContrastiveLoss(0.07)(student, teacher, torch.arange(6))
     assert loss.item() == pytest.approx(golden["info_nce_pair"]["loss"], abs=1e-5)
 
 
 def test_with_all_labels_different_class_is_pair() -> None:
-    dvs, rgb, labels = torch.randn(5, 8), torch.randn(5, 8), torch.arange(5)
-    pair, of_class = (ContrastiveLoss(positives=p)(dvs, rgb, labels) for p in ("pair", "class"))
+    student, teacher, labels = torch.randn(5, 8), torch.randn(5, 8), torch.arange(5)
+    pair, of_class = (
+        ContrastiveLoss(positives=p)(student, teacher, labels) for p in ("pair", "class")
+    )
     torch.testing.assert_close(pair, of_class)
 
 
 @pytest.mark.parametrize("positives", ["pair", "class"])
 def test_a_batch_of_one_gives_zero_with_gradient_zero(positives: str) -> None:
-    dvs = torch.randn(1, 8, requires_grad=True)
-    loss = ContrastiveLoss(positives=positives)(dvs, torch.randn(1, 8), torch.tensor([3]))
+    student = torch.randn(1, 8, requires_grad=True)
+    loss = ContrastiveLoss(positives=positives)(student, torch.randn(1, 8), torch.tensor([3]))
     loss.backward()
     assert loss.item() == 0
-    torch.testing.assert_close(dvs.grad, torch.zeros(1, 8))
+    torch.testing.assert_close(student.grad, torch.zeros(1, 8))
 
 
 def test_bfloat16_features_under_autocast_are_compared_in_float32() -> None:
-    dvs, rgb, labels = torch.randn(6, 32).bfloat16(), torch.randn(6, 32).bfloat16(), torch.arange(6)
-    expected = ContrastiveLoss()(dvs.float(), rgb.float(), labels)
+    student, teacher, labels = (
+        torch.randn(6, 32).bfloat16(),
+        torch.randn(6, 32).bfloat16(),
+        torch.arange(6),
+    )
+    expected = ContrastiveLoss()(student.float(), teacher.float(), labels)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = ContrastiveLoss()(dvs, rgb, labels)
+        loss = ContrastiveLoss()(student, teacher, labels)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, expected)
 
@@ -81,11 +95,11 @@ class Towers(nn.Module):
     def __init__(self, positives: str) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.dvs, self.rgb = nn.Linear(6, 4), nn.Linear(5, 4)
+        self.student, self.teacher = nn.Linear(6, 4), nn.Linear(5, 4)
         self.loss = ContrastiveLoss(positives=positives)
 
-    def forward(self, dvs: Tensor, rgb: Tensor, labels: Tensor) -> Tensor:
-        return self.loss(self.dvs(dvs), self.rgb(rgb), labels)
+    def forward(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        return self.loss(self.student(student), self.teacher(teacher), labels)
 
 
 def batch() -> tuple[Tensor, Tensor, Tensor]:

@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def teacher(folder: Path) -> ClipTeacher:
-    return ClipTeacher(folder, bf16=False)
+    return ClipTeacher(folder)
 
 
 def literal(folder: Path, pixels: torch.Tensor) -> SimpleNamespace:
@@ -83,7 +83,7 @@ def test_a_tower_of_vit_b16_has_the_written_shapes(tmp_path: Path) -> None:
         image_size=224,
         patch_size=16,
     )
-    teacher = ClipTeacher(tmp_path, bf16=False)
+    teacher = ClipTeacher(tmp_path)
     image = torch.rand(1, 3, 224, 224)
     seen, expected = teacher(image), literal(tmp_path, normalize(image))
     assert seen.pooled.shape == (1, 768)
@@ -127,9 +127,7 @@ def test_the_folder_s_own_mean_and_deviation_are_used(folder: Path, tmp_path: Pa
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
     image = torch.rand(2, 3, 32, 32)
     expected = literal(folder, normalize(image, mean, std)).pooled
-    torch.testing.assert_close(
-        ClipTeacher(tmp_path, bf16=False)(image).pooled, expected, atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(ClipTeacher(tmp_path)(image).pooled, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_whole_clip_model_loads_without_a_word(
@@ -146,7 +144,7 @@ def test_a_whole_clip_model_loads_without_a_word(
     model.save_pretrained(tmp_path)
     caplog.clear()
     capfd.readouterr()
-    teacher = ClipTeacher(str(tmp_path), bf16=False)
+    teacher = ClipTeacher(str(tmp_path))
     assert "UNEXPECTED" not in caplog.text + "".join(capfd.readouterr())
     image = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
@@ -176,7 +174,7 @@ def test_no_train_and_no_requires_grad_reaches_the_tower(folder: Path) -> None:
 
 
 def test_moving_the_holder_moves_the_tower_and_a_copy_is_its_own(folder: Path) -> None:
-    holder = nn.Sequential(ClipTeacher(folder, bf16=False))
+    holder = nn.Sequential(ClipTeacher(folder))
     other = copy.deepcopy(holder)
     holder.to(torch.float64)
     assert {p.dtype for p in holder[0].tower.parameters()} == {torch.float64}
@@ -186,12 +184,19 @@ def test_moving_the_holder_moves_the_tower_and_a_copy_is_its_own(folder: Path) -
     assert {p.device.type for p in holder[0].tower.parameters()} == {"meta"}
 
 
-def test_bfloat16_is_near_float32_and_gives_the_image_s_dtype(folder: Path) -> None:
-    image = torch.rand(2, 3, 32, 32)
-    plain = ClipTeacher(folder, bf16=False)(image)
-    half = ClipTeacher(folder, bf16=True)(image)
+def test_the_tower_computes_in_the_precision_of_the_run(teacher: ClipTeacher) -> None:
+    image, seen = torch.rand(2, 3, 32, 32), []
+    layers = [m for m in teacher.tower.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    hooks = [m.register_forward_hook(lambda *args: seen.append(args[2].dtype)) for m in layers]
+    plain = teacher(image)
+    assert seen == [torch.float32] * len(layers)  # on any processor
+    seen.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = teacher(image)
+    assert seen == [torch.bfloat16] * len(layers)
+    for hook in hooks:
+        hook.remove()
     assert half.patches.dtype == half.pooled.dtype == half.attention.dtype == torch.float32
-    assert not torch.equal(half.patches, plain.patches)  # it did compute in bfloat16
     torch.testing.assert_close(half.patches, plain.patches, atol=0.1, rtol=0.05)
     torch.testing.assert_close(half.attention, plain.attention, atol=2e-3, rtol=0.05)
 
@@ -211,8 +216,8 @@ def test_a_name_in_the_local_cache_needs_no_hub(
         huggingface_hub, "get_hf_file_metadata", lambda *a, **k: pytest.fail("asked the hub")
     )
     image = torch.rand(1, 3, 32, 32)
-    seen = ClipTeacher("estl-test/cached", bf16=False)(image)
-    torch.testing.assert_close(seen.pooled, ClipTeacher(folder, bf16=False)(image).pooled)
+    seen = ClipTeacher("estl-test/cached")(image)
+    torch.testing.assert_close(seen.pooled, ClipTeacher(folder)(image).pooled)
 
 
 def test_a_hub_out_of_reach_is_said_at_once_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +226,7 @@ def test_a_hub_out_of_reach_is_said_at_once_in_one_line(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     start = time.perf_counter()
-    with pytest.raises(OSError, match=r"estl-test/absent.*estl teach") as error:
+    with pytest.raises(OSError, match=r"estl-test/absent.*estl train-teacher") as error:
         ClipTeacher("estl-test/absent")
     assert time.perf_counter() - start < 5.0
     assert "\n" not in str(error.value)

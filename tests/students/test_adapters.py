@@ -146,7 +146,8 @@ def test_logits_are_those_of_the_network_run_by_its_own_framework(wrapped: Wrapp
     with torch.no_grad():
         expected = run(events).transpose(0, 1)
         output = student(events)
-    assert torch.equal(output.logits, expected)
+    # Means over places may be summed in another order: a few roundings of values around 1.
+    torch.testing.assert_close(output.logits, expected)
     assert expected.std() > 0
     assert expected.std(1).max() > 0  # state counts: the steps differ
 
@@ -176,7 +177,7 @@ def test_unwrap_gives_the_network_itself_trained_and_with_its_own_keys(wrapped: 
     student.eval()
     with torch.no_grad():
         before = student(events).logits
-        assert torch.equal(run(events).transpose(0, 1), before)
+        torch.testing.assert_close(run(events).transpose(0, 1), before)
 
 
 def test_no_state_is_left_between_batches_of_other_sizes(wrapped: Wrapped) -> None:

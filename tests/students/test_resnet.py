@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from estl.students import ResNet, resnet18, resnet19, resnet34, resnet50
 from estl.students.layers import PerStep
-from estl.students.resnet import ResidualBlock, basic_block
+from estl.students.resnet import ResidualBlock
 
 
 def _count(net: nn.Module) -> int:
@@ -84,9 +84,9 @@ def test_the_imagenet_stem_quarters_the_image() -> None:
 
 
 def test_the_shortcut_is_a_convolution_only_where_shapes_change() -> None:
-    assert isinstance(basic_block(8, 8).shortcut, nn.Identity)
-    assert isinstance(basic_block(8, 16).shortcut, PerStep)
-    assert isinstance(basic_block(8, 8, stride=2).shortcut, PerStep)
+    assert isinstance(ResidualBlock(8, 8).shortcut, nn.Identity)
+    assert isinstance(ResidualBlock(8, 16).shortcut, PerStep)
+    assert isinstance(ResidualBlock(8, 8, stride=2).shortcut, PerStep)
 
 
 class _Loop:

@@ -1,4 +1,3 @@
-import warnings
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +15,7 @@ from estl.guidance import ClipTeacher
 from estl.guidance.grid import resample
 from estl.guidance.teacher import TeacherOutput
 from estl.supervision import TSE, Sum
-from estl.supervision.distillation import WEIGHTS, EdgeGuidedDistillation
+from estl.supervision.distillation import COLLAPSED, WEIGHTS, EdgeGuidedDistillation
 from estl.types import Batch, Loss, Output
 
 B, T, D, K, E, GRID = 4, 3, 8, 5, 32, (3, 3)
@@ -45,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def teacher(folder: Path) -> ClipTeacher:
-    return ClipTeacher(folder, bf16=False)
+    return ClipTeacher(folder)
 
 
 class Student(nn.Module):
@@ -307,28 +306,22 @@ def test_training_without_images_says_which_data_to_choose(teacher: ClipTeacher)
     assert "\n" not in str(error.value)
 
 
-def test_a_term_that_is_not_finite_is_named(teacher: ClipTeacher) -> None:
+def test_a_term_that_is_not_finite_is_reported_under_its_name(teacher: ClipTeacher) -> None:
     supervision, student, batch = make(teacher), Student(), make_batch()
     with torch.no_grad():
         supervision.projector_patches.bias[0] = float("nan")
-    with pytest.raises(FloatingPointError, match="not finite: patch_distill;") as error:
-        supervision(student(batch.events), batch)
-    assert "\n" not in str(error.value)
+    loss = supervision(student(batch.events), batch)  # the learner stops at it
+    assert [name for name, term in loss.terms.items() if not term.isfinite()] == ["patch_distill"]
+    assert not loss.total.isfinite()
 
 
-def test_a_collapsed_edge_map_is_warned_about_once(teacher: ClipTeacher) -> None:
+def test_a_collapsed_edge_map_shows_in_its_spread(teacher: ClipTeacher) -> None:
     supervision, student, batch = make(teacher), Student(), make_batch()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        supervision(student(batch.events), batch)
+    assert supervision(student(batch.events), batch).metrics["edge_spread"] > COLLAPSED
     with torch.no_grad():
         supervision.edge_detector.edge_head[2].bias.fill_(-30.0)
-    with pytest.warns(UserWarning, match="edge map has collapsed"):
-        loss = supervision(student(batch.events), batch)
-    assert loss.metrics["edge_spread"] < 1e-6
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        supervision(student(batch.events), batch)
+    spread = supervision(student(batch.events), batch).metrics["edge_spread"]
+    assert spread < 1e-6 < COLLAPSED
 
 
 def test_the_metrics_are_what_they_say(teacher: ClipTeacher) -> None:

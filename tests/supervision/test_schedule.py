@@ -149,6 +149,7 @@ def train(
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        limit_val_batches=0,
         accelerator="cpu",
     )
     if epochs < max_epochs:  # break off early
@@ -159,7 +160,7 @@ def train(
             trainer.should_stop = trainer.current_epoch + 1 >= epochs
 
         learner.on_train_epoch_end = on_train_epoch_end  # type: ignore[method-assign]
-    trainer.fit(learner, batches(), ckpt_path=resume)
+    trainer.fit(learner, batches(), batches(), ckpt_path=resume)
     return learner, trainer, diary.told
 
 

@@ -1,14 +1,30 @@
 """What holds for every supervision over time; MeanCE and Sum."""
 
+import copy
 import dataclasses
 import math
+from collections.abc import Callable
+from functools import partial
 
+import jaxtyping
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from estl.supervision import TET, TSE, MeanCE, Sum, Supervision
+from estl.supervision import (
+    TET,
+    TRE,
+    TSE,
+    MeanCE,
+    Sum,
+    Supervision,
+    tre_keep,
+    tre_loss,
+    tse_keep,
+    tse_loss,
+)
+from estl.supervision.steps import StepLoss
 from estl.types import Batch, Loss, Output
 
 EVERY = [
@@ -189,3 +205,51 @@ def test_sum_refuses_weights_that_do_not_match_and_an_empty_list() -> None:
         Sum([MeanCE(), TET()], weights=[1.0])
     with pytest.raises(ValueError, match="at least one"):
         Sum([])
+
+
+@pytest.mark.parametrize(
+    ("function", "call"),
+    [
+        (tse_loss, r"tse_loss\(features, classify, labels\)"),
+        (tre_loss, r"tre_loss\(pooled, classify, labels\)"),
+        (partial(tse_keep, tau_f=0.5, kappa=1.0), r"tse_keep\(features, classify, labels\)"),
+        (partial(tre_keep, theta0=0.5, lamb=1.0), r"tre_keep\(pooled, classify, labels\)"),
+    ],
+)
+def test_arguments_in_the_order_of_other_losses_are_refused_by_naming_the_order(
+    function: Callable[..., object], call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # a user has no type checks
+    output, batch, head = make()
+    for args in (
+        (output.features, batch.label, head),
+        (output.logits, batch.label, None),
+        (head, output.features, batch.label),
+    ):
+        with pytest.raises(TypeError, match=rf"^the order is {call}, .*; got \([A-Za-z, ]+\)$"):
+            function(*args)
+
+
+def test_a_criterion_is_asked_once_about_all_steps_as_rows() -> None:
+    output, batch, _ = make(B=4, T=3, K=6)
+    asked: list[tuple[Tensor, Tensor]] = []
+
+    def criterion(rows: Tensor, labels: Tensor) -> Tensor:
+        asked.append((rows, labels))
+        return F.cross_entropy(rows, labels)
+
+    total = StepLoss(criterion=criterion)(output.logits, batch.label)
+    ((rows, labels),) = asked
+    assert torch.equal(rows, output.logits.flatten(0, 1))
+    assert labels.tolist() == [label for label in batch.label.tolist() for _ in range(3)]
+    by_step = sum(F.cross_entropy(output.logits[:, t], batch.label) for t in range(3))
+    torch.testing.assert_close(total, by_step)
+
+
+def test_a_criterion_with_weights_moves_with_its_supervision_and_is_copied_with_it() -> None:
+    for kind in (TSE, TRE):
+        supervision = kind(criterion=nn.CrossEntropyLoss(weight=torch.ones(6)))
+        other = copy.deepcopy(supervision).double()
+        assert other.step_loss.criterion is other.criterion is not supervision.criterion
+        assert other.step_loss.criterion.weight.dtype == torch.float64
+        assert supervision.step_loss.criterion.weight.dtype == torch.float32

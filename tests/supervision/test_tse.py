@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from estl.neurons import LIF
 from estl.supervision import TET, TSE, Sum, tse_keep, tse_loss
-from estl.supervision.tse import _past_prediction, erasing_threshold, relaxed_keep
+from estl.supervision.steps import erasing_threshold
+from estl.supervision.tse import _past_prediction, relaxed_keep
 from estl.types import Batch, Classify, Loss, Output, Supervision
 
 # The oracle: equations 7 to 12 in loops over scalars. Scalars are 0-d tensors, for their gradients.
@@ -337,7 +338,7 @@ def test_map_threshold_and_mask_are_the_golden_ones(golden: dict[str, Any]) -> N
     features[0, 2, :, 3, 3] *= 2
     head, labels = nn.Linear(32, 3), torch.tensor([1])
     p = _past_prediction(features, head, labels)
-    threshold = erasing_threshold(p, tau_f=0.5, kappa=1.0)
+    threshold = erasing_threshold(p, 0.5, 1.0)
     torch.testing.assert_close(p[0, 0], torch.tensor(figure["map"]), rtol=0, atol=5.1e-5)
     assert threshold[0, 0].item() == pytest.approx(figure["threshold"], abs=5.1e-5)
     keep = tse_keep(features, head, labels, tau_f=0.5, kappa=1.0)

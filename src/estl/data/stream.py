@@ -138,7 +138,7 @@ class Shards(EventData):
     depends on `seed`, the epoch and the numbers of processes and workers alone, so a run that was
     killed and resumed sees the batches it would have seen; how processes share the samples is said
     in `Stream`. Items have no files here: `splits` is empty, and a command that needs single items
-    (`estl teach`, `estl data check`) is to be given the set itself.
+    (`estl train-teacher`, `estl data check`) is to be given the set itself.
 
     Args:
         root: folder with the shards and their index, or its web address.

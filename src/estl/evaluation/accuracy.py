@@ -4,14 +4,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from estl.supervision.steps import running_mean
 from estl.types import Batch
+
+__all__ = ["Accuracy", "evaluate", "hits", "running_mean"]
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Test accuracy after each time step: of the mean logits over steps 1..t."""
+    """Accuracy after each time step t: of the mean logits of steps 1..t."""
 
     per_step: tuple[float, ...]
     samples: int
@@ -22,25 +26,28 @@ class Accuracy:
         return self.per_step[-1]
 
 
+def hits(logits: Float[Tensor, "B T K"], label: Int[Tensor, " B"]) -> Bool[Tensor, "B T"]:
+    """Whether the mean logits of steps 1..t predict the label, for every t.
+
+    >>> hits(torch.tensor([[[0.0, 1.0], [3.0, 0.0]]]), torch.tensor([1]))
+    tensor([[ True, False]])
+    """
+    return running_mean(logits).argmax(-1) == label[:, None]
+
+
 @torch.inference_mode()
 def evaluate(student: nn.Module, batches: Iterable[Batch], device: torch.device) -> Accuracy:
-    """Accuracy of `student` on `batches`, after each time step t = 1..T."""
+    """Accuracy of `student` in eval mode on `batches`, after each time step.
+
+    Raises:
+        ValueError: no batches.
+    """
     student = student.to(device).eval()
-    correct, samples = torch.zeros(0, dtype=torch.long), 0
+    found = []
     for batch in batches:
         batch = batch.to(device)
-        hits = running_mean(student(batch.events).logits).argmax(-1) == batch.label[:, None]
-        hits = hits.sum(0).cpu()
-        correct = hits if samples == 0 else correct + hits
-        samples += len(batch.label)
-    return Accuracy(tuple((correct.double() / samples).tolist()), samples)
-
-
-def running_mean(logits: Tensor) -> Tensor:
-    """Mean of `logits` (B,T,K) over steps 1..t, for every t.
-
-    >>> running_mean(torch.tensor([[[1.0], [3.0]]])).flatten()
-    tensor([1., 2.])
-    """
-    steps = torch.arange(1, logits.shape[1] + 1, device=logits.device)
-    return logits.float().cumsum(1) / steps[:, None]
+        found.append(hits(student(batch.events).logits, batch.label).cpu())
+    if not found:
+        raise ValueError("batches is empty: there is nothing to evaluate")
+    right = torch.cat(found)
+    return Accuracy(tuple(right.double().mean(0).tolist()), len(right))

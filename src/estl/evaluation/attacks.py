@@ -1,21 +1,21 @@
-"""How a student's accuracy falls when its input is disturbed: attacks through time, and noise.
+"""Accuracy when the input is disturbed: attacks through time, and noise.
 
-The disturbances know the input's range, not its units: event frames hold counts, images values in
-[0,1], and either may be normalized. The range of a sample is from 0 (or its least value, if that is
-negative) to its largest value; `eps` and `sigma` are shares of it, and what comes out lies in it.
-An image shown at all steps (`estl.types.direct_code`) is disturbed once, the same at every step.
+Event frames hold counts, images values in [0,1], and either may be normalized. So `eps` and `sigma`
+are shares of a sample's range, from 0 (or its least value, if that is negative) to its largest
+value, and results lie within it. An image shown at all steps (`estl.types.direct_code`) is
+disturbed once, the same at every step.
 """
 
 from collections.abc import Callable, Iterable
 from fractions import Fraction
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from estl.evaluation.accuracy import hits
 from estl.supervision.steps import eval_mode
 from estl.types import Batch, direct_code, is_static
 
@@ -26,8 +26,8 @@ def parse_eps(text: str) -> float:
     Raises:
         ValueError: no number, or outside [0,1].
 
-    >>> round(parse_eps("8/255"), 4)
-    0.0314
+    >>> parse_eps("8/255") == 8 / 255
+    True
     """
     try:
         eps = float(Fraction(text.replace(" ", "")))
@@ -54,11 +54,10 @@ def pgd(
         x_0     = x + uniform(-eps, eps)                                  (if `random_start`)
         x_{n+1} = clip(x_n + alpha * sign(dCE(1/T sum_t z_t, y) / dx_n))
 
-    where clip keeps within eps of x and within the sample's range r, and eps and alpha count in
-    units of r. The gradient runs backward through time with the surrogates the student trains with:
-    where they vanish it says little, so that the accuracy under attack is an upper bound.
-
-    The student is in eval mode meanwhile; its modes, statistics and gradients stay as they are.
+    where clip keeps within eps of x and within the sample's range r, and eps and alpha are in units
+    of r. The gradient runs back through time with the student's surrogates: where they vanish it is
+    uninformative, so that the accuracy under attack is an upper bound. The student is in eval mode
+    meanwhile; its modes, statistics and gradients do not change.
 
     Args:
         student: events to an `Output`.
@@ -66,9 +65,9 @@ def pgd(
         label: their classes y.
         eps: largest change of a value, in [0,1].
         steps: number of gradient steps, >= 1.
-        alpha: size of one, by default 2.5 * eps / steps.
-        random_start: whether to start at a random place within eps.
-        generator: of the start, on the device of `events`.
+        alpha: size of a step, by default 2.5 * eps / steps.
+        random_start: whether to start at a random point within eps.
+        generator: for the start, on the device of `events`.
 
     Raises:
         ValueError: `eps`, `steps` or `alpha` outside its range.
@@ -86,7 +85,7 @@ def pgd(
     lowest, highest = (clean - radius).clamp(min=low), (clean + radius).clamp(max=high)
     x = clean
     if random_start:
-        x = clean + radius * (2 * _like(clean, torch.rand, generator) - 1)
+        x = clean + radius * (2 * torch.rand_like(clean, generator=generator) - 1)
         x = x.clamp(lowest, highest)
     with eval_mode(student):
         for _ in range(steps):
@@ -96,10 +95,7 @@ def pgd(
 
 
 def fgsm(
-    student: nn.Module,
-    events: Float[Tensor, "B T C H W"],
-    label: Int[Tensor, " B"],
-    eps: float,
+    student: nn.Module, events: Float[Tensor, "B T C H W"], label: Int[Tensor, " B"], eps: float
 ) -> Float[Tensor, "B T C H W"]:
     """Fast gradient sign method (Goodfellow et al., ICLR 2015): x + eps * sign(dCE / dx).
 
@@ -123,22 +119,17 @@ def gaussian_noise(
         raise ValueError(f"sigma={sigma} must be >= 0")
     x = _once(events)
     low, high = _range(x)
-    noise = sigma * (high - low) * _like(x, torch.randn, generator)
+    noise = sigma * (high - low) * torch.randn_like(x, generator=generator)
     return _again((x + noise).clamp(low, high), events.shape[1])
 
 
 def event_noise(
     events: Float[Tensor, "B T C H W"], rate: float, generator: torch.Generator | None = None
 ) -> Float[Tensor, "B T C H W"]:
-    """Background activity: a Poisson number of further events of mean `rate` in each value.
+    """Background activity: `rate` further events per pixel, polarity and time step (Poisson).
 
-    For frames of counts, where one event adds 1. They may exceed the sample's range: a busy pixel
-    is noise as a camera makes it.
-
-    Args:
-        events: counts.
-        rate: expected further events a pixel, polarity and time step, >= 0.
-        generator: on the device of `events`.
+    For frames of counts, where one event adds 1. Results may exceed the sample's range, as with a
+    camera's noise in a busy pixel.
 
     Raises:
         ValueError: `rate` below 0.
@@ -148,8 +139,7 @@ def event_noise(
     """
     if not rate >= 0.0:
         raise ValueError(f"rate={rate} must be >= 0")
-    rates = torch.full(events.shape, rate, dtype=events.dtype, device=events.device)
-    return events + torch.poisson(rates, generator=generator)
+    return events + torch.poisson(torch.full_like(events, rate), generator=generator)
 
 
 def drop_frames(
@@ -171,7 +161,7 @@ def drop_frames(
 
 
 Disturb = Callable[[nn.Module, Batch, torch.Generator], Tensor]
-"""A student, a batch and a source of chance to disturbed events (B,T,C,H,W)."""
+"""A student, a batch and a random generator to disturbed events (B,T,C,H,W)."""
 
 
 def attack(name: str, eps: float, steps: int = 10) -> dict[str, Disturb]:
@@ -185,32 +175,29 @@ def attack(name: str, eps: float, steps: int = 10) -> dict[str, Disturb]:
     """
     size = f"{255 * eps:.3g}/255"
     if name == "fgsm":
-        return {f"fgsm {size}": lambda net, batch, _: fgsm(net, batch.events, batch.label, eps)}
+        return {f"fgsm {size}": lambda net, b, _: fgsm(net, b.events, b.label, eps)}
     if name == "pgd":
-        return {
-            f"pgd-{steps} {size}": lambda net, batch, chance: pgd(
-                net, batch.events, batch.label, eps, steps=steps, generator=chance
-            )
-        }
+        run = partial(pgd, eps=eps, steps=steps)
+        return {f"pgd-{steps} {size}": lambda net, b, g: run(net, b.events, b.label, generator=g)}
     raise ValueError(f"attack must be 'fgsm' or 'pgd', not {name!r}")
 
 
 def noise(
     sigma: float | None = None, rate: float | None = None, dropped: int | None = None
 ) -> dict[str, Disturb]:
-    """The rows of Gaussian noise, event noise and dropped frames for `robustness`; None for none.
+    """The rows of Gaussian noise, event noise and dropped frames for `robustness`, if not None.
 
     >>> list(noise(sigma=0.1, dropped=1))
     ['gaussian 0.1', '1 frame dropped']
     """
     rows: dict[str, Disturb] = {}
     if sigma is not None:
-        rows[f"gaussian {sigma:g}"] = partial(_disturb, gaussian_noise, sigma)
+        rows[f"gaussian {sigma:g}"] = lambda _, batch, g: gaussian_noise(batch.events, sigma, g)
     if rate is not None:
-        rows[f"event noise {rate:g}"] = partial(_disturb, event_noise, rate)
+        rows[f"event noise {rate:g}"] = lambda _, batch, g: event_noise(batch.events, rate, g)
     if dropped is not None:
         name = f"{dropped} frame{'s' if dropped > 1 else ''} dropped"
-        rows[name] = partial(_disturb, drop_frames, dropped)
+        rows[name] = lambda _, batch, g: drop_frames(batch.events, dropped, g)
     return rows
 
 
@@ -223,35 +210,22 @@ def robustness(
 ) -> dict[str, float]:
     """Accuracy of the mean logits, "clean" and for each of `rows`.
 
-    Every row has a source of chance of its own, so that its figure depends on the seed and the
-    batches alone.
-
-    Args:
-        student: events to an `Output`; moved to `device`, its modes stay.
-        batches: what is classified.
-        device: where.
-        rows: name to disturbance, see `attack` and `noise`.
-        seed: of all chance.
+    `attack` and `noise` make the rows. Each has a random generator of its own, so that its figure
+    depends only on the seed and the batches. The student is moved to `device`; its modes stay.
     """
     student = student.to(device)
-    table = {"clean": lambda net, batch, chance: batch.events, **rows}
-    chance = {name: torch.Generator(device).manual_seed(seed) for name in table}
+    table = {"clean": lambda net, batch, generator: batch.events, **rows}
+    generators = {name: torch.Generator(device).manual_seed(seed) for name in table}
     correct, samples = dict.fromkeys(table, 0), 0
     for batch in batches:
         batch = batch.to(device)
         samples += len(batch.label)
         for name, disturb in table.items():
-            events = disturb(student, batch, chance[name])
+            events = disturb(student, batch, generators[name])
             with eval_mode(student), torch.no_grad():
-                logits = student(events).logits.float().mean(1)
-            correct[name] += int((logits.argmax(-1) == batch.label).sum())
-    return {name: hits / max(samples, 1) for name, hits in correct.items()}
-
-
-def _disturb(
-    how: Callable[..., Tensor], size: Any, _: nn.Module, batch: Batch, chance: torch.Generator
-) -> Tensor:
-    return how(batch.events, size, generator=chance)
+                logits = student(events).logits
+            correct[name] += int(hits(logits, batch.label)[:, -1].sum())
+    return {name: count / max(samples, 1) for name, count in correct.items()}
 
 
 def _once(events: Float[Tensor, "B T C H W"]) -> Float[Tensor, "B t C H W"]:
@@ -260,7 +234,7 @@ def _once(events: Float[Tensor, "B T C H W"]) -> Float[Tensor, "B t C H W"]:
 
 
 def _again(x: Float[Tensor, "B t C H W"], steps: int) -> Float[Tensor, "B T C H W"]:
-    """The way back from `_once`."""
+    """Inverse of `_once`."""
     return direct_code(x[:, 0], steps) if x.shape[1] < steps else x
 
 
@@ -271,17 +245,10 @@ def _range(x: Float[Tensor, "B t C H W"]) -> tuple[Tensor, Tensor]:
     return low, x.amax(dims, keepdim=True).maximum(low)
 
 
-def _like(x: Tensor, draw: Callable[..., Tensor], generator: torch.Generator | None) -> Tensor:
-    return draw(x.shape, dtype=x.dtype, device=x.device, generator=generator)
-
-
 def _gradient(
-    student: nn.Module,
-    x: Float[Tensor, "B t C H W"],
-    steps: int,
-    label: Int[Tensor, " B"],
+    student: nn.Module, x: Float[Tensor, "B t C H W"], steps: int, label: Int[Tensor, " B"]
 ) -> Float[Tensor, "B t C H W"]:
-    """Gradient of the summed loss, so that a sample's is the same in any batch."""
+    """Gradient of the summed loss, so that a sample's gradient is the same in any batch."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         logits = student(_again(x, steps)).logits.mean(1)

@@ -1,20 +1,20 @@
-"""Synaptic operations and energy of a student, by counting what its layers read.
+"""Synaptic operations and energy of a student, estimated by counting what its layers read.
 
-Under these assumptions:
+The assumptions:
 
-* An operation costs what it does in 45 nm CMOS at 32 bit floating point (Horowitz, ISSCC 2014):
-  0.9 pJ an addition (AC), 4.6 pJ a multiplication and addition (MAC). Memory traffic, the neurons'
-  own updates, max pooling and additions of residuals are not counted.
-* Batch norm is folded into the layer before it; constant scales are folded into weights.
-* A layer that reads spikes, or sums of spikes (residuals, tokens, event counts), makes one AC for
-  each spike and synapse: an input of 2 makes two. So does a layer behind average pooling or the
-  mean over places: of m places, its inputs are multiples of 1/m, and each spike reaches each
-  synapse. What counts is every value seen: one other value, and the layer makes MACs.
-* A layer that reads real values (images, normalized frames) makes one MAC for each input and
-  synapse, zeros included. An image shown at all steps passes the first layer once.
-* Synapses to the padding around a map are not counted: at rate 1, ACs equal MACs.
-* Attention multiplies spikes with spikes, outside any layer: each spike of the left factor adds a
-  row of the right one, in the order of products that `softmax_free_attention` takes.
+* An addition (AC) costs 0.9 pJ, a multiplication and addition (MAC) 4.6 pJ: 45 nm CMOS, 32 bit
+  floating point (Horowitz, ISSCC 2014). Memory traffic, the neurons' own updates, max pooling and
+  additions of residuals are not counted.
+* Batch norm is folded into the layer before it, constant scales into weights.
+* A layer that reads spikes, or sums of spikes (residuals, tokens, event counts), makes one AC per
+  spike and synapse; an input of 2 makes two. So does a layer after average pooling or the mean over
+  places: with m places its inputs are multiples of 1/m, and each spike reaches each synapse. A
+  single value of another kind makes it a layer of MACs.
+* A layer that reads real values (images, normalized frames) makes one MAC per input and synapse,
+  zeros included. An image shown at all steps passes the first layer once.
+* Synapses to the padding of a map are not counted: at rate 1, ACs equal MACs.
+* Attention multiplies spikes by spikes, outside any layer: each spike of the left factor adds a row
+  of the right one, in the order of products that `softmax_free_attention` takes.
 """
 
 import math
@@ -41,9 +41,9 @@ class Operations:
     """Synaptic operations of one layer.
 
     Args:
-        scales: numbers m such that m times each input was a natural number; none left where the
-            layer reads real values.
-        received: sum of the inputs times the number of synapses of each.
+        scales: numbers m such that m times each input was a natural number; empty if the layer
+            reads real values.
+        received: sum of the inputs, each times its number of synapses.
         dense: number of (input, synapse) pairs.
     """
 
@@ -58,7 +58,7 @@ class Operations:
 
     @property
     def macs(self) -> float:
-        """Multiplications with addition."""
+        """Multiplications and additions."""
         return 0.0 if self.scales else self.dense
 
     @property
@@ -77,7 +77,7 @@ class Activity:
 
     @property
     def rates(self) -> dict[str, float]:
-        """Spikes a neuron and step of each spiking layer."""
+        """Spikes per neuron and step of each spiking layer."""
         return {name: spikes / self.neurons[name] for name, spikes in self.spikes.items()}
 
 
@@ -86,12 +86,8 @@ def watch(student: nn.Module, activity: Activity, places: int = 1) -> Iterator[N
     """Add to `activity` the spikes and operations of all calls of `student` within the context.
 
     Spiking layers are `LIF` and the neurons of SpikingJelly and snnTorch. Operations are those of
-    convolutions, linear layers and `SpikingSelfAttention`, under the assumptions above.
-
-    Args:
-        student: what is watched.
-        activity: where the counts go.
-        places: H*W of the maps that the student averages before its head.
+    convolutions, linear layers and `SpikingSelfAttention`. `places` is H*W of the maps that the
+    student averages before its head.
 
     >>> net = nn.Sequential(nn.Linear(2, 5))
     >>> activity = Activity()
@@ -105,11 +101,8 @@ def watch(student: nn.Module, activity: Activity, places: int = 1) -> Iterator[N
     hooks = []
     for name, module in student.named_modules():
         hook: Callable[..., None]
-        if (
-            isinstance(module, LIF)
-            or hasattr(module, "v_threshold")
-            or hasattr(module, "reset_mem")
-        ):
+        foreign = hasattr(module, "v_threshold") or hasattr(module, "reset_mem")
+        if foreign or isinstance(module, LIF):
             hook = partial(_count_spikes, activity, name)
         elif isinstance(module, nn.Linear | _ConvNd):
             hook = partial(_count_layer, activity, name, scales)
@@ -166,7 +159,7 @@ def _natural(x: Tensor) -> bool:
 def _fan_out(module: nn.Module, x: Tensor) -> Tensor:
     """Number of synapses of each input of one sample and channel: () or the size of the map.
 
-    Of a convolution it is the gradient of the sum of outputs under unit weights.
+    For a convolution this is the gradient of the sum of outputs with unit weights.
     """
     if isinstance(module, nn.Linear):
         return torch.tensor(float(module.out_features), dtype=torch.double, device=x.device)

@@ -1,4 +1,4 @@
-"""Contrastive loss between what the student sees in events and the teacher in images."""
+"""Contrastive loss between the student's features of events and the teacher's of images."""
 
 from typing import Any, Literal
 
@@ -12,23 +12,23 @@ from torch import Tensor, nn
 class ContrastiveLoss(nn.Module):
     """InfoNCE from events to images, over the batches of all ranks.
 
-        s_ij = cos(dvs_i, rgb_j) / temperature
+        s_ij = cos(student_i, teacher_j) / temperature
         loss = - mean_i  mean_{j in P(i)}  log softmax_j(s_i)
 
     with P(i) = {i}, the image of the same recording (positives="pair"; van den Oord et al. 2018,
-    eq. 4), or all j of the same label, i among them (positives="class"; Khosla et al. 2020, eq. 2,
+    eq. 4), or all j of the same label, including i (positives="class"; Khosla et al. 2020, eq. 2,
     across two modalities). Computed in float32, also under autocast. A batch of one gives 0.
 
     Under `torch.distributed` i runs over the rank's own batch and j over the batches of all ranks,
-    with gradient to the features that other ranks gave. The mean over ranks, as DDP takes it of
-    gradients, is then the loss of the whole batch in one process.
+    with gradient to the other ranks' features. The mean over ranks, which DDP takes of the
+    gradients, is then that of the whole batch in one process.
 
     Args:
         temperature: > 0; the smaller, the more the hardest negatives count.
         positives: "pair" or "class".
 
     Raises:
-        ValueError: for options out of range.
+        ValueError: for options out of range; in `forward`, for ranks with batches of unequal size.
 
     >>> loss = ContrastiveLoss()
     >>> x, label = torch.eye(4), torch.tensor([0, 0, 1, 1])
@@ -49,26 +49,22 @@ class ContrastiveLoss(nn.Module):
 
     def forward(
         self,
-        dvs: Float[Tensor, "B E"],
-        rgb: Float[Tensor, "B E"],
+        student: Float[Tensor, "B E"],
+        teacher: Float[Tensor, "B E"],
         labels: Int[Tensor, " B"],
     ) -> Float[Tensor, ""]:
-        """The loss of event features against image features of the same items, in their order.
-
-        Raises:
-            ValueError: if the ranks' batches differ in size.
-        """
-        with torch.autocast(dvs.device.type, enabled=False):
-            dvs = F.normalize(dvs.float(), dim=1)
-            rgb = F.normalize(rgb.float(), dim=1)
-            own, rank = len(rgb), 0
+        """The loss of event features against image features of the same items, in their order."""
+        with torch.autocast(student.device.type, enabled=False):
+            student = F.normalize(student.float(), dim=1)
+            teacher = F.normalize(teacher.float(), dim=1)
+            own, rank = len(teacher), 0
             all_labels = labels
             if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
                 rank = dist.get_rank()
-                _require_equal_batches(own, dvs.device)
-                rgb = _Gather.apply(rgb)
+                _require_equal_batches(own, student.device)
+                teacher = _Gather.apply(teacher)
                 all_labels = _gather(labels)
-            log_p = (dvs @ rgb.T / self.temperature).log_softmax(dim=1)
+            log_p = (student @ teacher.T / self.temperature).log_softmax(dim=1)
             if self.positives == "pair":
                 return -log_p.diagonal(rank * own).mean()
             positive = (labels.unsqueeze(1) == all_labels).to(log_p.dtype)
@@ -99,7 +95,7 @@ class _Gather(torch.autograd.Function):
 
 
 def _require_equal_batches(size: int, device: torch.device) -> None:
-    """A mean of the ranks' means is the mean of all only then, and collectives need it."""
+    """Only then is the mean of the ranks' means that of all; and collectives need it."""
     sizes = _gather(torch.tensor([size], device=device)).tolist()
     if len(set(sizes)) > 1:
         raise ValueError(

@@ -1,7 +1,7 @@
-"""Edge-guided fusion: CLIP's patches and the edges of the image become one structure-aware feature.
+"""Edge-guided fusion: CLIP's patches and the image's edges become one structure-aware feature.
 
-At full resolution an image has one edge token a pixel: 50,176 tokens of CLIP's width, which no one
-wants to form. `EdgeGuidedFusion` computes the same numbers on the edge channels themselves.
+At full resolution there is one edge token per pixel, 50,176 tokens of CLIP's width for an image.
+`EdgeGuidedFusion` computes the same numbers on the edge channels, without forming them.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 CHUNK = 4096
-"""Edge tokens that are in memory at once where edges are the queries."""
+"""Number of edge tokens in memory at once where edges are the queries."""
 
 
 class Fused(NamedTuple):
@@ -33,9 +33,9 @@ class EdgeGuidedFusion(nn.Module):
         g   = sigmoid(W [x, a] + b)
         out = mean over the queries of x + g * a
 
-    The specification writes both directions: its module has CLIP ask the edges (the default), its
-    overview has the edges ask CLIP. The second is the first with x and y exchanged, so that its
-    output is a mean over pixels, and parameters are the same. Dropout is zero.
+    The specification has both directions: in its module CLIP asks the edges (the default), in its
+    overview the edges ask CLIP, which exchanges x and y, so that the output is a mean over pixels.
+    The parameters are the same. Dropout is zero.
 
     With query="clip" the tokens z (M pixels x E) and the scores (heads x N x M) are never formed.
     Since z_m = [W_e | b_e] u_m with u_m = [w_m * f_m, w_m], keys and values are linear in u:
@@ -43,17 +43,16 @@ class EdgeGuidedFusion(nn.Module):
         score_nm = q_n . W_k z_m = ([W_e | b_e]^T W_k^T q_n) . u_m      (b_k drops out of a softmax)
         a_n      = W_o (W_v [W_e | b_e] ubar_n + b_v) + b_o,   ubar_n = sum_m softmax(score)_nm u_m
 
-    per head, so that fused attention runs on `edge_dim` + 1 channels, all heads at once: their
-    queries differ, their keys are the same. Exact up to rounding. With query="edge" tokens are
-    formed `CHUNK` at a time and formed again in the backward pass.
+    per head, so that fused attention runs on `edge_dim` + 1 channels, for all heads at once: their
+    queries differ, their keys are the same. It is exact up to rounding. With query="edge", tokens
+    are formed `CHUNK` at a time, and again in the backward pass.
 
     Args:
         clip_dim: E, width of the patches.
         edge_dim: channels of the edge features.
         heads: attention heads; must divide `clip_dim`.
         query: which side asks, "clip" or "edge".
-        edge_grid: side or (rows, columns) to which edges are averaged first; None keeps every
-            pixel.
+        edge_grid: side or (rows, columns) to which edges are averaged first; None keeps all pixels.
 
     Raises:
         ValueError: for `heads` that do not divide `clip_dim`, or an unknown `query`.
@@ -127,8 +126,8 @@ class EdgeGuidedFusion(nn.Module):
 
         q = F.linear(patches, w_q, b_q).view(B, N, heads, d)
         q = torch.einsum("bnhd,hdf->bhnf", q, (w_k @ proj).view(heads, d, -1))
-        # Every head asks the same keys, so that all heads are one with more queries. The CPU kernel
-        # runs one thread per (image, head): a small batch keeps a few, whose keys are not copied.
+        # Every head has the same keys, so that all heads are one with more queries. The CPU kernel
+        # runs one thread per (image, head): a small batch keeps a few, without copying the keys.
         threads = torch.get_num_threads() if u.device.type == "cpu" else 1
         groups = math.gcd(heads, math.ceil(threads / B))
         keys = u.unsqueeze(1).expand(-1, groups, -1, -1)
@@ -153,11 +152,8 @@ class EdgeGuidedFusion(nn.Module):
             attended, _ = self.cross_attn(z, patches, patches, need_weights=False)
             return self._gated_sum(z, attended)
 
-        chunks = zip(
-            features.flatten(2).split(CHUNK, dim=2),
-            weights.flatten(2).split(CHUNK, dim=2),
-            strict=True,
-        )
+        rows = (x.flatten(2).split(CHUNK, dim=2) for x in (features, weights))
+        chunks = zip(*rows, strict=True)
         sums = [checkpoint(part, f, w, use_reentrant=False) for f, w in chunks]
-        total, gate_total = (torch.stack(part).sum(0) for part in zip(*sums, strict=True))
+        total, gate_total = (torch.stack(s).sum(0) for s in zip(*sums, strict=True))
         return total, gate_total, features[0, 0].numel()

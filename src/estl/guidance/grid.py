@@ -10,10 +10,10 @@ from torch import Tensor
 def resample(
     tokens: Float[Tensor, "B N E"], source: tuple[int, int], target: tuple[int, int]
 ) -> Float[Tensor, "B n E"]:
-    """Tokens laid row by row on the grid `source`, resampled to the grid `target`, no gradient.
+    """Tokens laid row by row on the grid `source`, resampled to the grid `target`; no gradient.
 
     Bilinear; where `target` is coarser the kernel widens with it, so that every token counts. An
-    attention map (B,h,w) is tokens of width 1 (its sum changes: renormalize it).
+    attention map is tokens of width 1 (its sum changes: renormalize it).
 
     Raises:
         ValueError: if the tokens do not fill `source`, or a grid has no cell.

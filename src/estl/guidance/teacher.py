@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,18 +14,14 @@ from torch import Tensor, nn
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-HUB_TIMEOUT = 2.0  # seconds for the one question that finds out whether the hub is there
+HUB_TIMEOUT = 2.0  # seconds to find out whether the hub answers
 
 
 @dataclass(frozen=True)
 class TeacherOutput:
-    """What a teacher says about a batch of images.
-
-    Args:
-        pooled: the class token after the last layer norm (B,E).
-        patches: the last hidden states of the patches (B,N,E), row by row, without that norm.
-        attention: the last layer's attention from the class token to the patches (B,g,g), mean over
-            heads, each map summing to 1.
+    """A teacher's outputs: the class token after the last layer norm; the last hidden states of the
+    patches, row by row, without that norm; the last layer's attention from the class token to the
+    patches, mean over heads, each map summing to 1.
     """
 
     pooled: Float[Tensor, "B E"]
@@ -35,20 +30,19 @@ class TeacherOutput:
 
 
 class ClipTeacher(nn.Module):
-    """A CLIP vision tower that is only asked, never trained.
+    """A frozen CLIP vision tower.
 
-    It stands outside the tree of modules: it has no parameters and no keys in a `state_dict`, its
-    own or that of a module that holds it, `train()` does not reach it, and no optimizer, DDP or
-    checkpoint sees it. `.to(device)` moves it, alone or with its holder. It runs without gradient.
+    It is outside the tree of modules: no parameters, no keys in any `state_dict`, `train()` does
+    not reach it, and no optimizer, DDP or checkpoint sees it. `.to(device)` moves it, alone or with
+    the module that holds it. It runs without gradient and in the precision of the run: that of the
+    autocast around it, else float32. Outputs have the image's dtype in either case.
 
-    One forward gives all three outputs. Every layer keeps its fused attention; of the last layer's
-    attention matrix only the class token's row is computed beside it.
+    One forward pass gives all three outputs. Every layer keeps its fused attention; beside it, only
+    the class token's row of the last layer's attention matrix is computed.
 
     Args:
         name_or_folder: a name on the Hugging Face hub, or a folder written by `save_pretrained`
             (a whole CLIP model or its vision tower). A name is looked up in the local cache first.
-        bf16: whether the tower computes in bfloat16; None does where the device has it (CUDA from
-            Ampere on, processors with AVX512-BF16 or AMX). Outputs have the image's dtype always.
 
     Raises:
         FileNotFoundError: if a path is given and no such folder exists.
@@ -63,12 +57,7 @@ class ClipTeacher(nn.Module):
     std: Tensor
     tower: Any
 
-    def __init__(
-        self,
-        name_or_folder: str | Path = "openai/clip-vit-base-patch16",
-        *,
-        bf16: bool | None = None,
-    ) -> None:
+    def __init__(self, name_or_folder: str | Path = "openai/clip-vit-base-patch16") -> None:
         super().__init__()
         tower, preprocessor = _load(name_or_folder)
         object.__setattr__(self, "tower", tower.eval().requires_grad_(False))  # no child: see above
@@ -77,7 +66,6 @@ class ClipTeacher(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.name_or_folder = str(name_or_folder)
-        self.bf16 = bf16
 
     @property
     def dim(self) -> int:
@@ -92,11 +80,11 @@ class ClipTeacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, image: Float[Tensor, "B 3 h w"]) -> TeacherOutput:
-        """What the tower sees in `image`, RGB in [0,1] of any size.
+        """The tower's outputs for `image`, RGB in [0,1] of any size.
 
         The whole image is resized (bicubic, antialiased) to the tower's square and normalized with
         the mean and standard deviation of its own preprocessor, or else CLIP's. Nothing is cropped,
-        so that a patch stays where the events see it.
+        so that patches stay aligned with the events.
         """
         size = int(self.tower.config.image_size)
         x = image
@@ -104,19 +92,12 @@ class ClipTeacher(nn.Module):
             x = F.interpolate(x, (size, size), mode="bicubic", antialias=True).clamp(0.0, 1.0)
         x = (x - self.mean) / self.std
 
-        # The last layer's projections are read on their way; what they feed stays fused.
+        # Hooks read the last layer's projections; the attention that they feed stays fused.
         last = self.tower.encoder.layers[-1].self_attn
         seen: dict[str, Tensor] = {}
-
-        def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-            return lambda module, args, result: seen.update({name: result})
-
-        bf16 = _has_bf16(x.device) if self.bf16 is None else self.bf16
-        autocast = torch.autocast(x.device.type, torch.bfloat16) if bf16 else nullcontext()
         with (
-            autocast,
-            last.q_proj.register_forward_hook(keep("query")),
-            last.k_proj.register_forward_hook(keep("key")),
+            last.q_proj.register_forward_hook(lambda *args: seen.update(query=args[2])),
+            last.k_proj.register_forward_hook(lambda *args: seen.update(key=args[2])),
         ):
             out = self.tower(pixel_values=x)
         attention = _class_attention(seen["query"], seen["key"], last.num_heads, last.scale)
@@ -139,25 +120,20 @@ class ClipTeacher(nn.Module):
 def _class_attention(
     query: Float[Tensor, "B M E"], key: Float[Tensor, "B M E"], heads: int, scale: float
 ) -> Float[Tensor, "B N"]:
-    """Row 0 of softmax(scale * QK^T) without column 0, mean over heads, summing to 1."""
+    """Row 0 of softmax(scale * QK^T) without column 0, mean over heads, summing to 1.
+
+    The products are summed in float32 under autocast too, as fused attention does.
+    """
     q = query[:, 0].float().unflatten(-1, (heads, -1))
     k = key.float().unflatten(-1, (heads, -1))
-    row = torch.einsum("bhd,bmhd->bhm", q, k).mul(scale).softmax(-1)[:, :, 1:].mean(1)
+    with torch.autocast(q.device.type, enabled=False):
+        scores = torch.einsum("bhd,bmhd->bhm", q, k) * scale
+    row = scores.softmax(-1)[:, :, 1:].mean(1)
     return row / row.sum(1, keepdim=True)
 
 
-def _has_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 is native, not emulated."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-    return False
-
-
 def _load(name_or_folder: str | Path) -> tuple[Any, dict[str, Any]]:
-    """Tower and preprocessor settings from a folder, the local cache or the hub, in this order."""
+    """Tower and preprocessor settings, from a folder, else the local cache, else the hub."""
     name, folder = str(name_or_folder), Path(name_or_folder).expanduser()
     if folder.is_dir():
         try:
@@ -181,7 +157,7 @@ def _tower(source: str, local: bool) -> Any:
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # a whole CLIP's text half is reported as unexpected
+    logging.set_verbosity_error()  # the text half of a whole CLIP is reported as unexpected
     try:
         loaded: Any = CLIPVisionModel.from_pretrained(
             source,
@@ -194,7 +170,7 @@ def _tower(source: str, local: bool) -> Any:
         logging.set_verbosity(verbosity)
     tower, info = loaded
     missing = sorted(info["missing_keys"])
-    if missing:  # they would be random numbers
+    if missing:  # transformers would initialize them at random
         raise ValueError(
             f"teacher {source!r} has no weights for {missing[0]} and {len(missing) - 1} others of "
             "a CLIP vision tower: give a CLIP model"
@@ -214,14 +190,14 @@ def _hub_preprocessor(name: str, local: bool) -> dict[str, Any]:
 
 
 def _ask_hub(name: str) -> None:
-    """Raise at once, in one line, where `from_pretrained` would retry for half a minute."""
+    """Raise at once if the hub does not answer: `from_pretrained` would retry for half a minute."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     try:
         get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=HUB_TIMEOUT)
-    except Exception as error:  # of several libraries, with no common base
+    except Exception as error:  # several libraries' errors, with no common base
         raise OSError(
             f"teacher {name!r} is no folder, is not in the local cache, and the hub does not give "
             f"it ({type(error).__name__}): name a folder with a CLIP model, or train one with "
-            "`estl teach`"
+            "`estl train-teacher`"
         ) from error

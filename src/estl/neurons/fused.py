@@ -1,16 +1,16 @@
-"""The scan of `neurons.lif` fused into one pass forward and one backward.
+"""The scan of `neurons.lif`, fused into one pass forward and one backward.
 
-Autograd through the plain scan keeps three tensors a step and walks memory once for every
-operation. Here the backward is written out, so that only the potential before the reset is kept,
-and both directions are pure functions that `torch.compile` turns into one loop over the neurons:
-C++ on the CPU, Triton on CUDA. The operations and their order are those of the plain scan and
-contraction is off, so the numbers are the same. Two exceptions, both in the last bit: gradients
-through an exponential, of which eager code has two versions, and a threshold that is no number of
-the low precision it is used in.
+Autograd through the plain scan keeps three tensors a step and passes over memory once for every
+operation. Here the backward pass is written out, so that only the potential before the reset is
+kept, and both directions are pure functions that `torch.compile` turns into one loop over the
+neurons: C++ on the CPU, Triton on CUDA. Operations and their order are those of the plain scan, and
+contraction is off, so that the results are the same, with two exceptions in the last bit: gradients
+through an exponential, which eager code computes in two ways, and a threshold that is not
+representable in the low precision used.
 
-What it costs is a compilation for each direction: about half a minute in all the first time on a
-machine, two or three seconds in a later process (inductor keeps its results on disk). One
-compilation serves all layer sizes; another T, dtype or set of options needs its own.
+Each direction is compiled once: half a minute in all the first time on a machine, two or three
+seconds in a later process (inductor keeps its results on disk). One compilation serves all layer
+sizes; another T, dtype or set of options needs its own.
 """
 
 import functools
@@ -24,20 +24,20 @@ import torch
 from torch import Tensor
 
 LARGE = 2**20
-"""From this many input values on the CPU a training step repays a compilation."""
+"""Number of input values from which compiling pays in training on the CPU."""
 
 _no_compiler: set[str] = set()  # device types on which compilation failed: not tried again
 _lock = threading.Lock()
 
 
 def worthwhile(x: Tensor) -> bool:
-    """Whether `LIF` takes the fused scan for `x`. Either way gives the same spikes.
+    """Whether `LIF` takes the fused scan for `x`. Both scans give the same spikes.
 
-    It does for x on a CUDA device, and on the CPU for at least `LARGE` values, in training. Without
-    a gradient it does so only in a process that has compiled before: a prediction does not wait for
-    the compiler, the validation within a training gains. The environment variable ESTL_COMPILE
-    overrides all of this: with 0 never, with 1 always. Inside somebody else's `torch.compile` the
-    plain scan is taken and compiled with everything around it.
+    In training it does on CUDA, and on the CPU for at least `LARGE` values. Without a gradient it
+    does so only in a process that has compiled before: validation during training gains, and a
+    prediction does not wait for the compiler. The environment variable ESTL_COMPILE overrides this:
+    0 for never, 1 for always. Within another `torch.compile` the plain scan is used, and compiled
+    with everything around it.
 
     >>> worthwhile(torch.zeros(4, 8))
     False
@@ -65,10 +65,10 @@ def fused_lif(
     surrogate: Callable[[Tensor], Tensor],
     inclusive: bool,
 ) -> Tensor:
-    """What `neurons.lif` computes, in one pass over x (T,...); the arguments are the same.
+    """`neurons.lif` in one pass over x (T,...), with the same arguments.
 
-    Memory may lie in any order after T (channels last, say); the spikes get the same order. Where
-    nothing can be compiled, one warning says why and the same functions run uncompiled.
+    After T, memory may be in any order (such as channels last), which the spikes keep. If compiling
+    fails, one warning says why, and the same functions run uncompiled.
 
     Raises:
         ValueError: if x has no time steps.
@@ -81,30 +81,19 @@ def fused_lif(
     """
     if x.shape[0] == 0:
         raise ValueError(f"x of shape {tuple(x.shape)} has no time steps: dimension 0 is T")
-    spikes: Tensor = _FusedLIF.apply(
-        x, decay, gain, threshold, reset == "hard", detach_reset, surrogate, inclusive
-    )
+    options = (decay, gain, threshold, reset == "hard", detach_reset, surrogate, inclusive)
+    spikes: Tensor = _FusedLIF.apply(x, *options)
     return spikes
 
 
 class _FusedLIF(torch.autograd.Function):
-    """The two pure functions below as one node of the graph."""
+    """The two pure functions below as one node of the autograd graph."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        decay: float,
-        gain: float,
-        threshold: float,
-        hard: bool,
-        detach_reset: bool,
-        surrogate: Callable[[Tensor], Tensor],
-        inclusive: bool,
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, *options: Any) -> Tensor:
         inner = sorted(range(1, x.ndim), key=x.stride, reverse=True)  # as they lie in memory
-        ctx.order = (0, *inner)
-        ctx.options = (decay, gain, threshold, hard, detach_reset, surrogate, inclusive)
+        ctx.order, ctx.options = (0, *inner), options
+        decay, gain, threshold, hard, _, _, inclusive = options
         spikes, v = _run(_forward, _rows(x, ctx.order), decay, gain, threshold, hard, inclusive)
         ctx.save_for_backward(v)
         return _unrows(spikes, x.shape, ctx.order)
@@ -147,7 +136,7 @@ def _backward(
     surrogate: Callable[[Tensor], Tensor],
     inclusive: bool,
 ) -> Tensor:
-    """Gradient by x from the gradient by the spikes, both (T,M).
+    """Gradient of x from the gradient of the spikes, both (T,M).
 
         ds = grad_t - dr * v_t            (hard;  soft: dr * threshold;  detached: nothing)
         dv = ds * surrogate(v_t - threshold) + dr * (1 - s_t)                  (soft: + dr)
@@ -177,8 +166,8 @@ def _fires(u: Tensor, inclusive: bool) -> Tensor:
 def _rows(x: Tensor, order: tuple[int, ...]) -> Tensor:
     """`x` (T,...) as (T,M), without a copy if memory is dense after T in this order of dimensions.
 
-    Steps that are all one memory (stride 0) stay so; any other stride than M is made M, so that
-    one compilation serves all.
+    Steps that share their memory (stride 0) stay so; any other stride becomes M, so that one
+    compilation serves all.
     """
     rows = x.detach().permute(order).reshape(x.shape[0], -1)
     return rows if rows.stride(0) == 0 and rows.stride(1) == 1 else rows.contiguous()
@@ -192,10 +181,10 @@ def _unrows(rows: Tensor, shape: torch.Size, order: tuple[int, ...]) -> Tensor:
 
 @functools.cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    # T and the options are constants of the generated code, M is marked dynamic. The limit is on
-    # the number of such variants; 8, the default, is less than a study of T or decay needs.
-    # emulate_precision_casts: round as the plain scan does, without FMA, in low precision as well.
-    # cpp.dynamic_threads: else the first layer's size decides whether all run on one thread.
+    # T and the options are constants of the generated code; M is marked dynamic. The limit is on
+    # the number of such variants: the default of 8 is too small for a study of T or decay.
+    # emulate_precision_casts: round as the plain scan does, without FMA, also in low precision.
+    # cpp.dynamic_threads: otherwise the first layer's size decides if all run on one thread.
     return torch.compile(  # type: ignore[call-overload]  # its overloads lack recompile_limit
         function,
         fullgraph=True,
@@ -209,13 +198,13 @@ def _run(function: Callable[..., Any], *args: Any) -> Any:
     """`function(*args)`, compiled if that is possible."""
     rows: Tensor = args[0]
     device = rows.device.type
-    if device in _no_compiler or rows.shape[1] < 2:  # torch.compile takes 0 and 1 for constants
+    if device in _no_compiler or rows.shape[1] < 2:  # 0 and 1 cannot be dynamic
         return function(*args)
     for arg in args:
         if isinstance(arg, Tensor):
             torch._dynamo.mark_dynamic(arg, 1)
     try:
-        with torch.autocast(device, enabled=False):  # its state would be another reason to compile
+        with torch.autocast(device, enabled=False):  # or its state would cause a recompilation
             return _compiled(function)(*args)
     except torch.OutOfMemoryError:
         raise
@@ -236,6 +225,3 @@ def _warn_once(device: str, error: Exception) -> None:
         RuntimeWarning,
         stacklevel=2,
     )
-
-
-__all__ = ["LARGE", "fused_lif", "worthwhile"]

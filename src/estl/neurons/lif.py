@@ -1,6 +1,6 @@
 """Leaky integrate-and-fire neurons: a pure scan over time, and the module around it.
 
-The plain scan in this file defines the result. `kernels.py` computes the same thing fused.
+The plain scan in this file defines the result; `fused.py` computes the same, faster.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from estl.neurons.fused import fused_lif, worthwhile
 
 Surrogate = Callable[[Tensor], Tensor]
-"""Derivative that stands in for the step's, as a function of u = v - threshold."""
+"""Derivative in place of the step's, as a function of u = v - threshold."""
 
 Reset = Literal["hard", "soft"]
 
@@ -24,8 +24,8 @@ Reset = Literal["hard", "soft"]
 class Triangle:
     """Triangular surrogate of TET (Deng et al. 2022): max(0, width - |u|) / width^2.
 
-    >>> Triangle()(torch.tensor([-0.5, 0.0, 2.0]))
-    tensor([0.5000, 1.0000, 0.0000])
+    >>> Triangle()(torch.tensor([-0.5, 0.0, 2.0])).tolist()
+    [0.5, 1.0, 0.0]
     """
 
     width: float = 1.0
@@ -43,8 +43,8 @@ class Triangle:
 class Sigmoid:
     """Derivative of sigmoid(alpha * u), the surrogate of Spikformer (alpha 4).
 
-    >>> Sigmoid()(torch.tensor(0.0))
-    tensor(1.)
+    >>> Sigmoid()(torch.tensor(0.0)).item()
+    1.0
     """
 
     alpha: float = 4.0
@@ -91,8 +91,8 @@ def lif(
         s_t = 1 if v_t > threshold else 0       (>= if `inclusive`)
         r_t = v_t * (1 - s_t)                   (hard;  soft: v_t - threshold * s_t)
 
-    Backward, ds/dv is `surrogate(v - threshold)`; with `detach_reset` the reset passes no gradient
-    to s. Nothing is kept between calls.
+    In the backward pass ds/dv is `surrogate(v - threshold)`; with `detach_reset` the reset passes
+    no gradient to s. No state is kept between calls.
 
     Args:
         x: input current (T, ...).
@@ -136,11 +136,10 @@ def _check(decay: float, gain: float, threshold: float, reset: str) -> None:
 
 
 class LIF(nn.Module):
-    """`lif` on batch-first input (B,T,...); the arguments are those of `lif`.
+    """`lif` on batch-first input (B,T,...), with the same arguments.
 
-    Memory may be time first under a batch-first view; then no copy is made. Large layers in
-    training run the fused scan (`kernels.worthwhile` has the rule and the variable that changes
-    it), with the same spikes.
+    Nothing is copied if memory is time first under the batch-first view. Large layers in training
+    run the fused scan, with the same spikes (`fused.worthwhile` has the rule).
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -180,13 +179,8 @@ class LIF(nn.Module):
     @classmethod
     def spikformer(cls, **changes: Any) -> "LIF":
         """Spikformer's neuron: decay 0.5, gain 0.5, v >= 1, sigmoid (alpha 4), reset detached."""
-        preset: dict[str, Any] = {
-            "gain": 0.5,
-            "detach_reset": True,
-            "surrogate": Sigmoid(),
-            "inclusive": True,
-        }
-        return cls(**(preset | changes))
+        preset: dict[str, Any] = {"gain": 0.5, "surrogate": Sigmoid(), "inclusive": True}
+        return cls(**({"detach_reset": True} | preset | changes))
 
     def forward(self, x: Float[Tensor, "B T *shape"]) -> Float[Tensor, "B T *shape"]:
         """Spikes of `x` over dimension 1."""

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from estl.evaluation.diagnostics import plot
+from estl.report.diagnostics import plot
 from estl.report.tables import table
 from estl.training.results import Results
 

@@ -1,8 +1,8 @@
-"""Students from outside the package: the protocol, and adapters for SpikingJelly and snnTorch.
+"""Students of your own, and adapters for networks of SpikingJelly and snnTorch.
 
-A student is any module whose forward takes events (B,T,C,H,W) and returns an `Output`. TSE and its
-kin ask for three things: logits of each step, the maps before pooling, and `classify`, the whole
-head on pooled features, which leaves no state behind. That is all of the protocol:
+A student is any module whose forward takes events (B,T,C,H,W) and returns an `Output`. TSE and TRE
+need three things: the logits of each step, the maps before pooling, and `classify`, the whole head
+on pooled features, which leaves no state behind. This is a student:
 
     >>> class Tiny(nn.Module):
     ...     def __init__(self, classes):
@@ -21,11 +21,11 @@ head on pooled features, which leaves no state behind. That is all of the protoc
     >>> batch = Batch(torch.rand(2, 4, 2, 8, 8), torch.tensor([0, 2]))
     >>> TSE()(Tiny(3)(batch.events), batch).total.backward()
 
-A network of a framework that hides its state in its modules goes through an `Adapter`, which steps
-it over time and resets it:
+A network of a framework that keeps state in its modules is wrapped in an `Adapter`, which steps it
+over time and resets it:
 
     student = from_spikingjelly(net, features=net.features, head=net.head)
-    ...                                      # train it as any student
+    ...                                      # train it like any student
     net = student.unwrap()                   # your network, with its own keys
 """
 
@@ -49,28 +49,27 @@ class Adapter(nn.Module):
 
         features_t = features(events_t),  logits_t = head(1/(H*W) sum_{i,j} features_t(i,j))
 
-    Each part runs over all steps from a fresh state, and its state is cleared after it. So batches
-    of any size follow each other, and a supervision may ask the head in between.
+    Each part runs over all steps from a fresh state, which is cleared afterwards, so that batches
+    may differ in size, and a supervision may call the head in between.
 
     Args:
-        net: the whole network. It stays the caller's object and keeps its keys; here they begin
-            with "net.".
-        features: events to the maps before pooling, (B,C,H,W) to (B,D,h,w) at one step. A module
-            within `net` or a method of one.
-        head: pooled features to logits, (B,D) to (B,K) at one step. Likewise.
+        net: the whole network. It remains the caller's object; in the student's `state_dict` its
+            keys have the prefix "net.".
+        features: events to the maps before pooling, (B,C,H,W) to (B,D,h,w) at one step: a module
+            within `net`, or a method of one.
+        head: pooled features to logits, (B,D) to (B,K) at one step; likewise.
         reset: clears all state of `net`.
-        step_mode: "s" calls the parts step by step; a part that returns a tuple (y, *state) is
-            given its state back at the next step, as part(x, *state). "m" calls them once with
-            time first: (T,B,...) to (T,B,...).
+        step_mode: "s" calls the parts step by step; a part that returns a tuple (y, *state) gets
+            its state back at the next step, as part(x, *state). "m" calls them once with time
+            first: (T,B,...) to (T,B,...).
 
     Raises:
-        ValueError: a part that is no module or method of one, or has parameters that `net` has not;
-            another `step_mode`; in `forward`, features that are not maps.
+        ValueError: a part that is neither a module nor a method of one, or has parameters that are
+            not in `net`; another `step_mode`; in `forward`, features that are not maps.
 
     >>> net = nn.ModuleDict({"maps": nn.Conv2d(2, 8, 3), "head": nn.Linear(8, 5)})
-    >>> student = Adapter(
-    ...     net, features=net["maps"], head=net["head"], reset=lambda net: None, step_mode="s"
-    ... )
+    >>> parts = {"features": net["maps"], "head": net["head"]}
+    >>> student = Adapter(net, **parts, reset=lambda net: None, step_mode="s")
     >>> student(torch.rand(3, 4, 2, 6, 6)).features.shape
     torch.Size([3, 4, 8, 4, 4])
     """
@@ -89,9 +88,7 @@ class Adapter(nn.Module):
             raise ValueError(f"step_mode must be 's' or 'm', not {step_mode!r}")
         _check("features", features, net)
         _check("head", head, net)
-        self.net = net
-        self.reset = reset
-        self.step_mode = step_mode
+        self.net, self.reset, self.step_mode = net, reset, step_mode
         self._parts = (features, head)  # in a tuple: not registered a second time
 
     def forward(self, events: Float[Tensor, "B T C H W"]) -> Output:
@@ -103,19 +100,14 @@ class Adapter(nn.Module):
                 "network before its global pooling"
             )
         pooled = features.mean((-2, -1))
-        return Output(
-            logits=self.classify(pooled),
-            features=features,
-            classify=self.classify,
-            class_token=pooled,
-        )
+        return Output(self.classify(pooled), features, self.classify, class_token=pooled)
 
     def classify(self, pooled: Float[Tensor, "B T D"]) -> Float[Tensor, "B T K"]:
         """The whole head, over the steps from a fresh state."""
         return self._over_time(self._parts[1], pooled)
 
     def unwrap(self) -> nn.Module:
-        """The network as it was given: the same object."""
+        """The wrapped network, the same object."""
         return self.net
 
     def _over_time(self, part: Part, x: Float[Tensor, "B T *shape"]) -> Float[Tensor, "B T *out"]:
@@ -129,9 +121,7 @@ class Adapter(nn.Module):
 
 
 def from_spikingjelly(net: nn.Module, *, features: Part, head: Part) -> Adapter:
-    """A SpikingJelly network as a student; see `Adapter` for the arguments.
-
-    The step mode is read from the network's layers. State is cleared by `functional.reset_net`.
+    """A SpikingJelly network as a student, in the step mode of its layers; see `Adapter`.
 
     Raises:
         ValueError: SpikingJelly is not installed, or the layers' step modes differ.
@@ -155,12 +145,11 @@ def from_spikingjelly(net: nn.Module, *, features: Part, head: Part) -> Adapter:
 
 
 def from_snntorch(net: nn.Module, *, features: Part, head: Part) -> Adapter:
-    """A snnTorch network as a student, step by step; see `Adapter` for the arguments.
+    """A snnTorch network as a student, step by step; see `Adapter`.
 
-    Neurons with `init_hidden=True` keep their state within, and a part returns its output alone. A
-    part with explicit state returns (y, *state) and takes it back: `Leaky` and `Synaptic`
-    themselves do, and a module with `forward(x, mem1=None, mem2=None)` that returns (y, mem1,
-    mem2).
+    With neurons of `init_hidden=True`, a part returns its output alone. A part with explicit state
+    returns (y, *state) and takes it back: `Leaky` and `Synaptic` themselves do, and a module with
+    `forward(x, mem1=None, mem2=None)` that returns (y, mem1, mem2).
 
     Raises:
         ValueError: snnTorch is not installed.
@@ -173,12 +162,9 @@ def from_snntorch(net: nn.Module, *, features: Part, head: Part) -> Adapter:
 
 
 def _reset_snntorch(net: nn.Module) -> None:
-    """Zero the state of each neuron of `net`: snnTorch's own resets reach every network there is,
-    or only a network's own layers and not those of its blocks.
-    """
+    """Reset each neuron of `net`: snnTorch's own resets act on every network, or miss layers."""
     for module in net.modules():
-        reset = getattr(module, "reset_mem", None)
-        if callable(reset):
+        if callable(reset := getattr(module, "reset_mem", None)):
             reset()
 
 
@@ -198,8 +184,8 @@ def _check(name: str, part: Part, net: nn.Module) -> None:
     owner = getattr(part, "__self__", part)
     if not isinstance(owner, nn.Module):
         raise ValueError(
-            f"{name} is {part!r}: give a module within the network or a method of one, which can "
-            "be copied and pickled along with it"
+            f"{name} is {part!r}: give a module within the network or a method of one, so that it "
+            "is copied and pickled with it"
         )
     own = {id(p) for p in net.parameters()}
     if any(id(p) not in own for p in owner.parameters()):

@@ -1,8 +1,8 @@
 """What the students share: the time-first memory layout, and stateless layers at every step.
 
-Public tensors are (B,T,...), but their memory is (T,B,...): `time_first` lays the (small) input
-out once, and every layer after it, `PerStep` and `LIF` alike, sees and returns transposed views.
-Folding time into the batch is then a view too, and nothing is copied between layers.
+Public tensors are (B,T,...), but their memory is (T,B,...): `time_first` lays out the (small) input
+once, and all layers, `PerStep` and `LIF` alike, take and return transposed views. Folding time into
+the batch is then a view too, and nothing is copied between layers.
 """
 
 from typing import cast
@@ -16,11 +16,11 @@ from estl.types import is_static
 def time_first(events: Tensor, channels: int) -> Float[Tensor, "B T C H W"]:
     """`events` (B,T,C,H,W), checked, with time-first memory under the same shape.
 
-    Direct-coded events (one image expanded over T, see `estl.types.is_static`) stay as they are, so
-    that `PerStep` still sees that they are one image.
+    Direct-coded events (`estl.types.is_static`) stay as they are, so that `PerStep` can still see
+    that they are one image.
 
     Raises:
-        ValueError: if `events` has not five dimensions, or not `channels` channels.
+        ValueError: if `events` does not have five dimensions and `channels` channels.
 
     >>> import torch
     >>> time_first(torch.rand(2, 4, 3, 8, 8), 3).stride()[:2]    # next sample, next step
@@ -44,11 +44,11 @@ def time_first(events: Tensor, channels: int) -> Float[Tensor, "B T C H W"]:
 class PerStep(nn.Sequential):
     """Stateless modules applied at every time step: (B,T,...) to (B,T,...).
 
-    Time is folded into the batch, so that a batch norm in here takes its statistics over all steps
-    (tdBN, Zheng et al. 2021). If all steps are one image (`estl.types.is_static`), it is computed
-    once and expanded over T: same output, same gradients. Of n values a channel instead of T*n,
-    batch norm's mean and biased variance are the same, and so is what it normalizes; only the
-    unbiased `running_var` is larger, by n/(n-1) * (Tn-1)/(Tn).
+    Time is folded into the batch, so that a batch norm takes its statistics over all steps (tdBN,
+    Zheng et al. 2021). If all steps are one image (`estl.types.is_static`), it is computed once and
+    expanded over T, with the same output and gradients: over n values per channel instead of T*n,
+    batch norm has the same mean and biased variance. Only the unbiased `running_var` is larger, by
+    n/(n-1) * (Tn-1)/(Tn).
 
     >>> import torch
     >>> PerStep(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8))(torch.rand(2, 4, 3, 6, 6)).shape
@@ -76,9 +76,9 @@ def conv_norm(
 ) -> PerStep:
     """Convolution and batch norm at every step; `kernel` is odd and padded to keep the size.
 
-    The convolution starts Kaiming normal (fan out, as TET's), the norm at `weight` and bias 0. A
-    neuron after it fires in about 15 % of the steps if `weight` is tdBN's threshold / gain (Zheng
-    et al. 2021): 1 for `LIF.tet`, 2 for `LIF.spikformer`.
+    The convolution is initialized Kaiming normal (fan out, as TET's), the norm with `weight` and
+    bias 0. A neuron after it fires in about 15 % of the steps if `weight` is tdBN's threshold /
+    gain (Zheng et al. 2021): 1 for `LIF.tet`, 2 for `LIF.spikformer`.
 
     >>> conv_norm(2, 64)
     PerStep(
@@ -91,6 +91,3 @@ def conv_norm(
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     nn.init.constant_(norm.weight, weight)
     return PerStep(conv, norm)
-
-
-__all__ = ["PerStep", "conv_norm", "time_first"]

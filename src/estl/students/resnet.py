@@ -18,25 +18,34 @@ Stem = Literal["3x3", "7x7"]
 class ResidualBlock(nn.Module):
     """y = LIF(residual(x) + shortcut(x)).
 
-    Args:
-        residual: the layers beside the shortcut; the last one does not spike.
-        in_channels: channels of x.
-        out_channels: channels of y.
-        stride: of the residual; where shapes differ the shortcut is a 1x1 convolution and norm.
-        neuron: makes the spiking layer.
+    The residual is two 3x3 convolutions to `width` channels; of a bottleneck, a 1x1, a 3x3 and a
+    1x1 convolution, the last to 4 * width. The first 3x3 has the stride. Where the shape changes,
+    the shortcut is a 1x1 convolution and norm.
+
+    >>> import torch
+    >>> ResidualBlock(8, 4, stride=2, bottleneck=True)(torch.rand(1, 4, 8, 6, 6)).shape
+    torch.Size([1, 4, 16, 3, 3])
     """
 
     def __init__(
         self,
-        residual: nn.Sequential,
         in_channels: int,
-        out_channels: int,
-        stride: int,
-        neuron: Neuron,
+        width: int,
+        stride: int = 1,
+        *,
+        bottleneck: bool = False,
+        neuron: Neuron = LIF.tet,
     ) -> None:
         super().__init__()
+        out_channels = 4 * width if bottleneck else width
+        if bottleneck:
+            first, middle = conv_norm(in_channels, width, 1), conv_norm(width, width, stride=stride)
+            last = conv_norm(width, out_channels, 1)
+            self.residual = nn.Sequential(first, neuron(), middle, neuron(), last)
+        else:
+            first, last = conv_norm(in_channels, width, stride=stride), conv_norm(width, width)
+            self.residual = nn.Sequential(first, neuron(), last)
         same = stride == 1 and in_channels == out_channels
-        self.residual = residual
         self.shortcut = (
             nn.Identity() if same else conv_norm(in_channels, out_channels, 1, stride=stride)
         )
@@ -46,42 +55,6 @@ class ResidualBlock(nn.Module):
         """Spikes of the block."""
         spikes: Tensor = self.neuron(self.residual(x) + self.shortcut(x))
         return spikes
-
-
-def basic_block(
-    in_channels: int, width: int, stride: int = 1, neuron: Neuron = LIF.tet
-) -> ResidualBlock:
-    """Block of two 3x3 convolutions to `width` channels, the first with the stride.
-
-    >>> import torch
-    >>> basic_block(8, 16, stride=2)(torch.rand(1, 4, 8, 6, 6)).shape
-    torch.Size([1, 4, 16, 3, 3])
-    """
-    residual = nn.Sequential(
-        conv_norm(in_channels, width, stride=stride),
-        neuron(),
-        conv_norm(width, width),
-    )
-    return ResidualBlock(residual, in_channels, width, stride, neuron)
-
-
-def bottleneck_block(
-    in_channels: int, width: int, stride: int = 1, neuron: Neuron = LIF.tet
-) -> ResidualBlock:
-    """Block of a 1x1, a 3x3 (with the stride) and a 1x1 convolution to `4 * width` channels.
-
-    >>> import torch
-    >>> bottleneck_block(8, 4, stride=2)(torch.rand(1, 4, 8, 6, 6)).shape
-    torch.Size([1, 4, 16, 3, 3])
-    """
-    residual = nn.Sequential(
-        conv_norm(in_channels, width, 1),
-        neuron(),
-        conv_norm(width, width, stride=stride),
-        neuron(),
-        conv_norm(width, 4 * width, 1),
-    )
-    return ResidualBlock(residual, in_channels, 4 * width, stride, neuron)
 
 
 class ResNet(nn.Module):
@@ -97,8 +70,8 @@ class ResNet(nn.Module):
         in_channels: channels C of the events.
         bottleneck: blocks of three convolutions, four times as wide outside as inside.
         hidden: width of a fully connected LIF layer before the last linear one, or None.
-        stem: "3x3" for small images, or "7x7" for large ones, as on ImageNet: stride 2, then 3x3
-            max pooling of stride 2.
+        stem: "3x3" for small images, or "7x7" as on ImageNet: stride 2, then 3x3 max pooling of
+            stride 2.
         neuron: changes to the neuron `LIF.tet`, such as {"detach_reset": True}.
 
     Raises:
@@ -137,14 +110,16 @@ class ResNet(nn.Module):
                 lif(),
                 PerStep(nn.MaxPool2d(3, stride=2, padding=1)),
             )
-        block, expansion = (bottleneck_block, 4) if bottleneck else (basic_block, 1)
         stages = []
         channels = 64
         for i, (number, width) in enumerate(zip(blocks, widths, strict=True)):
             stage = nn.Sequential()
             for j in range(number):
-                stage.append(block(channels, width, 2 if i > 0 and j == 0 else 1, lif))
-                channels = width * expansion
+                stride = 2 if i > 0 and j == 0 else 1
+                stage.append(
+                    ResidualBlock(channels, width, stride, bottleneck=bottleneck, neuron=lif)
+                )
+                channels = 4 * width if bottleneck else width
             stages.append(stage)
         self.stages = nn.Sequential(*stages)
         self.head: nn.Module
@@ -152,28 +127,17 @@ class ResNet(nn.Module):
             self.head = nn.Linear(channels, classes)
         else:
             spiking = nn.Linear(channels, hidden)
-            # It reads rates of about 0.2 and no norm follows: PyTorch's start keeps its LIF silent
-            # (digits as events, three epochs, two seeds: 22 and 17 % correct against 42 and 45 %).
+            # It reads rates of about 0.2 and no norm follows: with PyTorch's initialization its LIF
+            # is silent (docs/log.md).
             nn.init.normal_(spiking.weight, std=5 / channels**0.5)
             self.head = nn.Sequential(spiking, lif(), nn.Linear(hidden, classes))
-        self.classes = classes
-        self.in_channels = in_channels
-        self.dim = channels
+        self.classes, self.in_channels, self.dim = classes, in_channels, channels
 
     def forward(self, events: Tensor) -> Output:
-        """Logits and features of `events` (B,T,C,H,W).
-
-        Raises:
-            ValueError: if dimensions or channels do not fit.
-        """
+        """Logits and features of `events` (B,T,C,H,W); ValueError if these do not fit."""
         features = self.stages(self.stem(time_first(events, self.in_channels)))
         pooled = features.mean((-2, -1))
-        return Output(
-            logits=self.classify(pooled),
-            features=features,
-            classify=self.classify,
-            class_token=pooled,
-        )
+        return Output(self.classify(pooled), features, self.classify, class_token=pooled)
 
     def classify(self, pooled: Float[Tensor, "B T D"]) -> Float[Tensor, "B T K"]:
         """The whole head; its LIF, if it has one, steps over T."""
@@ -181,70 +145,30 @@ class ResNet(nn.Module):
         return logits
 
 
-def resnet18(
-    classes: int = 10,
-    in_channels: int = 3,
-    *,
-    stem: Stem = "3x3",
-    neuron: dict[str, Any] | None = None,
-) -> ResNet:
-    """ResNet-18: 2-2-2-2 basic blocks of 64, 128, 256, 512 channels.
+def resnet18(classes: int = 10, in_channels: int = 3, **options: Any) -> ResNet:
+    """ResNet-18: 2-2-2-2 basic blocks of 64, 128, 256, 512 channels. Options are those of `ResNet`.
 
     >>> sum(p.numel() for p in resnet18(classes=1000, stem="7x7").parameters())
     11689512
     """
-    widths = (64, 128, 256, 512)
-    return ResNet((2, 2, 2, 2), widths, classes, in_channels, stem=stem, neuron=neuron)
+    return ResNet((2, 2, 2, 2), (64, 128, 256, 512), classes, in_channels, **options)
 
 
-def resnet19(
-    classes: int = 10,
-    in_channels: int = 3,
-    *,
-    stem: Stem = "3x3",
-    neuron: dict[str, Any] | None = None,
-) -> ResNet:
+def resnet19(classes: int = 10, in_channels: int = 3, **options: Any) -> ResNet:
     """TET's ResNet-19: 3-3-2 basic blocks of 128, 256, 512 channels, a head of 256 spiking units.
 
     >>> sum(p.numel() for p in resnet19().parameters())
     12630858
     """
-    widths = (128, 256, 512)
-    return ResNet((3, 3, 2), widths, classes, in_channels, hidden=256, stem=stem, neuron=neuron)
+    return ResNet((3, 3, 2), (128, 256, 512), classes, in_channels, hidden=256, **options)
 
 
-def resnet34(
-    classes: int = 10,
-    in_channels: int = 3,
-    *,
-    stem: Stem = "3x3",
-    neuron: dict[str, Any] | None = None,
-) -> ResNet:
+def resnet34(classes: int = 10, in_channels: int = 3, **options: Any) -> ResNet:
     """ResNet-34: 3-4-6-3 basic blocks of 64, 128, 256, 512 channels."""
-    widths = (64, 128, 256, 512)
-    return ResNet((3, 4, 6, 3), widths, classes, in_channels, stem=stem, neuron=neuron)
+    return ResNet((3, 4, 6, 3), (64, 128, 256, 512), classes, in_channels, **options)
 
 
-def resnet50(
-    classes: int = 10,
-    in_channels: int = 3,
-    *,
-    stem: Stem = "3x3",
-    neuron: dict[str, Any] | None = None,
-) -> ResNet:
+def resnet50(classes: int = 10, in_channels: int = 3, **options: Any) -> ResNet:
     """ResNet-50: 3-4-6-3 bottleneck blocks of 64, 128, 256, 512 inner channels, so D = 2048."""
     widths = (64, 128, 256, 512)
-    blocks = (3, 4, 6, 3)
-    return ResNet(blocks, widths, classes, in_channels, bottleneck=True, stem=stem, neuron=neuron)
-
-
-__all__ = [
-    "ResNet",
-    "ResidualBlock",
-    "basic_block",
-    "bottleneck_block",
-    "resnet18",
-    "resnet19",
-    "resnet34",
-    "resnet50",
-]
+    return ResNet((3, 4, 6, 3), widths, classes, in_channels, bottleneck=True, **options)

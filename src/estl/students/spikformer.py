@@ -15,17 +15,13 @@ from estl.types import Output
 Neuron = Callable[..., nn.Module]
 
 WEIGHT = 2.0
-"""Where batch norms start: threshold / gain of `LIF.spikformer` (see `conv_norm`).
-
-At the authors' 1 about 3 % of the neurons fire, and hardly any behind the attention. Measured on
-handwritten digits as events after five epochs (D = 64, two seeds): 63 and 71 % correct from 1, 89
-and 90 % from 2 with `QKV_WEIGHT`.
+"""Initial weight of batch norms: threshold / gain of `LIF.spikformer` (see `conv_norm`). With the
+authors' 1 about 3 % of the neurons fire, and hardly any after the attention (docs/log.md).
 """
 
 QKV_WEIGHT = 2.0**0.5
-"""Where the norms of q, k and v start: their product grows with the cube of their rate.
-
-From 2 the attention's neuron fires nearly always (84 % on 48x48 at D = 256), from here 15 %.
+"""Initial weight of the norms of q, k and v, whose product grows with the cube of their rate. With
+2 the attention's neuron fires nearly always (84 % on 48x48 at D = 256), with this 15 %.
 """
 
 
@@ -48,7 +44,7 @@ class PerToken(nn.Sequential):
 def linear_norm(in_features: int, out_features: int, weight: float = WEIGHT) -> PerToken:
     """Linear layer (no bias: the norm has one) and batch norm of every token.
 
-    The linear layer starts truncated normal (0.02, as the authors'), the norm at `weight` and 0.
+    Initialized truncated normal (0.02, as the authors'), the norm with `weight` and bias 0.
     """
     linear = nn.Linear(in_features, out_features, bias=False)
     norm = nn.BatchNorm1d(out_features)
@@ -60,10 +56,10 @@ def linear_norm(in_features: int, out_features: int, weight: float = WEIGHT) -> 
 def softmax_free_attention(
     q: Float[Tensor, "*batch N d"], k: Float[Tensor, "*batch N d"], v: Float[Tensor, "*batch N d"]
 ) -> Float[Tensor, "*batch N d"]:
-    """(q k^T) v, in whichever order costs less.
+    """(q k^T) v, in the cheaper order.
 
     Without a softmax the product is associative: (q k^T) v takes 2 N^2 d multiplications, q (k^T v)
-    takes 2 N d^2. Of spikes both are the same integers, exactly, as long as they stay below 2^24.
+    takes 2 N d^2. For spikes both give exactly the same integers, as long as they are below 2^24.
 
     >>> q, k, v = (torch.rand(3, 5, 4).round() for _ in range(3))
     >>> torch.equal(softmax_free_attention(q, k, v), q @ k.mT @ v)
@@ -84,11 +80,8 @@ class SpikingSelfAttention(nn.Module):
         dim: width D.
         heads: number of heads, a divisor of D.
         scale: factor on the spike counts, 1/8 as in the authors' code. Counts grow as N * D /
-            heads: few tokens and channels want fewer heads or a larger scale, or nothing fires.
+            heads: with few tokens and channels, fewer heads or a larger scale make it fire.
         neuron: makes each spiking layer; takes `threshold`.
-
-    Raises:
-        ValueError: if `heads` does not divide `dim`.
 
     >>> SpikingSelfAttention(16, heads=2)(torch.rand(2, 4, 9, 16)).shape
     torch.Size([2, 4, 9, 16])
@@ -100,10 +93,8 @@ class SpikingSelfAttention(nn.Module):
         super().__init__()
         if dim % heads != 0:
             raise ValueError(f"heads={heads} must divide dim={dim}")
-        self.heads = heads
-        self.scale = scale
-        # One matrix for q, k and v: norm and neuron work on each channel alone, so that it equals
-        # three.
+        self.heads, self.scale = heads, scale
+        # One matrix for q, k and v equals three: norm and neuron treat each channel on its own.
         self.qkv = nn.Sequential(linear_norm(dim, 3 * dim, QKV_WEIGHT), neuron())
         self.neuron = neuron(threshold=0.5)
         self.project = nn.Sequential(linear_norm(dim, dim), neuron())
@@ -140,7 +131,7 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
-        """Tokens, each the sum of the spikes that were added to it so far."""
+        """Tokens, each the sum of its spikes so far."""
         x = x + self.attention(x)
         return cast(Tensor, x + self.mlp(x))
 
@@ -150,7 +141,7 @@ class PatchSplitting(nn.Module):
 
     Four stages of 3x3 convolution, batch norm and LIF to D/8, D/4, D/2, D channels; the last
     `poolings` of them end with 3x3 max pooling of stride 2, which takes a size n to ceil(n/2). Then
-    x + LIF(BN(conv(x))), which tells a token its place by what is around it.
+    x + LIF(BN(conv(x))), which encodes a token's position by its surroundings.
 
     >>> PatchSplitting(2, 16, poolings=2)(torch.rand(1, 4, 2, 12, 9)).shape
     torch.Size([1, 4, 16, 3, 3])
@@ -174,18 +165,17 @@ class PatchSplitting(nn.Module):
         self.position = nn.Sequential(conv_norm(dim, dim, weight=WEIGHT), neuron())
 
     def forward(self, x: Float[Tensor, "B T C H W"]) -> Float[Tensor, "B T D h w"]:
-        """Maps of spike sums, one place a token."""
+        """Maps of spike sums; each place is a token."""
         x = self.stages(x)
         return cast(Tensor, x + self.position(x))
 
 
 class SpikingToken(nn.Module):
-    """A learned token that spikes: LIF of one learned current a channel, the same at every step.
+    """A learned token that spikes: LIF of a learned current per channel, constant over time.
 
-    So the token enters the encoder as spikes, as the patch tokens do, and its current learns
-    through the surrogate. A current c of `LIF.spikformer` fires at every step from c >= 2, less
-    often from 1 to 2, and never below 1; c starts uniform in [0,4], so that half the channels fire
-    at each step.
+    It enters the encoder as spikes, like the patch tokens, and learns through the surrogate. With
+    `LIF.spikformer` a current c >= 2 fires at every step, one from 1 to 2 less often, and one below
+    1 never; c is initialized uniform in [0,4], so that half the channels fire at each step.
 
     >>> SpikingToken(16)(steps=4).shape
     torch.Size([1, 4, 1, 16])
@@ -205,8 +195,8 @@ class SpikingToken(nn.Module):
 class Spikformer(nn.Module):
     """Spikformer: patch splitting, `depth` encoder blocks, and a linear readout of each step.
 
-    Images may have any size: the position embedding is a convolution. Each pooling halves a side,
-    rounded up, so that 48x48 gives 12x12 = 144 tokens with two.
+    Images may have any size, since the position embedding is a convolution. Each pooling halves a
+    side, rounded up: 48x48 gives 12x12 = 144 tokens with two.
 
     Args:
         classes: number of classes K.
@@ -247,9 +237,7 @@ class Spikformer(nn.Module):
     ) -> None:
         super().__init__()
         lif = partial(LIF.spikformer, **(neuron or {}))
-        self.classes = classes
-        self.in_channels = in_channels
-        self.dim = dim
+        self.classes, self.in_channels, self.dim = classes, in_channels, dim
         self.patches = PatchSplitting(in_channels, dim, poolings, lif)
         self.token = SpikingToken(dim, lif) if readout == "token" else None
         self.blocks = nn.Sequential(
@@ -260,11 +248,7 @@ class Spikformer(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, events: Tensor) -> Output:
-        """Logits, features and tokens of `events` (B,T,C,H,W).
-
-        Raises:
-            ValueError: if dimensions or channels do not fit.
-        """
+        """Logits, features and tokens of `events` (B,T,C,H,W); ValueError if these do not fit."""
         maps = self.patches(time_first(events, self.in_channels)).transpose(0, 1)  # (T,B,D,h,w)
         T, B, D = maps.shape[:3]
         tokens = maps.flatten(3).mT  # (T,B,N,D)
@@ -288,14 +272,3 @@ class Spikformer(nn.Module):
         """The whole head: one linear layer."""
         logits: Tensor = self.head(pooled)
         return logits
-
-
-__all__ = [
-    "Block",
-    "PatchSplitting",
-    "PerToken",
-    "Spikformer",
-    "SpikingSelfAttention",
-    "SpikingToken",
-    "softmax_free_attention",
-]

@@ -26,12 +26,12 @@ class VGGSNN(nn.Module):
         image_size: (H,W) of the events. The pooled variant also takes any other size.
         layers: widths of the convolutions, and "AP" for 2x2 average pooling, which drops the last
             row or column of an odd size.
-        pooled: a linear layer on the mean over places (D -> K) in place of TET's on the flattened
+        pooled: a linear layer on the mean over places (D -> K) instead of TET's on the flattened
             maps (D*H*W -> K). TSE needs it, since it classifies each place.
         neuron: changes to the neuron `LIF.tet`, such as {"detach_reset": True}.
 
     Raises:
-        ValueError: if `layers` holds no width or something else than widths and "AP", or pools
+        ValueError: if `layers` has no width, or something other than widths and "AP", or pools
             `image_size` to nothing.
 
     >>> import torch
@@ -64,19 +64,15 @@ class VGGSNN(nn.Module):
                 raise ValueError(f'layers must hold widths > 0 and "AP", got {layer!r}')
         if len(stages) == list(layers).count("AP"):
             raise ValueError(f"layers={tuple(layers)} holds no convolution: add a width")
-        self.classes = classes
-        self.in_channels = in_channels
-        self.dim = width
-        self.image_size = tuple(image_size)
+        self.classes, self.in_channels, self.dim = classes, in_channels, width
+        self.image_size, self.pooled = tuple(image_size), pooled
         self.poolings = list(layers).count("AP")
-        self.pooled = pooled
         H, W = self._grid(*image_size)
         self.layers = nn.Sequential(*stages)
         self.head = nn.Linear(width if pooled else width * H * W, classes)
         if pooled:
-            # It reads rates of about 0.1: from PyTorch's start, logits are too small to learn from
-            # quickly (measured on N-MNIST, 700 recordings, twelve epochs under TSE: a loss of 1.02
-            # against 0.45).
+            # It reads rates of about 0.1: with PyTorch's initialization its logits are too small to
+            # learn quickly (docs/log.md).
             nn.init.normal_(self.head.weight, std=5 / width**0.5)
         self.pooled_head = pooled or H * W == 1
 
@@ -91,12 +87,7 @@ class VGGSNN(nn.Module):
         return h, w
 
     def forward(self, events: Tensor) -> Output:
-        """Logits and features of `events` (B,T,C,H,W).
-
-        Raises:
-            ValueError: if dimensions or channels do not fit, or the size: other than `image_size`
-                if not `pooled`, or too small for the poolings.
-        """
+        """Logits and features of `events` (B,T,C,H,W); ValueError if these do not fit."""
         x = time_first(events, self.in_channels)
         size = tuple(x.shape[-2:])
         if not self.pooled and size != self.image_size:
@@ -116,11 +107,7 @@ class VGGSNN(nn.Module):
         )
 
     def classify(self, pooled: Float[Tensor, "B T F"]) -> Float[Tensor, "B T K"]:
-        """The whole head: pooled features (B,T,D), or flattened ones (B,T,D*H*W) if not `pooled`.
-
-        Raises:
-            ValueError: if the head flattens space and is given pooled features.
-        """
+        """The whole head, on pooled features (B,T,D) or, if not `pooled`, flattened (B,T,D*H*W)."""
         if pooled.shape[-1] != self.head.in_features:
             raise ValueError(
                 f"this head reads {self.head.in_features} features a step, got {pooled.shape[-1]}:"
@@ -128,6 +115,3 @@ class VGGSNN(nn.Module):
             )
         logits: Tensor = self.head(pooled)
         return logits
-
-
-__all__ = ["VGGSNN"]

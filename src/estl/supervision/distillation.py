@@ -1,11 +1,10 @@
 """Edge-guided distillation: a student of events learns from a frozen CLIP that sees the images.
 
-Everything that only training needs is in here: teacher, edge detector, fusion and projectors. The
-student knows nothing of it.
+All that only training needs is in here: teacher, edge detector, fusion and projectors. The student
+knows nothing of it.
 """
 
 import math
-import warnings
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -40,11 +39,12 @@ WEIGHTS = {
 """The terms, in the order in which they are reported, and their weights."""
 
 COLLAPSED = 1e-4
-"""Standard deviation below which an edge map is one gray; an untrained detector's is about 4e-4."""
+"""Below this edge_spread (see Metrics) an edge map is one gray: lower the weight of edge_reg. An
+untrained detector's spread is about 4e-4."""
 
 
 class Maps(NamedTuple):
-    """What there is to see of a batch, see `EdgeGuidedDistillation.maps`."""
+    """What can be drawn of a batch, see `EdgeGuidedDistillation.maps`."""
 
     edges: Float[Tensor, "B 1 H W"] | None
     teacher: Float[Tensor, "B h w"]
@@ -63,21 +63,19 @@ class EdgeGuidedDistillation(Supervision):
 
     With edges="learned" or "sobel" the target is the `EdgeGuidedFusion` of the teacher's patches
     and the edges, and a is the teacher's attention times the edges on the student's grid, summing
-    to 1. Both carry gradient to fusion and detector (global_distill not if `detach_target`). With
-    edges="none" (fixed CLIP distillation) the target is the teacher's pooled feature, and
-    edge_align and edge_reg do not exist. Fixed edges have no edge_reg. The teacher's patches and
-    attention are resampled to the student's grid. Tokens are the student's patch tokens, or else
-    the cells of its features.
+    to 1. Both carry gradient to fusion and detector (with `detach_target`, global_distill does
+    not). With edges="none" (plain CLIP distillation) the target is the teacher's pooled feature,
+    and there is no edge_align and no edge_reg. Fixed edges have no edge_reg. The teacher's patches
+    and attention are resampled to the student's grid. Tokens are the student's patch tokens, or
+    else the cells of its features.
 
-    A term of weight 0 is neither computed nor reported, and what only it needs is not built. In
-    eval mode only cls is computed, so that validation asks no teacher and needs no images.
+    A term of weight 0 is neither computed nor reported, and parts that only it needs are not built.
+    The trained parts are `edge_detector`, `fusion`, `projector` and `projector_patches`, None where
+    no term needs them. In eval mode only cls is computed: validation needs no teacher, no images.
 
-    Metrics: edge_mean; edge_spread (standard deviation over an image's pixels); target_spread (of
-    the target's direction over the batch, 1 if it is spread evenly, 0 if all images have the same
-    target); gate_mean; attention_overlap (shared mass of both attention maps, in [0,1]).
-
-    The trained parts are the attributes `edge_detector`, `fusion`, `projector` and
-    `projector_patches`, None where no term needs them; give each its learning rate by this name.
+    Metrics: edge_mean; edge_spread (standard deviation over an image's pixels, see `COLLAPSED`);
+    target_spread (of the target's direction over the batch: 1 if evenly spread, 0 if all images
+    have the same target); gate_mean; attention_overlap (mass shared by both attention maps).
 
     Args:
         teacher: a `ClipTeacher`, or the name or folder of one.
@@ -92,12 +90,11 @@ class EdgeGuidedDistillation(Supervision):
         detach_target: whether global_distill gives no gradient to its target; fusion then learns
             from the contrastive term.
         normalize_targets: whether both sides of the two MSE terms are layer-normalized over E, so
-            that the scale of the teacher's features, which differs between teachers, is no matter.
+            that the scale of the features, which differs between teachers, does not matter.
 
     Raises:
         ValueError: for unknown, negative or contradictory weights; in `forward`, for a batch
             without images or a student of another width.
-        FloatingPointError: in `forward`, if a term is not finite.
 
         supervision = EdgeGuidedDistillation("teachers/mnist", student_dim=256)
         loss = supervision(student(batch.events), batch)
@@ -124,8 +121,7 @@ class EdgeGuidedDistillation(Supervision):
             raise ValueError("student_dim is missing: give the width of the student's features")
         self.weights = _weights(weights or {}, edges)
         self.student_dim = student_dim
-        self.detach_target = detach_target
-        self.normalize_targets = normalize_targets
+        self.detach_target, self.normalize_targets = detach_target, normalize_targets
         self.teacher = teacher if isinstance(teacher, ClipTeacher) else ClipTeacher(teacher)
         E = self.teacher.dim
 
@@ -147,7 +143,6 @@ class EdgeGuidedDistillation(Supervision):
                 "detach_target=True with contrastive weight 0 leaves the fusion untrained: "
                 'give contrastive a weight, or use edges="none"'
             )
-        self._warned = False
 
     def forward(self, output: Output, batch: Batch) -> Loss:
         """The loss of one batch."""
@@ -159,7 +154,6 @@ class EdgeGuidedDistillation(Supervision):
             guided, metrics = self._guide(output, batch)
             terms |= guided
         weighted = {name: w * terms[name] for name, w in self.weights.items() if name in terms}
-        self._check(weighted, metrics)
         zero = output.logits.new_zeros(())
         return Loss(sum(weighted.values(), start=zero), weighted, metrics)
 
@@ -200,9 +194,9 @@ class EdgeGuidedDistillation(Supervision):
 
     @torch.no_grad()
     def maps(self, output: Output, batch: Batch) -> Maps:
-        """Edges, and where teacher and student look, each map summing to 1, for pictures.
+        """For pictures: the edges, and where teacher and student look, each map summing to 1.
 
-        Without edges the teacher's map is its attention alone, as is `edges` None.
+        Without edges, `edges` is None and the teacher's map is its attention alone.
         """
         tokens, grid = self._tokens(output)
         seen, edges, _ = self._look(batch)
@@ -228,7 +222,7 @@ class EdgeGuidedDistillation(Supervision):
         return tokens, (h, w)
 
     def _look(self, batch: Batch) -> tuple[TeacherOutput, Tensor | None, Tensor | None]:
-        """What the teacher and the edge detector see: its outputs, edges, edge features."""
+        """The teacher's outputs, edges and edge features."""
         if batch.image is None:
             raise ValueError(
                 "EdgeGuidedDistillation needs an image beside each recording: choose paired data, "
@@ -254,27 +248,6 @@ class EdgeGuidedDistillation(Supervision):
             student, target = (F.layer_norm(x, x.shape[-1:]) for x in (student, target))
         return F.mse_loss(student, target)
 
-    def _check(self, terms: dict[str, Tensor], metrics: dict[str, Tensor]) -> None:
-        """Stop at a term that is not finite; say once that the edges are gone. One device sync."""
-        watched = (
-            terms | {"edge_spread": metrics["edge_spread"]} if "edge_spread" in metrics else terms
-        )
-        if not watched:
-            return
-        values = dict(zip(watched, torch.stack(list(watched.values())).tolist(), strict=True))
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
-        if bad:
-            raise FloatingPointError(
-                f"not finite: {', '.join(bad)}; lower the learning rate, or look at its inputs"
-            )
-        if values.get("edge_spread", 1.0) < COLLAPSED and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"the edge map has collapsed to one gray (standard deviation below {COLLAPSED}): "
-                "lower the weight of edge_reg",
-                stacklevel=3,
-            )
-
 
 def _spread(x: Float[Tensor, "B E"]) -> Float[Tensor, ""]:
     """Root of the variance over the batch of the directions x / |x|, in [0,1]."""
@@ -283,12 +256,11 @@ def _spread(x: Float[Tensor, "B E"]) -> Float[Tensor, ""]:
 
 
 def _weights(changes: dict[str, float], edges: str) -> dict[str, float]:
-    """`WEIGHTS` with `changes`, without the zeros and what `edges` has no use for."""
-    absent = {"learned": set(), "sobel": {"edge_reg"}, "none": {"edge_align", "edge_reg"}}.get(
-        edges
-    )
-    if absent is None:
+    """`WEIGHTS` with `changes`, without zeros and the terms that `edges` does not have."""
+    without = {"learned": set(), "sobel": {"edge_reg"}, "none": {"edge_align", "edge_reg"}}
+    if edges not in without:
         raise ValueError(f'edges must be "learned", "sobel" or "none", got {edges!r}')
+    absent: set[str] = without[edges]
     for name, weight in changes.items():
         if name not in WEIGHTS:
             raise ValueError(f"weights has no term {name!r}: the terms are {', '.join(WEIGHTS)}")

@@ -2,14 +2,15 @@
 
 import torch.nn.functional as F
 
+from estl.supervision.steps import check_smoothing
 from estl.types import Batch, Loss, Output, Supervision
 
 
 class MeanCE(Supervision):
     """Cross-entropy of the mean logits: CE(1/T sum_t z_t, y), averaged over the batch.
 
-    y is the class, or the class weights of a mixed sample (`Batch.target`). The baseline that TET
-    and TSE are compared with. Its one term is "cls".
+    y is the class, or the class weights of a mixed sample (`Batch.target`). It is the baseline for
+    TET and TSE. Its one term is "cls".
 
     Args:
         label_smoothing: share of the target spread evenly over all classes, in [0,1].
@@ -23,8 +24,7 @@ class MeanCE(Supervision):
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
-        if not 0.0 <= label_smoothing <= 1.0:
-            raise ValueError(f"label_smoothing must be in [0,1], not {label_smoothing}")
+        check_smoothing(label_smoothing)
         self.label_smoothing = label_smoothing
 
     def forward(self, output: Output, batch: Batch) -> Loss:

@@ -26,16 +26,16 @@ class Schedule:
 
     Args:
         start: value after the warm-up, >= 0.
-        end: value at the end of the training, >= 0; None for shape="constant".
+        end: value at the end of the training, >= 0; None for "constant".
         shape: "constant", "linear" or "cosine".
         warmup: share of the training without erasing, in [0,1).
 
     Raises:
-        ValueError: an argument outside its range, or an `end` that the shape does not go with.
+        ValueError: an argument outside its range.
 
     >>> fall = Schedule(0.9, 0.5, "linear", warmup=0.2)
-    >>> [round(fall(x), 2) for x in (0.0, 0.2, 0.6, 1.0)]
-    [2.0, 0.9, 0.7, 0.5]
+    >>> [f"{fall(x):.2f}" for x in (0.0, 0.2, 0.6, 1.0)]
+    ['2.00', '0.90', '0.70', '0.50']
     """
 
     start: float
@@ -69,11 +69,11 @@ class Schedule:
 
 
 class Scheduled:
-    """Mixin of a module that has a `Schedule`: it is told the progress of the training.
+    """Mixin of a module with a `Schedule`, which is told the progress of the training.
 
-    `progress` is state, the only one: 0 until `at` is called, and in no checkpoint. `Learner` calls
-    `at` before every batch with its step over the number of steps, so that a resumed run goes on
-    where it was. Who trains without it calls `at` in the loop, or gets the schedule's value at 0.
+    `progress` is its only state, 0 until `at` is called, and in no checkpoint. `Learner` calls `at`
+    before every batch with the share of steps done, so that a resumed run goes on where it was.
+    Without `Learner`, call `at` yourself; otherwise progress stays 0.
     """
 
     progress: float = 0.0
@@ -83,12 +83,17 @@ class Scheduled:
         self.progress = progress
 
     def now(self, value: float | Schedule) -> float:
-        """`value` itself, or the schedule's at the present progress."""
+        """`value` itself, or the schedule's value at the present progress."""
         return value(self.progress) if isinstance(value, Schedule) else value
+
+    def scheduled(self, like: Tensor) -> dict[str, Tensor]:
+        """The present value of every attribute that is a `Schedule`, as metrics beside `like`."""
+        values = {n: self.now(v) for n, v in vars(self).items() if isinstance(v, Schedule)}
+        return {name: like.new_full((), value) for name, value in values.items()}
 
 
 class Positive(nn.Module):
-    """A learned number above 0, as log(1 + exp(raw)): no step of an optimizer can leave the range.
+    """A learned number above 0, log(1 + exp(raw)), which no step of an optimizer takes below 0.
 
     Args:
         start: its first value, > 0.

@@ -1,14 +1,19 @@
-"""What TSE and TRE share: one criterion at every time step, and a head that is asked aside."""
+"""What the supervisions over time share: the loss of every step, and how the past of a step decides
+what it is not trained on.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from estl.types import Classify
+from estl.types import Classify, Labels, Output
 
 Reduction = Literal["sum", "mean"]
 
@@ -16,48 +21,96 @@ Criterion = nn.Module | Callable[[Tensor, Tensor], Tensor]
 """Logits (rows,K) and labels (rows,), or class weights (rows,K), to a scalar, the rows' mean."""
 
 
-def over_time(
-    logits: Float[Tensor, "B T K"],
-    labels: Int[Tensor, " B"] | Float[Tensor, "B K"],
-    criterion: Criterion | None,
-    reduction: Reduction,
-    label_smoothing: float,
-) -> Float[Tensor, ""]:
-    """The criterion of every step, mean over the batch, sum or mean over time.
+@dataclass(frozen=True)
+class StepLoss:
+    """A criterion at every time step: its mean over the batch, then the sum or mean over time.
 
     Args:
-        logits: predictions of all time steps (B,T,K).
-        labels: class numbers (B,), or class weights (B,K), rows summing to 1.
-        criterion: called once, with the steps of all samples as rows; None for cross-entropy with
-            `label_smoothing`.
-        reduction: over the time steps: "sum" or "mean".
-        label_smoothing: of the cross-entropy.
+        reduction: over the time steps: "sum" as in TSE, or "mean" as in TET.
+        label_smoothing: share of the target spread evenly over all classes, in [0,1]; 0 beside a
+            criterion.
+        criterion: in place of the cross-entropy, such as `nn.CrossEntropyLoss(weight=...)`; called
+            once, with every step of every sample as a row.
 
     Raises:
-        ValueError: the criterion returns no scalar.
+        ValueError: an option outside its range; when called, a criterion that returns no scalar.
+
+    >>> loss = StepLoss("sum")(torch.zeros(2, 4, 10), torch.tensor([3, 7]))
+    >>> torch.testing.assert_close(loss, 4 * torch.tensor(10.0).log())
     """
-    T = logits.shape[1]
-    rows, labels_per_row = logits.flatten(0, 1), labels.repeat_interleave(T, 0)
-    if criterion is None:
-        mean = F.cross_entropy(rows, labels_per_row, label_smoothing=label_smoothing)
-    else:
-        mean = criterion(rows, labels_per_row)
+
+    reduction: Reduction = "sum"
+    label_smoothing: float = 0.0
+    criterion: Criterion | None = None
+
+    def __post_init__(self) -> None:
+        if self.reduction not in ("sum", "mean"):
+            raise ValueError(f"reduction must be 'sum' or 'mean', not {self.reduction!r}")
+        check_smoothing(self.label_smoothing)
+        if self.criterion is not None and self.label_smoothing:
+            raise ValueError(
+                f"label_smoothing must be 0 beside a criterion, not {self.label_smoothing}: give "
+                "it to the criterion"
+            )
+
+    def __call__(
+        self,
+        logits: Float[Tensor, "B T K *places"],
+        labels: Int[Tensor, "B *places"] | Float[Tensor, "B K"],
+        keep: Bool[Tensor, "B T *places"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """The loss of all steps; cross-entropies of places that are not in `keep` count as 0.
+
+        `labels` are class numbers, or class weights summing to 1.
+        """
+        T = logits.shape[1]
+        rows, targets = logits.flatten(0, 1), labels.repeat_interleave(T, 0)
+        ce = partial(F.cross_entropy, rows, targets, label_smoothing=self.label_smoothing)
+        if self.criterion is not None:
+            mean = self.criterion(rows, targets)
+        elif keep is None:
+            mean = ce()
+        else:
+            mean = (ce(reduction="none") * keep.flatten(0, 1)).mean()
         if mean.ndim:
             raise ValueError(
                 f"criterion must return a scalar, the mean over its rows, not {tuple(mean.shape)}"
             )
-    return mean * T if reduction == "sum" else mean
+        return mean * T if self.reduction == "sum" else mean
+
+    def __str__(self) -> str:
+        return f"reduction={self.reduction!r}, label_smoothing={self.label_smoothing}"
 
 
-def check_over_time(reduction: str, label_smoothing: float, criterion: Criterion | None) -> None:
-    """Raise ValueError for options of `over_time` outside their range."""
-    if reduction not in ("sum", "mean"):
-        raise ValueError(f"reduction must be 'sum' or 'mean', not {reduction!r}")
+def check_smoothing(label_smoothing: float) -> None:
+    """Raise ValueError for a share outside [0,1]."""
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing must be in [0,1], not {label_smoothing}")
-    if criterion is not None and label_smoothing:
+
+
+def check_not_negative(**thresholds: object) -> None:
+    """Raise ValueError for a number below 0. A `Schedule` checks itself; a tensor is not checked,
+    since a GPU would have to wait.
+    """
+    for name, value in thresholds.items():
+        if isinstance(value, int | float) and not value >= 0.0:
+            raise ValueError(f"{name} must be >= 0, not {value}")
+
+
+def check_order(call: str, *args: object) -> None:
+    """Raise TypeError unless `args` are a tensor, a head and a tensor, as `call` has them."""
+    features, classify, labels = args
+    if not (isinstance(features, Tensor) and callable(classify) and isinstance(labels, Tensor)):
+        given = ", ".join(type(arg).__name__ for arg in args)
+        raise TypeError(f"the order is {call}, a tensor, the head and a tensor; got ({given})")
+
+
+def check_pooled_head(name: str, output: Output) -> None:
+    """Raise ValueError if the head of `output` does not read pooled features."""
+    if not output.pooled_head:
         raise ValueError(
-            f"label_smoothing must be 0 beside a criterion, not {label_smoothing}: smooth there"
+            f"{name} needs a head on pooled features, which this student does not have: use "
+            'VGGSNN(pooled=True) or Spikformer(readout="mean")'
         )
 
 
@@ -73,3 +126,44 @@ def eval_mode(classify: Classify) -> Iterator[None]:
     finally:
         for module in modules:
             module.training = True
+
+
+def running_mean(x: Float[Tensor, "B T *rest"]) -> Float[Tensor, "B T *rest"]:
+    """Mean over the steps 1..t, for every t; in float32 at least, which a sum over time needs.
+
+    >>> running_mean(torch.tensor([[1.0, 3.0]]))
+    tensor([[1., 2.]])
+    """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    steps = torch.arange(1, x.shape[1] + 1, device=x.device)
+    return x.cumsum(1) / steps.view(-1, *[1] * (x.ndim - 2))
+
+
+def of_true_class(x: Float[Tensor, "B *rest K"], labels: Labels) -> Float[Tensor, "B *rest"]:
+    """The entry x_y of each sample's class y; of a mixed sample, sum_k y_k x_k."""
+    if labels.is_floating_point():
+        return torch.einsum("b...k,bk->b...", x, labels.to(x.dtype))
+    index = labels.view(-1, *[1] * (x.ndim - 1)).expand(*x.shape[:-1], 1)
+    return x.gather(-1, index).squeeze(-1)
+
+
+def erasing_threshold(
+    x: Float[Tensor, "*all"], fixed: float, factor: float | Tensor, dim: tuple[int, ...] = (-2, -1)
+) -> Float[Tensor, "*kept"]:
+    """max(fixed, mean + factor * std) over the dimensions `dim`, which are kept; unbiased std."""
+    std, mean = torch.std_mean(x, dim=dim, keepdim=True)
+    return (mean + factor * std).clamp(min=fixed)
+
+
+def erased(keep: Bool[Tensor, "B T *rest"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Over steps 2..T, the share erased, and that of (sample, step) pairs with nothing left.
+
+    Both are 0 if T is 1.
+
+    >>> keep = torch.tensor([[[True, True], [False, True]], [[True, True], [False, False]]])
+    >>> erased(keep)
+    (tensor(0.7500), tensor(0.5000))
+    """
+    gone = ~keep[:, 1:].flatten(2)
+    everything = gone.all(-1)
+    return gone.sum() / max(gone.numel(), 1), everything.sum() / max(everything.numel(), 1)

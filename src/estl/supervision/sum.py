@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from estl.types import Batch, Loss, Output, Supervision
@@ -13,17 +14,9 @@ class Sum(Supervision):
 
     A part of weight 0 is neither computed nor trained nor reported.
 
-    A hybrid of TSE and TET, w TSE + (1 - w) TET, is a sum with the weights w and 1 - w; at w = 1
-    and w = 0 it is TSE and TET. TSE's loss is a sum over T and TET's a mean: reduction="mean" puts
-    both on one scale. As a recipe, with w = 0.7:
-
-        supervision:
-          class_path: estl.supervision.Sum
-          init_args:
-            supervisions:
-              - {class_path: estl.supervision.TSE, init_args: {tau_f: 0.5, reduction: mean}}
-              - {class_path: estl.supervision.TET}
-            weights: [0.7, 0.3]
+    A hybrid of TSE and TET, w TSE + (1 - w) TET, is a sum with the weights w and 1 - w; at w = 1 it
+    is TSE, at w = 0 it is TET. TSE's loss is a sum over T and TET's a mean: TSE(reduction="mean")
+    puts both on one scale.
 
     Args:
         supervisions: what is summed, at least one.
@@ -70,6 +63,14 @@ class Sum(Supervision):
             _merge(terms, {name: weight * term for name, term in loss.terms.items()})
             _merge(metrics, loss.metrics)
         return Loss(torch.stack(totals).sum(), terms, metrics)
+
+    def keep(self, output: Output, batch: Batch) -> Bool[Tensor, "B T H W"] | None:
+        """The places that each step would keep in training, by the part that erases."""
+        for weight, supervision in zip(self.weights, self.supervisions, strict=True):
+            assert isinstance(supervision, Supervision)
+            if weight and (keep := supervision.keep(output, batch)) is not None:
+                return keep
+        return None
 
     def extra_repr(self) -> str:
         """The options, as `print` shows them."""

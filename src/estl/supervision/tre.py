@@ -2,27 +2,26 @@
 before it did not already use.
 
 "Temporal Representation Enhancement (TRE): Learning to Forget Dominant Patterns for Enhanced
-Temporal Spiking Features", CVPR 2026, the successor of TSE. Only a description of it was at hand,
-no equations: channels of the pooled features are erased in place of places, by a threshold per
-sample, max(theta0, mean + lamb * std), on the class-specific contribution of each channel averaged
-over the earlier steps; the kept channels are rescaled as in dropout; the loss is the sum of the
-steps'; inference is untouched. What the description leaves open is decided here, in the docstrings.
+Temporal Spiking Features", CVPR 2026, the successor of TSE. It is implemented from a description of
+the paper; its equations were not available. What the description leaves open is decided in the
+docstrings here.
 """
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from estl.supervision import steps
 from estl.supervision.schedule import Schedule, Scheduled
-from estl.supervision.steps import Criterion, Reduction, check_over_time, eval_mode, over_time
-from estl.types import Batch, Classify, Loss, Output, Supervision
+from estl.supervision.steps import Criterion, Reduction, StepLoss
+from estl.types import Batch, Classify, Labels, Loss, Output, Supervision
 
 
 @torch.no_grad()
 def tre_keep(
     pooled: Float[Tensor, "B T D"],
     classify: Classify,
-    labels: Int[Tensor, " B"] | Float[Tensor, "B K"],
+    labels: Labels,
     *,
     theta0: float,
     lamb: float,
@@ -37,14 +36,15 @@ def tre_keep(
 
     Decided here:
 
-    * The contribution is gradient times input. For one linear layer it is that of the description,
-      w_yd times the mean of f_s(d) over s < t; it goes for any other head too, where a spiking
-      layer passes its surrogate gradient. Ablation would ask the head D times.
-    * It is normalized, so that theta0 means the same for any width and scale of the features: 1 is
-      the channel that says most for the class. What speaks against the class counts 0 (the ReLU of
-      Grad-CAM, Selvaraju et al. 2017) and is kept, as is everything where nothing speaks for it.
+    * The contribution is gradient times input. For a single linear layer it is that of the
+      description, w_yd times the mean of f_s(d) over s < t; it works for any other head too, where
+      a spiking layer passes its surrogate gradient. Ablation would ask the head D times.
+    * It is relative to the largest, so that theta0 means the same for any width and scale of the
+      features: 1 is the channel that says most for the class. What speaks against the class counts
+      as 0 (the ReLU of Grad-CAM, Selvaraju et al. 2017) and is kept; if nothing speaks for the
+      class, everything is kept.
     * The standard deviation is the unbiased one, over the D channels of one sample and step.
-    * Of a mixed sample with class weights y_k the true class's logit is sum_k y_k z_k.
+    * For a mixed sample with class weights y_k the true class's logit is sum_k y_k z_k.
     * Step 1 has no past and keeps everything; so does every step if there is one channel.
 
     The mask has no gradient, and the head is asked as at inference, see `tse_keep`.
@@ -52,10 +52,9 @@ def tre_keep(
     Args:
         pooled: features f before the head (B,T,D).
         classify: the whole head, (B*(T-1),T-1,D) to (B*(T-1),T-1,K): all steps t at once, each with
-            a copy of its past.
+            a copy of the features.
         labels: class numbers (B,), in 0..K-1, or class weights (B,K), rows summing to 1.
-        theta0: fixed threshold, a share of the strongest contribution, > 0; nothing is erased above
-            1.
+        theta0: fixed threshold on a_t, > 0; above 1 nothing is erased.
         lamb: how many standard deviations above their mean contributions are erased, >= 0.
 
     >>> head = torch.nn.Linear(3, 2, bias=False)
@@ -64,19 +63,19 @@ def tre_keep(
     tensor([[ True,  True,  True],
             [False,  True,  True]])
     """
+    steps.check_order("tre_keep(pooled, classify, labels)", pooled, classify, labels)
     B, T, D = pooled.shape
     keep = torch.ones(B, T, D, dtype=torch.bool, device=pooled.device)
     if T > 1 and D > 1:
         a = _past_contribution(pooled, classify, labels)
-        std, mean = torch.std_mean(a, dim=-1, keepdim=True)
-        keep[:, 1:] = ~(a >= (mean + lamb * std).clamp(min=theta0))
+        keep[:, 1:] = ~(a >= steps.erasing_threshold(a, theta0, lamb, dim=(-1,)))
     return keep
 
 
 def tre_loss(
     pooled: Float[Tensor, "B T D"],
     classify: Classify,
-    labels: Int[Tensor, " B"] | Float[Tensor, "B K"],
+    labels: Labels,
     criterion: Criterion | None = None,
     theta0: float = 0.5,
     lamb: float = 1.0,
@@ -90,20 +89,16 @@ def tre_loss(
         L      = sum_t CE(head(g)_t, y)
 
     averaged over the batch. The factor is dropout's, with the share that is kept in place of its
-    expectation. A sample that loses all channels at a step is left with the head's answer to zeros.
-    The defaults of theta0 and lamb are those of TSE's thresholds, not the paper's.
+    expectation. If a step loses all channels of a sample, what is left is the head's answer to
+    zeros. The defaults of theta0 and lamb are those of TSE's thresholds, not the paper's.
 
     Args:
         pooled: features f before the head (B,T,D).
         classify: the whole head, any (rows,steps,D) to (rows,steps,K).
         labels: class numbers y (B,), in 0..K-1, or class weights (B,K), rows summing to 1.
-        criterion: in place of CE: logits (B*T,K) and labels (B*T,) or class weights (B*T,K) to
-            their mean.
+        criterion, reduction, label_smoothing: as in `StepLoss`; a criterion replaces CE.
         theta0: as in `tre_keep`. Above 1 the loss is the sum of the steps' cross-entropies.
         lamb: as in `tre_keep`.
-        reduction: over the time steps: "sum" as in the paper, or "mean" as in TET.
-        label_smoothing: share of the target spread evenly over all classes, in [0,1]; 0 beside a
-            criterion.
 
     Raises:
         ValueError: an option outside its range, or a criterion that returns no scalar.
@@ -114,23 +109,23 @@ def tre_loss(
     >>> pooled.grad.shape
     torch.Size([2, 4, 8])
     """
+    steps.check_order("tre_loss(pooled, classify, labels)", pooled, classify, labels)
     _check(theta0, lamb)
-    check_over_time(reduction, label_smoothing, criterion)
+    step_loss = StepLoss(reduction, label_smoothing, criterion)
     keep = tre_keep(pooled, classify, labels, theta0=theta0, lamb=lamb)
-    logits = classify(_rescale(pooled, keep))
-    return over_time(logits, labels, criterion, reduction, label_smoothing)
+    return step_loss(classify(_rescale(pooled, keep)), labels)
 
 
 class TRE(Scheduled, Supervision):
-    """`tre_loss` as a supervision; the arguments are those of `tre_loss`.
+    """`tre_loss` as a supervision, with the same arguments.
 
-    The pooled features are the mean of `Output.features` over places. `theta0` may be a `Schedule`:
-    contributions are relative, so that TRE erases from the first batch on unless a warm-up keeps it
-    from doing so. In eval mode nothing is erased. The labels are `Batch.target`.
+    The pooled features are the mean of `Output.features` over places. `theta0` may be a `Schedule`.
+    Since contributions are relative, TRE erases from the first batch on unless there is a warm-up.
+    In eval mode nothing is erased. The labels are `Batch.target`.
 
-    The term is "tre". In training, the metrics are "erased_channels", the share of channels erased,
-    and "erased_all_channels", the share of (sample, step) pairs with no channel left; both are over
-    the steps 2..T and are 0 for T=1. A scheduled "theta0" is a metric too.
+    The term is "tre". In training, the metrics are "erased_channels", the share of channels erased
+    over the steps 2..T, and "erased_all_channels", the share of (sample, step) pairs with none
+    left; also "theta0" if scheduled.
 
     Raises:
         ValueError: an option outside its range; in `forward`, an `Output` whose head does not read
@@ -150,62 +145,42 @@ class TRE(Scheduled, Supervision):
         criterion: Criterion | None = None,
     ) -> None:
         super().__init__()
-        _check(1.0 if isinstance(theta0, Schedule) else theta0, lamb)
-        check_over_time(reduction, label_smoothing, criterion)
+        _check(theta0, lamb)
         self.theta0, self.lamb = theta0, lamb
-        self.reduction: Reduction = reduction
-        self.label_smoothing = label_smoothing
-        self.criterion = criterion
+        self.step_loss = StepLoss(reduction, label_smoothing, criterion)
+        self.criterion = criterion  # a module among its children: `to` moves its weights
 
     def forward(self, output: Output, batch: Batch) -> Loss:
         """The loss of one batch."""
-        if not output.pooled_head:
-            raise ValueError(
-                "TRE erases channels of pooled features, and this student's head does not read "
-                'them: use VGGSNN(pooled=True) or Spikformer(readout="mean")'
-            )
-        logits, metrics, theta0 = output.logits, {}, self.now(self.theta0)
-        if self.training:
-            pooled, classify = output.features.mean((-2, -1)), output.classify
-            keep = tre_keep(pooled, classify, batch.target, theta0=theta0, lamb=self.lamb)
-            logits = classify(_rescale(pooled, keep))
-            metrics = _erased(keep)
-            if isinstance(self.theta0, Schedule):
-                metrics["theta0"] = logits.new_full((), theta0)
-        total = over_time(
-            logits, batch.target, self.criterion, self.reduction, self.label_smoothing
-        )
+        steps.check_pooled_head("TRE", output)
+        if not self.training:
+            total = self.step_loss(output.logits, batch.target)
+            return Loss(total, {"tre": total})
+        pooled, classify = output.features.mean((-2, -1)), output.classify
+        theta0 = self.now(self.theta0)
+        keep = tre_keep(pooled, classify, batch.target, theta0=theta0, lamb=self.lamb)
+        total = self.step_loss(classify(_rescale(pooled, keep)), batch.target)
+        metrics = self.scheduled(total)
+        metrics["erased_channels"], metrics["erased_all_channels"] = steps.erased(keep)
         return Loss(total, {"tre": total}, metrics)
 
     def extra_repr(self) -> str:
         """The options, as `print` shows them."""
-        return (
-            f"theta0={self.theta0}, lamb={self.lamb}, reduction={self.reduction!r}, "
-            f"label_smoothing={self.label_smoothing}"
-        )
+        return f"theta0={self.theta0}, lamb={self.lamb}, {self.step_loss}"
 
 
 def _past_contribution(
-    pooled: Float[Tensor, "B T D"],
-    classify: Classify,
-    labels: Int[Tensor, " B"] | Float[Tensor, "B K"],
+    pooled: Float[Tensor, "B T D"], classify: Classify, labels: Labels
 ) -> Float[Tensor, "B S D"]:
     """a_t of steps t = 2..T; S = T-1."""
     B, T, D = pooled.shape
     S = T - 1
-    with torch.enable_grad(), eval_mode(classify):
-        # Row (b,t) holds sample b's past of step t, so that one gradient serves all t: a spiking
-        # head's z_s depends on all steps up to s.
+    with torch.enable_grad(), steps.eval_mode(classify):
+        # Row (b,t) holds all of sample b, and its mean is taken at step t: one gradient serves all
+        # t, though in a spiking head z_s depends on all steps up to s.
         past = pooled[:, :-1].detach().repeat_interleave(S, 0).requires_grad_()  # (B*S, S, D)
-        logits = classify(past)
-        y = labels.repeat_interleave(S, 0)
-        if y.is_floating_point():
-            true_class = torch.einsum("rsk,rk->rs", logits, y.to(logits.dtype))
-        else:
-            true_class = logits.gather(-1, y.view(-1, 1, 1).expand(-1, S, 1)).squeeze(-1)
-        counts = torch.arange(1, T, device=logits.device).unsqueeze(1)
-        earlier = logits.new_ones(S, S).tril() / counts  # row t averages the steps s < t
-        mean = (true_class.view(B, S, S) * earlier).sum()
+        z = steps.of_true_class(classify(past), labels.repeat_interleave(S, 0))
+        mean = steps.running_mean(z).view(B, S, S).diagonal(dim1=1, dim2=2).sum()
         (slope,) = torch.autograd.grad(mean, past)
     # A sum over time and a spread over channels are too fine for half precision.
     c = (past.detach() * slope).to(torch.promote_types(pooled.dtype, torch.float32)).sum(1)
@@ -219,18 +194,7 @@ def _rescale(pooled: Float[Tensor, "B T D"], keep: Bool[Tensor, "B T D"]) -> Flo
     return pooled * keep * (keep.shape[-1] / kept)
 
 
-def _erased(keep: Bool[Tensor, "B T D"]) -> dict[str, Tensor]:
-    """How much of steps 2..T is erased."""
-    erased = ~keep[:, 1:]
-    everything = erased.all(-1)
-    return {
-        "erased_channels": erased.sum() / max(erased.numel(), 1),
-        "erased_all_channels": everything.sum() / max(everything.numel(), 1),
-    }
-
-
-def _check(theta0: float, lamb: float) -> None:
-    if not theta0 > 0.0:
+def _check(theta0: float | Schedule, lamb: float) -> None:
+    if not isinstance(theta0, Schedule) and not theta0 > 0.0:
         raise ValueError(f"theta0 must be > 0, not {theta0}")
-    if not lamb >= 0.0:
-        raise ValueError(f"lamb must be >= 0, not {lamb}")
+    steps.check_not_negative(lamb=lamb)

@@ -1,6 +1,8 @@
-"""What every reader of recordings shares: the type of an event, and the checks of a file."""
+"""What the readers of recordings share: the type of an event, and the checks of a file."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -9,6 +11,14 @@ EVENT = np.dtype([("t", np.int64), ("x", np.int16), ("y", np.int16), ("p", np.in
 
 MAX_BYTES = 512 << 20
 """No recording of the sets read here comes near this size; a larger file is refused unread."""
+
+At = Sequence[int] | np.ndarray
+"""The byte of each event in its file."""
+
+
+def broken(path: str | Path, what: str) -> ValueError:
+    """The error of a file that is no whole recording."""
+    return ValueError(f"{path}: {what}: get the recording again")
 
 
 def checked_length(path: str | Path) -> int:
@@ -23,26 +33,33 @@ def checked_length(path: str | Path) -> int:
         raise FileNotFoundError(f"no recording {path}")
     length = path.stat().st_size
     if length == 0:
-        raise ValueError(f"{path}: no events (0 bytes): fetch the file again")
+        raise broken(path, "no events (0 bytes)")
     if length > MAX_BYTES:
-        raise ValueError(
-            f"{path}: {length} bytes, but a recording has at most {MAX_BYTES}: fetch the file again"
-        )
+        raise broken(path, f"{length} bytes, but a recording has at most {MAX_BYTES}")
     return length
 
 
-def runs_back(clock: np.ndarray, period: int | None = None) -> int | None:
-    """Index of the first event earlier than the one before it, or None.
+def event_array(t: Any, x: Any, y: Any, p: Any) -> np.ndarray:
+    """Structured array of `EVENT` from four columns."""
+    events = np.empty(len(t), EVENT)
+    events["t"], events["x"], events["y"], events["p"] = t, x, y, p
+    return events
+
+
+def check_order(
+    path: str | Path, t: np.ndarray, at: At, period: int | None = None, unit: str = "byte"
+) -> None:
+    """Raise ValueError, with its place `at`, for an event that is earlier than the one before it.
 
     Where the clock wraps at `period`, a step back by more than half of it is a wrap.
-
-    >>> runs_back(np.array([250, 3, 2]), period=256)
-    2
     """
-    back = np.flatnonzero(clock[1:] < clock[:-1])
+    back = np.flatnonzero(t[1:] < t[:-1])
     if period is not None:
-        back = back[clock[back].astype(np.int64) - clock[back + 1] <= period // 2]
-    return int(back[0]) + 1 if len(back) else None
+        back = back[t[back].astype(np.int64) - t[back + 1] <= period // 2]
+    if len(back):
+        i = int(back[0]) + 1
+        times = f"from {t[i - 1]} to {t[i]} microseconds"
+        raise broken(path, f"time runs backwards at {unit} {at[i]}, {times}")
 
 
 def unwrap(clock: np.ndarray, period: int) -> np.ndarray:
@@ -63,3 +80,14 @@ def outside(x: np.ndarray, y: np.ndarray, size: tuple[int, int]) -> int | None:
         if len(column) and (column.min() < 0 or column.max() >= extent):
             return int(((x < 0) | (x >= size[1]) | (y < 0) | (y >= size[0])).argmax())
     return None
+
+
+def check_inside(
+    path: str | Path, x: np.ndarray, y: np.ndarray, size: tuple[int, int] | None, at: At
+) -> None:
+    """Raise ValueError, with its byte `at`, for an event outside (H,W), where that is known."""
+    if size is not None and (i := outside(x, y, size)) is not None:
+        raise ValueError(
+            f"{path}: event at byte {at[i]}, x={x[i]} y={y[i]}, outside the sensor of "
+            f"H={size[0]} W={size[1]}"
+        )

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from estl.data.formats.images import list_images
 from estl.data.items import Item, file_content
 from estl.data.module import EventData
+from estl.data.sets.folder import list_images
 
 
 class Photographs(EventData):

@@ -41,7 +41,8 @@ BROKEN = {
     "no image": b"x",
     "nothing": b"",
     "truncated": encoded("PNG")[:60],
-    "no chunk where one is due": encoded("PNG")[:33] + b"\xff" * 8,  # a SyntaxError of Pillow
+    # A SyntaxError of Pillow: the pixels' chunk ends early, and no other follows.
+    "no chunk where one is due": encoded("PNG")[:33] + chunk(b"IDAT", b"x\x01") + b"\xff" * 40,
     "a short head": encoded("PNG")[:8] + chunk(b"IHDR", b"\0" * 5),  # a ValueError of Pillow
     "two billion pixels": encoded("BMP")[:18] + b"\xff\xff\0\0" * 2 + encoded("BMP")[26:],
 }

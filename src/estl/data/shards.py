@@ -10,7 +10,8 @@ import hashlib
 import io
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ import webdataset as wds
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
+from estl.data.cache import Load, load_items
 from estl.data.check import refuse_leaks
+from estl.data.columns import narrowest
 from estl.data.items import Item
 from estl.data.module import EventData
 from estl.types import is_static
@@ -95,55 +97,36 @@ def _write_split(
     """The shards of one split, as the index describes them."""
     if not items:
         return []
-    samples = DataLoader(_Encoded(items, data.load), batch_size=None, num_workers=data.num_workers)
     paths: list[str] = []
     options = {"user": "", "group": "", "mtime": 0, "encoder": False}
     with wds.ShardWriter(pattern, shard_size, verbose=0, post=paths.append, **options) as writer:
-        for i, parts in enumerate(samples):
+        pack = partial(_pack, load=data.load)
+        packed = load_items(items, pack, data.num_workers, "Packing")
+        for i, (_, parts) in enumerate(packed):
+            if isinstance(parts, Exception):
+                raise parts
             writer.write({"__key__": f"{i:08d}"} | parts)
-    shards = []
-    for i, path in enumerate(paths):
-        content = Path(path).read_bytes()
-        shards.append(
-            {
-                "file": Path(path).name,
-                "samples": min(shard_size, len(items) - i * shard_size),
-                "bytes": len(content),
-                "sha256": hashlib.sha256(content).hexdigest(),
-            }
-        )
-    return shards
+    return [
+        {
+            "file": path.name,
+            "samples": min(shard_size, len(items) - i * shard_size),
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+        for i, path in enumerate(map(Path, paths))
+    ]
 
 
-class _Encoded(Dataset[Parts]):
-    """Items as the files of a shard."""
-
-    def __init__(
-        self, items: Sequence[Item], load: Callable[[Item], tuple[Tensor, Tensor | None]]
-    ) -> None:
-        self.items = items
-        self.load = load
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> Parts:
-        item = self.items[index]
-        frames, image = self.load(item)
-        return encode(item, frames, image)
+def _pack(item: Item, load: Load) -> Parts:
+    return pack_sample(item, *load(item))
 
 
-def encode(item: Item, frames: Float[Tensor, "T C H W"], image: Tensor | None) -> Parts:
+def pack_sample(item: Item, frames: Float[Tensor, "T C H W"], image: Tensor | None) -> Parts:
     """A sample's files; counts are kept exactly, an image to 8 bits a channel."""
     if is_static(frames[None]):
         frames = frames[:1]
-    array = frames.contiguous().numpy()
-    for kind in (np.uint8, np.uint16):
-        if np.array_equal(small := array.astype(kind), array):
-            array = small
-            break
     file = io.BytesIO()
-    np.save(file, array)
+    np.save(file, narrowest(frames.contiguous())[1])
     parts = {
         "frames.npy": file.getvalue(),
         "item.json": json.dumps({"label": item.label, "number": item.number}).encode(),
@@ -156,10 +139,10 @@ def encode(item: Item, frames: Float[Tensor, "T C H W"], image: Tensor | None) -
     return parts
 
 
-def decode(
+def unpack_sample(
     parts: Mapping[str, bytes], T: int
 ) -> tuple[Item, Float[Tensor, "T C H W"], Float[Tensor, "3 h w"] | None]:
-    """The item, frames and image that `encode` was given."""
+    """The item, frames and image that `pack_sample` was given."""
     item = json.loads(parts["item.json"])
     frames = torch.from_numpy(np.load(io.BytesIO(parts["frames.npy"]), allow_pickle=False)).float()
     if len(frames) == 1:

@@ -182,12 +182,13 @@ def _teach(words: list[str]) -> None:
     from estl.training.recipe import build_data
 
     _quiet()
-    names = ("image_size", "patch", "dim", "depth", "heads", "objective", "flip")
+    names = ("image_size", "patch", "dim", "depth", "heads", "objective")
     record = teach(
         build_data(rest),
         options.output_dir,
         tower={name: getattr(options, name) for name in names},
         images=options.images,
+        flip=options.flip,
         epochs=options.epochs,
         lr=options.lr,
         seed=options.seed,

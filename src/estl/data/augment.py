@@ -6,7 +6,7 @@ them, and on a GPU nothing that makes the processor wait.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -14,27 +14,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributions import Gamma
 
-from estl.types import Batch, direct_code, is_static
+from estl.types import LUMA, Batch, direct_code, is_static
 
 _RANGES = {
-    "flip": (0.0, 1.0),
-    "shift": (0.0, 1.0),
     "rotation": (0.0, 180.0),
     "scale": (0.0, 0.9),
     "crop": (0.1, 1.0),
-    "drop_time": (0.0, 1.0),
-    "drop_area": (0.0, 1.0),
-    "drop_events": (0.0, 1.0),
-    "polarity": (0.0, 1.0),
     "noise": (0.0, math.inf),
-    "color": (0.0, 1.0),
-    "gray": (0.0, 1.0),
     "mixup": (0.0, math.inf),
     "cutmix": (0.0, math.inf),
 }
-
-_LUMA = (0.299, 0.587, 0.114)
-"""Shares of red, green and blue in the luma (ITU-R BT.601)."""
+"""Of the options that are no probability or share, which are in [0,1]."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +98,8 @@ class Augment:
     cutmix: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
+        for name, value in asdict(self).items():
+            low, high = _RANGES.get(name, (0.0, 1.0))
             if not (low <= value <= high and math.isfinite(value)):
                 raise ValueError(
                     f"{name} must be a finite number in [{low:g},{high:g}], not {value}"
@@ -196,7 +186,7 @@ class Augment:
         draws = _uniform(batch, 1.0 - self.color, 1.0 + self.color, 3, 1, 1, 1)
         brightness, contrast, saturation = draws.unbind(1)
         saturation = saturation.masked_fill(_chance(batch, self.gray).squeeze(-1), 0.0)
-        luma = torch.cat([torch.full((1,), share, device=draws.device) for share in _LUMA])
+        luma = torch.cat([torch.full((1,), share, device=draws.device) for share in LUMA])
         colors = saturation * torch.eye(3, device=draws.device) + (1.0 - saturation) * luma
         colors = brightness * contrast * colors  # (B,1,3,3)
 

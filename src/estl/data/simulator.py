@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from estl.data.formats.events import EVENT
+from estl.data.formats.events import event_array
+from estl.types import LUMA
 
 # The image's first two movements, in units of the third's length; x to the right, y down. Fitted to
 # real recordings: the path whose differences of log images correlate best with the signed event
@@ -142,10 +143,7 @@ def simulate_events(image: Float[Tensor, "C H W"], **options: Any) -> np.ndarray
     frames = simulate(image[None], 3 * _SACCADE_MS, **options)[0]
     t, p, y, x = frames.nonzero().T
     number = frames[t, p, y, x].long().numpy()
-    events = np.empty(number.sum(), EVENT)
-    for field, value in {"t": 1000 * t + 500, "x": x, "y": y, "p": p}.items():
-        events[field] = np.repeat(value.numpy(), number)
-    return events
+    return event_array(*(np.repeat(v.numpy(), number) for v in (1000 * t + 500, x, y, p)))
 
 
 def _sensor(
@@ -160,7 +158,7 @@ def _sensor(
 def _log_luminance(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B H W"]:
     images = images.float()
     if images.shape[1] == 3:
-        luma = torch.einsum("bchw,c->bhw", images, images.new_tensor([0.299, 0.587, 0.114]))
+        luma = torch.einsum("bchw,c->bhw", images, images.new_tensor(LUMA))
     else:
         luma = images[:, 0]
     return luma.pow(_GAMMA).add_(_DARK).log_()

@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning import Trainer, seed_everything
 
+from estl.data.augment import Augment
 from estl.data.check import refuse_leaks
 from estl.data.module import EventData
 from estl.data.sets.photographs import Photographs
@@ -27,20 +28,24 @@ def teach(
     *,
     tower: dict[str, Any],
     images: Path | None = None,
+    flip: bool = False,
     epochs: int = 30,
     lr: float = 1e-3,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Train a tower on the images of `pairs`, and save it into `folder`.
 
+    Training images are shifted and scaled by up to a tenth.
+
     Args:
         pairs: the paired set; only its training items are learned from.
         folder: becomes what `ClipTeacher` loads.
         tower: arguments of `ClipTower`, without `classes`.
         images: a folder of further training images, see `Photographs`.
+        flip: whether mirrored images are of the same class: half of them are mirrored then.
         epochs: passes over the images.
         lr: peak learning rate of AdamW, weight decay 0.05, a cosine with two epochs of warm-up.
-        seed: of weights, batch order and jitter.
+        seed: of weights, batch order and augmentation.
 
     Returns:
         What `teacher.json` in the folder holds: accuracies on the images, and what they stand on.
@@ -51,11 +56,13 @@ def teach(
     if (folder / "config.json").exists():
         raise ValueError(f"{folder} already holds a model: choose another --output-dir")
     seed_everything(seed, verbose=False)
-    photographs = Photographs(pairs, images)
+    augment = Augment(shift=0.1, scale=0.1, flip=0.5 if flip else 0.0)
+    photographs = Photographs(pairs, images, augment)
     if not pairs.allow_leaks:
         refuse_leaks(photographs)
     student = ClipTower(len(pairs.classes), **tower)
-    recipe = {"seed": seed, "tower": tower, "images": None if images is None else str(images)}
+    where = None if images is None else str(images)
+    recipe = {"seed": seed, "tower": tower, "images": where, "flip": flip}
     learner = Learner(student, BothHeads(), lr=lr, weight_decay=0.05, warmup=2.0, recipe=recipe)
     trainer = Trainer(
         max_epochs=epochs,

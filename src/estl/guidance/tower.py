@@ -28,8 +28,6 @@ class ClipTower(nn.Module):
     (`classify`). The second is there because a tower that is trained through its class token alone
     leaves its patches, of which the distillation's target is made, far less telling (docs/log.md).
 
-    In training mode every image is shifted and scaled by up to a tenth, and mirrored if `flip`.
-
     Args:
         classes: number of classes K.
         image_size: side of the square that images are resized to, a multiple of `patch`.
@@ -38,7 +36,6 @@ class ClipTower(nn.Module):
         depth: number of layers.
         heads: attention heads.
         objective: see above.
-        flip: whether mirrored images are of the same class.
 
     Raises:
         ValueError: sizes that do not divide.
@@ -62,7 +59,6 @@ class ClipTower(nn.Module):
         depth: int = 4,
         heads: int = 4,
         objective: Objective = "embedding",
-        flip: bool = False,
     ) -> None:
         super().__init__()
         if image_size % patch or dim % heads:
@@ -81,7 +77,7 @@ class ClipTower(nn.Module):
             patch_size=patch,
         )
         self.tower = CLIPVisionModel(config)
-        self.image_size, self.grid, self.flip = image_size, image_size // patch, flip
+        self.image_size, self.grid = image_size, image_size // patch
         self.dim, self.in_channels, self.classes = dim, 3, classes
         head = CosineHead if objective == "embedding" else nn.Linear
         self.head: nn.Module = head(dim, classes)
@@ -95,8 +91,6 @@ class ClipTower(nn.Module):
         size = (self.image_size, self.image_size)
         if x.shape[-2:] != size:
             x = F.interpolate(x, size, mode="bicubic", antialias=True).clamp(0.0, 1.0)
-        if self.training:
-            x = jitter(x, flip=self.flip)
         out = self.tower(pixel_values=(x - self.mean) / self.std)
         pooled = out.pooler_output[:, None]
         patches = out.last_hidden_state[:, 1:].transpose(1, 2)
@@ -135,15 +129,3 @@ class CosineHead(nn.Module):
         """Logits of pooled features."""
         cosine = F.normalize(self.project(x), dim=-1) @ F.normalize(self.embeddings, dim=-1).T
         return self.scale.exp().clamp(max=100.0) * cosine
-
-
-def jitter(x: Float[Tensor, "B 3 H W"], *, flip: bool) -> Float[Tensor, "B 3 H W"]:
-    """Each image shifted and scaled by up to a tenth, and mirrored half the time if `flip`."""
-    draw = torch.rand(len(x), 4, device=x.device)
-    scale = 0.9 + 0.2 * draw[:, 0]
-    mirror = torch.where(draw[:, 1] < 0.5, -1.0, 1.0) if flip else torch.ones_like(scale)
-    theta = x.new_zeros(len(x), 2, 3)
-    theta[:, 0, 0], theta[:, 1, 1] = scale * mirror, scale
-    theta[:, :, 2] = 0.4 * draw[:, 2:] - 0.2
-    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from estl.data.augment import Augment
 from estl.data.items import Item, file_content
 from estl.data.module import EventData
 from estl.data.sets.folder import list_images
@@ -17,13 +18,16 @@ class Photographs(EventData):
     Args:
         pairs: the paired set; its splits are kept.
         extra: a folder of further training images `<class>/<name>.png`, or None.
+        augment: random changes of the training images.
 
     Raises:
         ValueError: the set has no images, or none for validation; `extra` has other classes, or an
             image of the set's validation or test items (same class and number).
     """
 
-    def __init__(self, pairs: EventData, extra: Path | None = None) -> None:
+    def __init__(
+        self, pairs: EventData, extra: Path | None = None, augment: Augment | None = None
+    ) -> None:
         splits = {name: list(items) for name, items in pairs.splits.items()}
         if extra is not None:
             held = {*splits["val"], *splits["test"]}
@@ -47,6 +51,7 @@ class Photographs(EventData):
             in_channels=3,
             batch_size=pairs.batch_size,
             seed=pairs.seed,
+            augment=augment,
             content=pairs.content if extra is None else file_content,
         )
 

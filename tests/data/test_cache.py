@@ -100,7 +100,7 @@ def test_images_that_are_no_bytes_stay_floats(tmp_path: Path) -> None:
 
 def test_static_items_keep_one_step(tmp_path: Path) -> None:
     kept = built(tmp_path, load_static)
-    assert kept.columns["frames"][0].shape == (5, 3, 4, 4)
+    assert kept.columns["frames"][0].shape == (5, 1, 3, 4, 4)
     assert kept.columns["frames"][0].dtype == np.uint8
     assert same(kept, load_static)
     batch = collate([(kept(item)[0], 0, None) for item in ITEMS])

@@ -1,7 +1,6 @@
 """Augmentation of a whole batch on its device: image and event frames together, and mixing.
 
-An `Augment` is numbers only. Each sample draws its own transform, all samples at once: no loop over
-them, and on a GPU nothing that makes the processor wait.
+Each sample draws its own transform, all at once: no loop over them, and no GPU that is waited for.
 """
 
 import math
@@ -31,28 +30,22 @@ _RANGES = {
 class Augment:
     """Random changes of a training batch; every option is off by default.
 
-    **Geometric**, the same for the image and all event frames of a sample. They are one affine map
-    in normalized coordinates, in which a side runs from -1 to 1, whatever its number of pixels: a
-    place in the image stays the same place in the frames. (A map drawn in pixels of each would not
-    do: shifts and crops of 224 and 48 pixels come apart.) Images are read bilinearly, and beyond
-    the border repeat it. Event frames take the nearest pixel, and are empty beyond the border, so
-    that counts stay counts. Rotating, scaling and shifting the events of real N-Caltech101
-    recordings before they are binned leaves 30 % of 48x48x10 cells non-empty with a standard
-    deviation of 3.83; the nearest pixel gives 30 % and 3.95, bilinear reading 49 % and 3.29. Both
-    keep the number of events a pixel, on average within 0.1 %: what is seen larger has more events,
-    in proportion to its area, as on a sensor. What leaves the frame is lost.
+    **Geometric**, the same for the image and all event frames of a sample: one affine map in
+    normalized coordinates, in which a side runs from -1 to 1 whatever its number of pixels, so that
+    a place in the image stays the same place in the frames. Images are read bilinearly and repeat
+    their border beyond it. Event frames take the nearest pixel and are empty beyond the border, so
+    that counts stay counts and frames as sparse as they were (docs/log.md). What is seen larger has
+    more events, in proportion to its area, as on a sensor. What leaves the frame is lost.
 
-    **Event-only**, on counts (normalize afterwards): EventDrop's three (Gu et al., "EventDrop: Data
-    Augmentation for Event-based Learning", IJCAI 2021), each drawn for itself, where the paper
-    applies one of them or none; then polarity and noise.
+    **Event-only**, on counts (normalize afterwards): the three of EventDrop (Gu et al., IJCAI
+    2021), each drawn for itself, where the paper applies one of them or none; then polarity, noise.
 
     **RGB-only**, on pictures in [0,1]: the image, and events that are a picture themselves (three
-    channels, a static set). The factors are those of brightness, contrast and saturation.
+    channels, a static set).
 
-    **Mixing** of each sample with a random one of its batch: mixup (Zhang et al., ICLR 2018)
-    and CutMix (Yun et al., ICCV 2019; of event frames, Li et al., "Neuromorphic Data
-    Augmentation", ECCV 2022). With both on, a coin decides per sample. `Batch.soft_label` gets the
-    shares, `Batch.label` the larger part.
+    **Mixing** of each sample with a random one of its batch: mixup (Zhang et al., ICLR 2018) and
+    CutMix (Yun et al., ICCV 2019; of event frames, Li et al., ECCV 2022). With both on, a coin
+    decides per sample. `Batch.soft_label` gets the shares, `Batch.label` the larger part.
 
     Args:
         flip: probability of mirroring left and right, in [0,1].
@@ -66,7 +59,7 @@ class Augment:
         drop_events: largest share of events lost, each with the same probability, in [0,1].
         polarity: probability that ON and OFF are exchanged, in [0,1].
         noise: expected number of background events a pixel and step, half of them ON, >= 0.
-        color: largest change of each of the three factors, in [0,1].
+        color: largest change of the factors of brightness, contrast and saturation, in [0,1].
         gray: probability that color is taken away, in [0,1].
         mixup: alpha of Beta(alpha, alpha), from which the share is drawn, >= 0; 0 is off.
         cutmix: likewise.
@@ -150,9 +143,7 @@ class Augment:
     def _disturb(self, batch: Batch) -> Batch:
         x = batch.events
         B, T, C, H, W = x.shape
-        if not (
-            self.drop_time or self.drop_area or self.drop_events or self.polarity or self.noise
-        ):
+        if not any((self.drop_time, self.drop_area, self.drop_events, self.polarity, self.noise)):
             return batch
         if C != 2:
             raise ValueError(

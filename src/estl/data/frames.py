@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from estl.data.formats.events import outside
+from estl.data.formats.events import check_inside
 
 Slicing = Literal["count", "time"]
 Normalization = Literal["none", "max", "std"]
@@ -62,11 +62,8 @@ def to_frames(
     largest = max(n * steps, steps * 2 * H * W, rows * H, columns * W)
     cell: np.ndarray = np.arange(n, dtype=_integer(largest))
     x, y = events["x"].astype(cell.dtype), events["y"].astype(cell.dtype)
-    if (i := outside(x, y, (rows, columns))) is not None:
-        raise ValueError(
-            f"event {i}, x={x[i]} y={y[i]}, outside the {'sensor' if sensor else 'frame'} of "
-            f"H={rows} W={columns}"
-        )
+    what = "sensor" if sensor else "frame"
+    check_inside(x, y, (rows, columns), lambda i: f"event {i}", what)
     if by == "count":
         cell = cell * steps // n
     else:

@@ -1,4 +1,4 @@
-"""A CLIP vision tower that can be trained here, for where no hub is near."""
+"""A small CLIP vision tower and its training objective, for where the Hub cannot be reached."""
 
 import math
 from typing import Literal
@@ -17,16 +17,10 @@ Objective = Literal["embedding", "linear"]
 class ClipTower(nn.Module):
     """A CLIP vision tower with a classifier, as a student of still images (T = 1).
 
-    objective="embedding": supervised contrastive against learned class embeddings w_k, which play
-    the part of CLIP's text embeddings (Radford et al. 2021, section 2.3), with a learned scale s:
-
-        logit_k = exp(s) * cos(P pooled, w_k)
-
-    objective="linear": a linear layer on the pooled feature.
-
-    Two heads of the objective: one reads the pooled feature (`logits`), one the mean of the patches
-    (`classify`). The second is there because a tower that is trained through its class token alone
-    leaves its patches, of which the distillation's target is made, far less telling (docs/log.md).
+    It has two heads: one reads the pooled feature (`logits`), one the mean of the patches
+    (`classify`). A tower that is trained through its class token alone leaves its patches, of which
+    the distillation's target is made, far less telling (docs/log.md). A head is a `CosineHead`
+    (objective="embedding") or a linear layer ("linear").
 
     Args:
         classes: number of classes K.
@@ -35,7 +29,7 @@ class ClipTower(nn.Module):
         dim: width E, a multiple of `heads`.
         depth: number of layers.
         heads: attention heads.
-        objective: see above.
+        objective: kind of the heads.
 
     Raises:
         ValueError: sizes that do not divide.
@@ -109,15 +103,18 @@ class BothHeads(Supervision):
     def forward(self, output: Output, batch: Batch) -> Loss:
         """The loss of one batch."""
         patches = output.classify(output.features.mean((-2, -1)))
-        terms = {
-            "pooled": F.cross_entropy(output.logits.mean(1), batch.target),
-            "patches": F.cross_entropy(patches.mean(1), batch.target),
-        }
-        return Loss(sum(terms.values(), start=terms["pooled"].new_zeros(())), terms)
+        pooled = F.cross_entropy(output.logits.mean(1), batch.target)
+        patches = F.cross_entropy(patches.mean(1), batch.target)
+        return Loss(pooled + patches, {"pooled": pooled, "patches": patches})
 
 
 class CosineHead(nn.Module):
-    """exp(s) * cos(P x, w_k), see `ClipTower`; exp(s) is at most 100, as in CLIP."""
+    """Logits against learned class embeddings w_k, in place of CLIP's embeddings of text:
+
+        logit_k = exp(s) * cos(P x, w_k),    exp(s) <= 100
+
+    with a learned scale s (Radford et al. 2021, section 2.3).
+    """
 
     def __init__(self, dim: int, classes: int) -> None:
         super().__init__()

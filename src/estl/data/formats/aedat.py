@@ -14,6 +14,7 @@ from estl.data.formats.events import (
     broken,
     check_inside,
     check_order,
+    check_whole,
     checked_length,
     event_array,
     unwrap,
@@ -37,17 +38,17 @@ def read_aedat(
     AEDAT 2.0: lines that start with '#', then per event a 32-bit address and a 32-bit time in
     microseconds, big endian. Only the DVS128's address is known: with a = bits 1 to 7 and
     b = bits 8 to 14, an event is at column 127 - a and, jAER's rows going up, row 127 - b; bit 0 is
-    0 for ON. Bit 15 marks a signal at the camera's plug, which is not an event and is left out. A
-    time that wraps at 2^32 is undone.
+    0 for ON. Bit 15 marks a signal at the camera's plug, which is no event and is left out. A time
+    that wraps at 2^32 is undone.
 
-    AEDAT 3.1: a header up to the line "#!END-HEADER", then packets, little endian. Packets of other
-    things than polarity events are passed over, and so are events that the camera marked invalid.
-    Time is tsOverflow 2^31 + timestamp; rows go down.
+    AEDAT 3.1: a header up to the line "#!END-HEADER", then packets, little endian. Only packets of
+    polarity events count, and of these only events that the camera marked as valid. Time is
+    tsOverflow 2^31 + timestamp; rows go down.
 
     Args:
         path: the recording.
-        size: the sensor's (H,W), that of the DVS128 if None and the header names it; events outside
-            of it are refused.
+        size: the sensor's (H,W), beyond which events are refused; if None, that of the DVS128 where
+            the header names it.
         between: keep only events of this interval; packets of 3.1 outside of it are not decoded
             (nor are their events checked).
 
@@ -64,18 +65,29 @@ def read_aedat(
     raw = np.asarray(np.memmap(path, np.uint8, "r"))
     version = bytes(raw[:11])
     if version == b"#!AER-DAT2.":
-        return _read_2(path, raw, size or DVS128, between), size or DVS128
-    if version == b"#!AER-DAT3.":
-        return _read_3(path, raw, size, between)
-    raise ValueError(
-        f"{path}: byte 0 starts neither '#!AER-DAT2.0' nor '#!AER-DAT3.1', "
-        "the two AEDAT formats that are read"
-    )
+        events, at = _read_2(path, raw)
+        size = size or DVS128
+    elif version == b"#!AER-DAT3.":
+        events, at, named = _read_3(path, raw, between)
+        size = size or named
+    else:
+        raise ValueError(
+            f"{path}: byte 0 starts neither '#!AER-DAT2.0' nor '#!AER-DAT3.1', "
+            "the two AEDAT formats that are read"
+        )
+    if size is not None:
+        check_inside(events["x"], events["y"], size, lambda i: f"{path}: event at byte {at[i]}")
+    when = ""
+    if between is not None:
+        events = events[slice(*np.searchsorted(events["t"], between))]
+        when = f" from {between[0]} to {between[1]} microseconds"
+    if len(events) == 0:
+        raise ValueError(f"{path}: no events{when}")
+    return events, size
 
 
-def _read_2(
-    path: Path, raw: np.ndarray, size: tuple[int, int], between: Between | None
-) -> np.ndarray:
+def _read_2(path: Path, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Events, and the byte of each."""
     head, start = bytes(raw[:_HEADER_BYTES]), 0
     while head[start : start + 1] == b"#":
         end = head.find(b"\n", start)
@@ -85,12 +97,7 @@ def _read_2(
                 f"the header's line at byte {start} has no end in its first {len(head)} bytes",
             )
         start = end + 1
-    if odd := (len(raw) - start) % 8:
-        raise broken(
-            path,
-            f"truncated in the event at byte {len(raw) - odd} ({len(raw) - start} bytes of events, "
-            "8 an event)",
-        )
+    check_whole(path, len(raw), 8, start)
     address, clock = raw[start:].view(">u4").reshape(-1, 2).astype(np.uint32).T
     at = start + 8 * np.arange(len(address))
     if (strange := address >> 16).any():
@@ -99,22 +106,22 @@ def _read_2(
             f"{path}: address {address[i]:#010x} at byte {at[i]} is not one of a DVS128, "
             "the only sensor whose AEDAT 2.0 is read"
         )
-    check_order(path, clock, at, 1 << 32)
+    check_order(path, clock, lambda i: f"byte {at[i]}", 1 << 32)
     seen = np.flatnonzero(address >> 15 == 0)
     address, t = address[seen], unwrap(clock, 1 << 32)[seen]
     x, y = 127 - (address >> 1 & 127), 127 - (address >> 8 & 127)
-    return _checked(path, event_array(t, x, y, 1 - (address & 1)), at[seen], size, between)
+    return event_array(t, x, y, 1 - (address & 1)), at[seen]
 
 
 def _read_3(
-    path: Path, raw: np.ndarray, size: tuple[int, int] | None, between: Between | None
-) -> tuple[np.ndarray, tuple[int, int] | None]:
+    path: Path, raw: np.ndarray, between: Between | None
+) -> tuple[np.ndarray, np.ndarray, tuple[int, int] | None]:
+    """Events, the byte of each, and the (H,W) of the sensor that the header names."""
     head = bytes(raw[:_HEADER_BYTES])
     end = re.search(rb"^#!END-HEADER\r?\n", head, re.MULTILINE)
     if end is None:
         raise broken(path, f"no line '#!END-HEADER' in its first {len(head)} bytes")
-    if size is None and re.search(rb"^#Source \d+: *DVS128\b", head[: end.start()], re.MULTILINE):
-        size = DVS128
+    named = re.search(rb"^#Source \d+: *DVS128\b", head[: end.start()], re.MULTILINE)
     packets = np.array(_packets(path, raw, end.end(), between), np.int64).reshape(-1, 3)
     start, count, overflow = packets.T
     # The byte of each event: where its packet's events start, and 8 for each one before it there.
@@ -128,9 +135,9 @@ def _read_3(
         i = int((stamp < 0).argmax())
         raise broken(path, f"negative time {stamp[i]} at byte {at[i]}")
     t = (np.repeat(overflow, count)[valid] << 31) + stamp
-    check_order(path, t, at)
+    check_order(path, t, lambda i: f"byte {at[i]}")
     events = event_array(t, data >> 17, data >> 2 & 0x7FFF, data >> 1 & 1)
-    return _checked(path, events, at, size, between), size
+    return events, at, DVS128 if named else None
 
 
 def _packets(
@@ -167,21 +174,3 @@ def _packets(
                 found.append((body, number, overflow))
         start = stop
     return found
-
-
-def _checked(
-    path: Path,
-    events: np.ndarray,
-    at: np.ndarray,
-    size: tuple[int, int] | None,
-    between: Between | None,
-) -> np.ndarray:
-    """The events of the interval; `at` is the byte of each."""
-    check_inside(path, events["x"], events["y"], size, at)
-    place = ""
-    if between is not None:
-        events = events[slice(*np.searchsorted(events["t"], between))]
-        place = f" from {between[0]} to {between[1]} microseconds"
-    if len(events) == 0:
-        raise ValueError(f"{path}: no events{place}")
-    return events

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from estl.data.formats.events import (
-    broken,
     check_inside,
     check_order,
+    check_whole,
     checked_length,
     event_array,
     unwrap,
@@ -37,17 +37,14 @@ def read_events(path: str | Path, size: tuple[int, int] | None = None) -> np.nda
             event outside `size`; the text names the file and the byte.
     """
     length = checked_length(path)
-    if odd := length % _BYTES:
-        raise broken(
-            path,
-            f"truncated in the event at byte {length - odd} ({length} bytes, {_BYTES} an event)",
-        )
+    check_whole(path, length, _BYTES)
     raw = np.fromfile(path, np.uint8)
     at = range(0, len(raw), _BYTES)
     # The last four bytes of each event as one number: y, polarity, time.
     word = np.ndarray(len(at), ">u4", raw.data, offset=1, strides=(_BYTES,)).astype(np.uint32)
     clock = word & (_WRAP - 1)
-    check_order(path, clock, at, _WRAP)
+    check_order(path, clock, lambda i: f"byte {at[i]}", _WRAP)
     x, y = np.ascontiguousarray(raw[::_BYTES]), np.ascontiguousarray(raw[1::_BYTES])
-    check_inside(path, x, y, size, at)
+    if size is not None:
+        check_inside(x, y, size, lambda i: f"{path}: event at byte {at[i]}")
     return event_array(unwrap(clock, _WRAP), x, y, word >> 23 & 1)

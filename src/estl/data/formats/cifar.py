@@ -10,11 +10,9 @@ import numpy as np
 
 Classes = Literal[10, 100]
 
-_LABELS = {10: "labels", 100: "fine_labels"}
-_NAMES = {10: "label_names", 100: "fine_label_names"}
 _PIXELS = 3 * 32 * 32
-_KNOWN = ("numpy.core.multiarray._reconstruct", "numpy.ndarray", "numpy.dtype")
 _LARGEST = 1 << 29  # bytes of a file; the largest batch has 155 million
+_KNOWN = ("numpy.core.multiarray._reconstruct", "numpy.ndarray", "numpy.dtype")
 
 
 @lru_cache(maxsize=16)
@@ -30,12 +28,14 @@ def read_batch(path: Path, classes: Classes) -> tuple[np.ndarray, list[int]]:
         pixels = content["data"].pixels()
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         _refuse(path, f"it has no array 'data' (n,{_PIXELS}) of bytes")
-    labels = content.get(_LABELS[classes])
-    if not isinstance(labels, list) or len(labels) != len(pixels):
-        _refuse(path, f"it has no list {_LABELS[classes]!r} of {len(pixels)} labels")
-    for row, label in enumerate(labels):
-        if type(label) is not int or not 0 <= label < classes:
-            _refuse(path, f"its label {row} is no number from 0 to {classes - 1}")
+    key = "labels" if classes == 10 else "fine_labels"
+    labels = content.get(key)
+    if (
+        not isinstance(labels, list)
+        or len(labels) != len(pixels)
+        or not all(type(label) is int and 0 <= label < classes for label in labels)
+    ):
+        _refuse(path, f"it has no list {key!r} of {len(pixels)} labels from 0 to {classes - 1}")
     return pixels, labels
 
 
@@ -46,18 +46,19 @@ def read_names(path: Path, classes: Classes) -> list[str]:
         FileNotFoundError: no such file.
         ValueError: not the names of this set; the text names the file.
     """
-    names = read_pickle(path).get(_NAMES[classes])
+    key = "label_names" if classes == 10 else "fine_label_names"
+    names = read_pickle(path).get(key)
     if (
         not isinstance(names, list)
         or not all(isinstance(name, str) for name in names)
         or not len(set(names)) == len(names) == classes
     ):
-        _refuse(path, f"it has no list {_NAMES[classes]!r} of {classes} names")
+        _refuse(path, f"it has no list {key!r} of {classes} names")
     return names
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
-    """A pickled dictionary of numbers, texts, lists and NumPy arrays, executing nothing.
+    """A pickled dictionary of numbers, texts, lists and NumPy arrays (`_Part`), executing nothing.
 
     Raises:
         FileNotFoundError: no such file.
@@ -84,11 +85,11 @@ def _refuse(path: Path, why: str) -> NoReturn:
 
 
 class _Part:
-    """Stands for whatever of NumPy a pickled array is made of, and keeps what that would be given.
+    """Stands for each part of NumPy that a pickled array names, and keeps what that would be given.
 
-    NumPy's own would do for files of good will, but not for others: `ndarray(1 << 40)` takes memory
-    of any size before its shape can be checked, `dtype` takes object types and untested states, and
-    the state of a class or a function named in the file would be changed for the whole process.
+    NumPy's own would be less safe: `ndarray(1 << 40)` takes the memory before a shape can be
+    checked, `dtype` takes object types and any state, and a file may set attributes of what it
+    names, for the whole process.
     """
 
     def __init__(self, *args: Any) -> None:
@@ -98,7 +99,7 @@ class _Part:
         self.state = state
 
     def pixels(self) -> np.ndarray:
-        """The array (n,3072) of bytes; any of five errors if this stands for another thing."""
+        """The array (n,3072) of bytes; some error if this stands for anything else."""
         _, shape, dtype, column_first, content = self.state
         if isinstance(content, str):  # bytes of Python 2
             content = content.encode("latin1")
@@ -109,10 +110,10 @@ class _Part:
 
 
 class _Unpickler(pickle._Unpickler):
-    """Reads pickles; every name but those of which NumPy makes an array is refused.
+    """Reads pickles; every name that no NumPy array needs is refused.
 
-    Python's own reader, not that in C, which takes memory by an index in the file, however large;
-    and without `bytearray`s, for which both take memory by a length in the file.
+    It is Python's own: the one in C takes memory by an index in the file, however large. Both take
+    memory by the length of a `bytearray`, which no batch has.
     """
 
     dispatch: ClassVar = {
@@ -120,7 +121,7 @@ class _Unpickler(pickle._Unpickler):
     }
 
     def find_class(self, module: str, name: str) -> type[_Part]:
-        """`_Part` for the three names of NumPy, whose 2 writes `_core` for `core`."""
-        if f"{module}.{name}".replace("numpy._core", "numpy.core", 1) not in _KNOWN:
+        """`_Part` for each of `_KNOWN`; NumPy 2 writes `_core` for `core`."""
+        if f"{module}.{name}".replace("._core.", ".core.", 1) not in _KNOWN:
             raise pickle.UnpicklingError(f"it asks for {module[:60]}.{name[:60]}, which is refused")
         return _Part

@@ -1,6 +1,6 @@
 """What the readers of recordings share: the type of an event, and the checks of a file."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,6 @@ EVENT = np.dtype([("t", np.int64), ("x", np.int16), ("y", np.int16), ("p", np.in
 
 MAX_BYTES = 512 << 20
 """No recording of the sets read here comes near this size; a larger file is refused unread."""
-
-At = Sequence[int] | np.ndarray
-"""The byte of each event in its file."""
 
 
 def broken(path: str | Path, what: str) -> ValueError:
@@ -39,6 +36,13 @@ def checked_length(path: str | Path) -> int:
     return length
 
 
+def check_whole(path: str | Path, length: int, each: int, start: int = 0) -> None:
+    """Raise ValueError unless events of `each` bytes fill the file from `start` to its end."""
+    if odd := (length - start) % each:
+        what = f"truncated in the event at byte {length - odd}"
+        raise broken(path, f"{what} ({length} bytes, {each} an event)")
+
+
 def event_array(t: Any, x: Any, y: Any, p: Any) -> np.ndarray:
     """Structured array of `EVENT` from four columns."""
     events = np.empty(len(t), EVENT)
@@ -47,9 +51,9 @@ def event_array(t: Any, x: Any, y: Any, p: Any) -> np.ndarray:
 
 
 def check_order(
-    path: str | Path, t: np.ndarray, at: At, period: int | None = None, unit: str = "byte"
+    path: str | Path, t: np.ndarray, place: Callable[[int], str], period: int | None = None
 ) -> None:
-    """Raise ValueError, with its place `at`, for an event that is earlier than the one before it.
+    """Raise ValueError, with its `place`, for an event that is earlier than the one before it.
 
     Where the clock wraps at `period`, a step back by more than half of it is a wrap.
     """
@@ -59,7 +63,7 @@ def check_order(
     if len(back):
         i = int(back[0]) + 1
         times = f"from {t[i - 1]} to {t[i]} microseconds"
-        raise broken(path, f"time runs backwards at {unit} {at[i]}, {times}")
+        raise broken(path, f"time runs backwards at {place(i)}, {times}")
 
 
 def unwrap(clock: np.ndarray, period: int) -> np.ndarray:
@@ -74,20 +78,15 @@ def unwrap(clock: np.ndarray, period: int) -> np.ndarray:
     return clock + np.append(0, np.cumsum(wrapped) * period)
 
 
-def outside(x: np.ndarray, y: np.ndarray, size: tuple[int, int]) -> int | None:
-    """Index of the first event outside (H,W), or None."""
-    for column, extent in ((x, size[1]), (y, size[0])):
-        if len(column) and (column.min() < 0 or column.max() >= extent):
-            return int(((x < 0) | (x >= size[1]) | (y < 0) | (y >= size[0])).argmax())
-    return None
-
-
 def check_inside(
-    path: str | Path, x: np.ndarray, y: np.ndarray, size: tuple[int, int] | None, at: At
+    x: np.ndarray,
+    y: np.ndarray,
+    size: tuple[int, int],
+    name: Callable[[int], str],
+    what: str = "sensor",
 ) -> None:
-    """Raise ValueError, with its byte `at`, for an event outside (H,W), where that is known."""
-    if size is not None and (i := outside(x, y, size)) is not None:
-        raise ValueError(
-            f"{path}: event at byte {at[i]}, x={x[i]} y={y[i]}, outside the sensor of "
-            f"H={size[0]} W={size[1]}"
-        )
+    """Raise ValueError, with its `name`, for an event outside the (H,W) of `what`."""
+    H, W = size
+    if len(x) and (x.min() < 0 or x.max() >= W or y.min() < 0 or y.max() >= H):
+        i = int(((x < 0) | (x >= W) | (y < 0) | (y >= H)).argmax())
+        raise ValueError(f"{name(i)}, x={x[i]} y={y[i]}, outside the {what} of H={H} W={W}")

@@ -47,5 +47,5 @@ def read_npz(path: str | Path) -> np.ndarray:
                 "convert the recording again"
             )
     t = columns["t"].astype(np.int64)
-    check_order(path, t, range(len(t)), unit="event")
+    check_order(path, t, lambda i: f"event {i}")
     return event_array(t, columns["x"], columns["y"], columns["p"] > 0)

@@ -7,8 +7,10 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -283,7 +285,7 @@ def start(folder: Path, code: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", head + code], stdout=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("place", ["Column.write", "_publish"])
+@pytest.mark.parametrize("place", ["Column.write", "Path.rename"])
 def test_a_killed_build_leaves_nothing_that_is_taken_for_complete(
     tmp_path: Path, place: str
 ) -> None:
@@ -318,17 +320,27 @@ def test_two_processes_that_build_at_once_both_have_a_good_cache(
     assert len([p for p in (tmp_path / "cache").iterdir() if p.is_dir()]) == 1
 
 
-def test_a_finished_cache_of_another_process_is_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("good", [True, False])
+def test_a_finished_cache_of_another_process_is_kept_if_it_is_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, good: bool
+) -> None:
     """Without locks: the other finishes while this one decodes."""
-    place = built(tmp_path).folder
-    inode = place.stat().st_ino
-    part = tmp_path / "part"
-    shutil.copytree(place, part)
-    cache._publish(part, place, lambda: Cache(place))
-    assert place.stat().st_ino == inode
-    cache._publish(part, place, lambda: None)
-    assert place.stat().st_ino != inode
-    assert same(Cache(place))
+    other = built(tmp_path / "other").folder
+    place = tmp_path / "cache" / other.name
+    inodes = []
+
+    def load_items(*given: Any) -> Iterator[Any]:
+        shutil.copytree(other, place)
+        if not good:
+            (place / "images.uint8.npy").unlink()
+        inodes.append(place.stat().st_ino)
+        yield from decode(*given)
+
+    decode = cache.load_items
+    monkeypatch.setattr(cache, "load_items", load_items)
+    assert same(built(tmp_path / "cache"))
+    assert (place.stat().st_ino == inodes[0]) == good
+    assert {p.name for p in place.parent.iterdir()} == {place.name, f"{place.name}.lock"}
 
 
 @pytest.mark.slow

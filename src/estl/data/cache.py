@@ -131,7 +131,12 @@ def open_cache(
         part.mkdir()
         with closing(load_items(items, load, num_workers, "Caching")) as samples:  # ends processes
             _write(part, samples, len(items), describe(load), skip_broken)
-        _publish(part, folder / name, find)
+        try:
+            part.rename(folder / name)
+        except OSError:  # a folder is there already, of another process or damaged
+            if find() is None:
+                shutil.rmtree(folder / name, ignore_errors=True)
+                part.rename(folder / name)
     finally:
         shutil.rmtree(part, ignore_errors=True)
         lock.release()
@@ -283,13 +288,3 @@ def _find(place: Path, items: Sequence[Item], load: Load, skip_broken: bool) -> 
         if item not in cache:
             load(item)
     return None
-
-
-def _publish(part: Path, place: Path, find: Callable[[], Cache | None]) -> None:
-    """Rename `part` to `place`, unless another process has put a good one there."""
-    try:
-        part.rename(place)
-    except OSError:  # there is a folder already
-        if find() is None:
-            shutil.rmtree(place, ignore_errors=True)
-            part.rename(place)

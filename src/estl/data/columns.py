@@ -65,7 +65,14 @@ class Column:
         """Write row i, after those before it have been widened if it needs that."""
         code, numbers = narrowest(x, self.codes)
         if code != self.codes[0]:
-            self._widen(code, i)
+            old, narrow = self.codes[0], self.rows
+            self.codes = self.codes[self.codes.index(code) :]
+            self.rows = self._create(narrow.shape)
+            for k in range(i):
+                self.rows[k] = code.numbers(old.floats(narrow[k]))
+            path = Path(str(narrow.filename))
+            del narrow  # unmapped before it is removed
+            path.unlink()
         self.rows[i] = numbers
 
     def _create(self, shape: tuple[int, ...]) -> np.memmap:
@@ -75,13 +82,3 @@ class Column:
             with path.open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         return rows
-
-    def _widen(self, code: Code, n: int) -> None:
-        old, narrow = self.codes[0], self.rows
-        self.codes = self.codes[self.codes.index(code) :]
-        self.rows = self._create(narrow.shape)
-        for i in range(n):
-            self.rows[i] = code.numbers(old.floats(narrow[i]))
-        path = Path(str(narrow.filename))
-        del narrow  # unmapped before it is removed
-        path.unlink()

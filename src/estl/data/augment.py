@@ -99,11 +99,9 @@ class Augment:
                 )
 
     def __call__(self, batch: Batch, classes: int) -> Batch:
-        """The batch, changed; its tensors are not written to, and unchanged ones are shared.
+        """The batch, changed, with soft labels of K = `classes` columns if it is mixed.
 
-        Args:
-            batch: events, and images where the set has them, on any device.
-            classes: K, the width of the soft labels.
+        Its tensors are not written to; unchanged ones are shared.
         """
         for change in (self._mirror, self._move, self._disturb, self._recolor):
             batch = change(batch)
@@ -212,14 +210,8 @@ class Augment:
         return replace(mixed, soft_label=target, label=target.argmax(-1))
 
 
-def _each(
-    batch: Batch,
-    change: Callable[[Float[Tensor, "B S C H W"]], Float[Tensor, "B S C H W"]],
-) -> Batch:
-    """`change` of the events and of the image, which is given as one step.
-
-    Of events that are one image over T, one step is changed and expanded again.
-    """
+def _each(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """`change` of (B,S,C,H,W): of the events, for directly coded ones S = 1, and of the image."""
     events, image = batch.events, batch.image
     if is_static(events):
         events = direct_code(change(events[:, :1])[:, 0], events.shape[1])

@@ -40,17 +40,11 @@ _FORMAT = 2
 
 
 class Cache:
-    """A finished cache: called with an item, it returns what the set's own `load` returned.
+    """The finished cache in a folder: called with an item, it returns what `load` returned.
 
     It pickles as the name of its folder, and maps the files again where it is unpickled. `broken`
-    has the text of the error of each item that could not be loaded, by the item's name.
-
-    Args:
-        folder: `cache/<key>`.
-
-    Raises:
-        OSError: a file is missing.
-        ValueError: a file is not whole.
+    has the error of each item that could not be loaded, by the item's name. A missing file raises
+    OSError, one that is not whole ValueError.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -144,10 +138,7 @@ def open_cache(
 
 
 def key(items: Sequence[Item], load: Load, content: Content) -> str:
-    """Sixteen hexadecimal digits that stand for all that a cache depends on.
-
-    A file that was changed in place is known by its time of change.
-    """
+    """Sixteen hexadecimal digits that stand for all that a cache depends on."""
 
     def known(item: Item) -> Iterator[bytes]:
         try:
@@ -273,10 +264,10 @@ def _write(
 
 
 def _find(place: Path, items: Sequence[Item], load: Load, skip_broken: bool) -> Cache | None:
-    """The cache at `place`; None if there is none, or a damaged one.
+    """The cache at `place`; None if there is none, or one that is damaged or out of date.
 
-    An item that was broken raises its error again, unless `skip_broken`; where it no longer does,
-    the cache is out of date.
+    An item that was broken raises its error again, unless `skip_broken`; if it does not, the cache
+    is out of date.
     """
     try:
         cache = Cache(place)

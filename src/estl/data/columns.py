@@ -51,10 +51,7 @@ def narrowest(x: Tensor, codes: Sequence[Code] = COUNTS) -> tuple[Code, np.ndarr
 class Column:
     """The file `<path>.<dtype>.npy` of rows of one shape, in the first of `codes` that holds all.
 
-    Args:
-        path: without its suffix.
-        codes: from narrow to wide, the last float32.
-        shape: (rows, ...).
+    `shape` is (rows, ...); `codes` are those that are left, the first of them that of the file.
     """
 
     def __init__(self, path: Path, codes: Sequence[Code], shape: tuple[int, ...]) -> None:

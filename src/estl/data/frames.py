@@ -1,4 +1,4 @@
-"""Events as frames: counted per step, polarity and place, and put on a common scale."""
+"""Events as frames: counted per step, polarity and pixel, and put on a common scale."""
 
 from typing import Literal
 
@@ -84,18 +84,14 @@ def to_frames(
 def normalize(
     frames: Float[Tensor, "*B T C H W"], how: Normalization
 ) -> Float[Tensor, "*B T C H W"]:
-    """Frames f on a common scale, each sample by itself, over its steps, channels and places:
+    """Frames f on a common scale, each sample by itself, over its steps, channels and pixels:
 
         "none":  f, the same tensor
         "max":   f / max f
         "std":   f / sqrt(mean (f - mean f)^2)
 
-    Nothing is subtracted, so a place without events stays 0. A sample whose divisor is 0 (no
-    events at all) is left as it is.
-
-    Args:
-        frames: counts (T,C,H,W), or a batch of them.
-        how: which of the three.
+    Nothing is subtracted, so that a pixel without events stays 0. A sample without any events is
+    left as it is.
 
     Raises:
         ValueError: an unknown `how`.

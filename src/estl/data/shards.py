@@ -1,9 +1,8 @@
-"""A data set as tar shards, for sets larger than a disk, or read by many nodes.
+"""A data set as tar shards, for sets that are larger than a disk or read by many nodes.
 
-`write_shards` decodes any data set once and packs each split into tar files of the webdataset
-format (Aizman et al. 2019, "High Performance I/O For Large Scale Deep Learning"), which
-`estl.data.Shards` streams, from a folder or from a web address. Pairs stay pairs, and splits
-splits.
+`write_shards` decodes a data set once and packs each split into tar files of the webdataset format
+(Aizman et al. 2019, "High Performance I/O For Large Scale Deep Learning"), which `estl.data.Shards`
+streams from a folder or a web address. Pairs and splits stay what they are.
 """
 
 import hashlib
@@ -42,25 +41,25 @@ def write_shards(
 ) -> dict[str, Any]:
     """Write all splits of `data` to `folder/<split>-000000.tar`, ..., and `folder/index.json`.
 
-    A sample is `frames.npy` (the counts before any normalization, of the smallest of uint8, uint16
-    and float32 that holds them; of direct coding one step), `image.png` (8 bits a channel) and
-    `item.json` (class and name). Training items are shuffled before they are written, so that a
-    shard is a fair part of the set. The index has the classes, sizes and fingerprint of `data` and
-    the checksum of every shard; it is written last, so that a folder without one is incomplete.
-    The same data give the same bytes.
+    A sample is `frames.npy` (the counts before normalization, in the narrowest of uint8, uint16 and
+    float32 that holds them; one step if they are directly coded), `image.png` (8 bits a channel)
+    and `item.json` (class and name). Training items are shuffled first, so that each shard is a
+    fair part of the set. The index has the classes, sizes and fingerprint of `data` and the
+    checksum of every shard; it is written last, so that a folder without one is incomplete. The
+    same data give the same bytes.
 
     Args:
         data: any data set; its `num_workers` processes decode.
-        folder: where to write; made if it is not there.
-        shard_size: samples a shard. A reader holds one shard in memory.
+        folder: made if it is not there.
+        shard_size: samples a shard; a reader holds one shard in memory.
         seed: of the order of the training items.
 
     Returns:
         What the index holds.
 
     Raises:
-        ValueError: `folder` already holds shards, `shard_size` below 1, or a leak (the same item in
-            two splits), unless `data` allows leaks.
+        ValueError: `folder` already holds shards, `shard_size` is below 1, or `data` has a leak
+            (the same item in two splits) and does not allow it.
     """
     if shard_size < 1:
         raise ValueError(f"shard_size={shard_size}: at least 1")
@@ -155,7 +154,7 @@ def unpack_sample(
 
 
 def read_shard(root: str, shard: Mapping[str, Any]) -> Iterator[Parts]:
-    """The samples of one shard, once its length and checksum are those of the index.
+    """The samples of one shard, after its length and checksum were compared with the index.
 
     Raises:
         FileNotFoundError: no such shard.

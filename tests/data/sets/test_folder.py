@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from estl.data.formats.images import read_rgb
-from estl.data.sets.folder import ImageFolder, list_images
+from estl.data.items import list_images
+from estl.data.sets.folder import ImageFolder
 from estl.data.simulator import simulate
 
 

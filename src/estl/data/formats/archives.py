@@ -13,18 +13,16 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, err
 
 
 class ArchiveError(ValueError):
-    """An archive that is not unpacked, and why."""
+    """An archive that is refused, and why."""
 
 
 def unpack(path: Path, folder: Path, largest: int = LARGEST) -> None:
     """Unpack a .zip or .tar(.gz) archive into `folder`, nothing outside of it.
 
-    The standard library would make names harmless by changing them; they are refused here, because
-    no archive that is meant well has them.
-
     Raises:
-        ArchiveError: a broken archive; a member with an absolute name or `..` in it, a link that
-            points outside, a device; more than `largest` bytes. The text names archive and member.
+        ArchiveError: a broken archive; a member with an absolute name or `..` in it (which the
+            standard library would change), a link that points outside, a device; more than
+            `largest` bytes. The text names archive and member.
     """
     total = 0
 

@@ -40,12 +40,7 @@ def read_batch(path: Path, classes: Classes) -> tuple[np.ndarray, list[int]]:
 
 
 def read_names(path: Path, classes: Classes) -> list[str]:
-    """The classes' names, in the order of their labels.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not the names of this set; the text names the file.
-    """
+    """The classes' names, in the order of their labels; it raises what `read_batch` raises."""
     key = "label_names" if classes == 10 else "fine_label_names"
     names = read_pickle(path).get(key)
     if (
@@ -60,9 +55,7 @@ def read_names(path: Path, classes: Classes) -> list[str]:
 def read_pickle(path: Path) -> dict[str, Any]:
     """A pickled dictionary of numbers, texts, lists and NumPy arrays (`_Part`), executing nothing.
 
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: anything else is in the file; the text names it and the file.
+    A file that asks for anything else is refused as one that is no batch.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no CIFAR batch {path}: point --data-path at the unpacked archive")

@@ -10,7 +10,7 @@ EVENT = np.dtype([("t", np.int64), ("x", np.int16), ("y", np.int16), ("p", np.in
 """One event: time in microseconds, column, row (down), polarity (1 = ON, brighter; 0 = OFF)."""
 
 MAX_BYTES = 512 << 20
-"""No recording of the sets read here comes near this size; a larger file is refused unread."""
+"""No recording of the sets read here comes near this size."""
 
 
 def broken(path: str | Path, what: str) -> ValueError:
@@ -19,12 +19,7 @@ def broken(path: str | Path, what: str) -> ValueError:
 
 
 def checked_length(path: str | Path) -> int:
-    """Bytes of a recording, known without reading it.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: an empty file or one of more than `MAX_BYTES`.
-    """
+    """Bytes of a recording: a missing, an empty and an oversized file are refused unread."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no recording {path}")
@@ -55,7 +50,7 @@ def check_order(
 ) -> None:
     """Raise ValueError, with its `place`, for an event that is earlier than the one before it.
 
-    Where the clock wraps at `period`, a step back by more than half of it is a wrap.
+    If the clock wraps at `period`, a step back by more than half of that is a wrap.
     """
     back = np.flatnonzero(t[1:] < t[:-1])
     if period is not None:

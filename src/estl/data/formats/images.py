@@ -22,7 +22,7 @@ def read_rgb(path: Path, size: int | None = None, box: Box | None = None) -> Flo
     Args:
         path: the file.
         size: height and width of the result, the image's own if None.
-        box: the part of the image to resize, all of it if None; it needs a `size`.
+        box: the part of the image that is resized, all of it if None; it needs a `size`.
 
     Raises:
         ValueError: not an image; the text names the file.
@@ -39,11 +39,7 @@ def read_rgb(path: Path, size: int | None = None, box: Box | None = None) -> Flo
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """(H,W) of an image file, from its header.
-
-    Raises:
-        ValueError: not an image; the text names the file.
-    """
+    """(H,W) of an image file, from its header; it raises what `read_rgb` raises."""
     with _opened(path) as file:
         return file.height, file.width
 

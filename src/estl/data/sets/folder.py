@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from estl.data.formats.images import SUFFIXES, read_rgb
-from estl.data.items import Item, read_splits, select_items, split_items
+from estl.data.formats.images import read_rgb
+from estl.data.items import Item, list_images, read_splits, select_items, split_items
 from estl.data.module import EventData
 from estl.data.simulator import simulate
 
@@ -102,21 +102,6 @@ class ImageFolder(EventData):
     def read_image(self, path: Path) -> Tensor:
         """One image file (3,rgb,rgb)."""
         return read_rgb(path, self.rgb)
-
-
-def list_images(root: Path) -> list[Item]:
-    """Items of a folder `root/<class>/<name>.png` (or .jpg, .jpeg, .bmp), sorted.
-
-    Raises:
-        FileNotFoundError: no image there.
-    """
-    paths = (p for p in root.glob("*/*") if p.suffix.lower() in SUFFIXES)
-    items = sorted(Item(p.parent.name, p.stem, image=p) for p in paths)
-    if not items:
-        raise FileNotFoundError(
-            f"no images {root}/<class>/<name>.jpg or .png: point --data-path at such a folder"
-        )
-    return items
 
 
 def load_simulated(

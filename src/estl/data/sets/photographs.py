@@ -1,4 +1,4 @@
-"""The images of a paired set, alone: what a teacher is trained on."""
+"""The images of a paired set without the events: what a teacher is trained on."""
 
 from functools import partial
 from pathlib import Path
@@ -7,13 +7,12 @@ from typing import Any
 from torch import Tensor
 
 from estl.data.augment import Augment
-from estl.data.items import Item, file_content
+from estl.data.items import Item, file_content, list_images
 from estl.data.module import EventData
-from estl.data.sets.folder import list_images
 
 
 class Photographs(EventData):
-    """The images of a paired set, alone: batches whose `events` are the image as one time step.
+    """The images of a paired set: batches whose `events` are the image as one time step.
 
     Args:
         pairs: the paired set; its splits are kept.

@@ -7,8 +7,10 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from estl.data import cache
-from estl.data.cache import Kept, describe, keep
+from estl.data.cache import Cache, describe, open_cache
 from estl.data.columns import COUNTS, PIXELS
 from estl.data.items import Item
 from estl.data.module import EventData, collate
@@ -55,11 +57,11 @@ def no_content(item: Item) -> list[bytes]:
     return []
 
 
-def built(folder: Path, load: cache.Load = load, **options: bool | int) -> Kept:
-    return keep(ITEMS, load, folder, no_content, **options)  # type: ignore[arg-type]
+def built(folder: Path, load: cache.Load = load, **options: bool | int) -> Cache:
+    return open_cache(ITEMS, load, folder, no_content, **options)  # type: ignore[arg-type]
 
 
-def same(kept: Kept, load: cache.Load = load) -> bool:
+def same(kept: Cache, load: cache.Load = load) -> bool:
     pairs = [(kept(item), load(item)) for item in ITEMS]
     return all(
         torch.equal(a, b) and (c is d is None or torch.equal(c, d))  # type: ignore[arg-type]
@@ -83,22 +85,25 @@ def test_frames_are_stored_in_the_narrowest_numbers_that_hold_them(
 ) -> None:
     how = partial(load, largest=largest)
     kept = built(tmp_path, how)
-    assert kept.frames.dtype == dtype
+    assert kept.columns["frames"][0].dtype == dtype
+    assert {path.name for path in kept.folder.iterdir()} == {
+        *("cache.json", f"frames.{dtype}.npy", "images.uint8.npy")
+    }
     assert same(kept, how)
 
 
 def test_images_that_are_no_bytes_stay_floats(tmp_path: Path) -> None:
-    assert all(code.encode(torch.rand(9)) is None for code in (COUNTS[0], PIXELS[0]))
+    assert all(code.numbers(torch.rand(9)) is None for code in (COUNTS[0], PIXELS[0]))
     k = torch.arange(256) / 255
-    stored = PIXELS[0].encode(k)
+    stored = PIXELS[0].numbers(k)
     assert stored is not None
-    assert torch.equal(PIXELS[0].decode(stored), k)
+    assert torch.equal(PIXELS[0].floats(stored), k)
 
 
 def test_static_items_keep_one_step(tmp_path: Path) -> None:
     kept = built(tmp_path, load_static)
-    assert kept.frames.shape == (5, 3, 4, 4)
-    assert kept.frames.dtype == np.uint8
+    assert kept.columns["frames"][0].shape == (5, 1, 3, 4, 4)
+    assert kept.columns["frames"][0].dtype == np.uint8
     assert same(kept, load_static)
     batch = collate([(kept(item)[0], 0, None) for item in ITEMS])
     assert is_static(batch.events)
@@ -140,7 +145,7 @@ def test_simulated_sets_come_back_bit_by_bit(shared: Path, tmp_path: Path) -> No
 
 def test_items_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built(tmp_path)
-    monkeypatch.setattr(cache, "decode", None)
+    monkeypatch.setattr(cache, "load_items", None)
     assert same(built(tmp_path))
     with pytest.raises(TypeError):
         built(tmp_path, partial(load, largest=4.0))
@@ -180,6 +185,18 @@ def test_an_item_of_another_shape_is_named_and_nothing_is_left(tmp_path: Path) -
     assert [p.suffix for p in tmp_path.iterdir()] == [".lock"]
 
 
+def test_a_full_disk_is_an_error_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(OSError, match="No space left"):
+        built(tmp_path)
+    assert [p.suffix for p in tmp_path.iterdir()] == [".lock"]
+
+
 def test_the_first_broken_item_raises_its_own_error(tmp_path: Path) -> None:
     for workers in (0, 2):
         with pytest.raises(ValueError, match=r"^a/2: broken$"):
@@ -190,7 +207,7 @@ def test_the_first_broken_item_raises_its_own_error(tmp_path: Path) -> None:
     head = json.loads((kept.folder / "cache.json").read_text())
     assert head["broken"] == kept.broken == {f"a/{i}": f"a/{i}: broken" for i in (2, 4)}
     with pytest.raises(ValueError, match="broken"):
-        keep(ITEMS[2:3], load_broken, tmp_path, no_content, skip_broken=True)
+        open_cache(ITEMS[2:3], load_broken, tmp_path, no_content, skip_broken=True)
 
 
 def test_broken_items_are_left_out_and_counted(
@@ -222,36 +239,38 @@ def test_broken_items_are_left_out_and_counted(
 def test_a_damaged_cache_is_built_again(tmp_path: Path) -> None:
     kept = built(tmp_path)
     folder = kept.folder
-    frames = (folder / "frames.bin").read_bytes()
+    frames = (folder / "frames.uint8.npy").read_bytes()
 
     def truncate() -> None:
-        (folder / "frames.bin").write_bytes(frames[:-1])
+        (folder / "frames.uint8.npy").write_bytes(frames[:-1])
 
     for damage in (
         truncate,
-        (folder / "images.bin").unlink,
+        (folder / "images.uint8.npy").unlink,
         partial((folder / "cache.json").write_text, "{"),
         partial((folder / "cache.json").write_text, "{}"),
         partial(shutil.rmtree, folder),
     ):
         damage()
         assert same(built(tmp_path))
-        assert (folder / "frames.bin").read_bytes() == frames
+        assert (folder / "frames.uint8.npy").read_bytes() == frames
     assert {p.name for p in tmp_path.iterdir()} == {folder.name, f"{folder.name}.lock"}
 
 
 MODULE = """
 import torch
-from estl.data.cache import keep
+from estl.data.cache import open_cache
 from estl.data.items import Item
 
 ITEMS = [Item("a", str(i)) for i in range(5)]
+LOADED = []
 
 def load(item):
+    LOADED.append(item)
     return torch.full((2, 2, 3, 3), float(item.number)), None
 
 def built(folder):
-    kept = keep(ITEMS, load, folder, lambda item: [])
+    kept = open_cache(ITEMS, load, folder, lambda item: [])
     assert all(torch.equal(kept(item)[0], load(item)[0]) for item in ITEMS)
     return kept
 """
@@ -262,12 +281,15 @@ def start(folder: Path, code: str) -> subprocess.Popen[str]:
     """A process that runs `code` with `folder` and `built` of `MODULE`."""
     (folder / "module.py").write_text(MODULE)
     head = f"import sys; sys.path.insert(0, {str(folder)!r})\nfrom pathlib import Path\n"
-    head += f"from module import built\nfolder = Path({str(folder / 'cache')!r})\n"
+    head += f"from module import LOADED, built\nfolder = Path({str(folder / 'cache')!r})\n"
     return subprocess.Popen([sys.executable, "-c", head + code], stdout=subprocess.PIPE, text=True)
 
 
-def test_a_killed_build_leaves_nothing_that_is_taken_for_complete(tmp_path: Path) -> None:
-    killed = "import os\nfrom estl.data import cache\ncache.Column.close = lambda _: os._exit(9)\n"
+@pytest.mark.parametrize("place", ["Column.write", "Path.rename"])
+def test_a_killed_build_leaves_nothing_that_is_taken_for_complete(
+    tmp_path: Path, place: str
+) -> None:
+    killed = f"import os\nfrom estl.data import cache\ncache.{place} = lambda *_: os._exit(9)\n"
     assert start(tmp_path, killed + "built(folder)").wait(60) == 9
     folder = tmp_path / "cache"
     assert sorted(p.suffix for p in folder.iterdir() if not p.name.startswith(".")) == [".lock"]
@@ -287,26 +309,38 @@ def test_two_processes_that_build_at_once_both_have_a_good_cache(
         "folder.mkdir(exist_ok=True)\n"
         "(folder / f'{os.getpid()}.ready').touch()\n"
         "while len(list(folder.glob('*.ready'))) < 2: time.sleep(0.001)\n"
-        "print(built(folder).folder.name)"
+        "print(built(folder).folder.name, len(LOADED))"
     )
     runs = [start(tmp_path, code) for _ in range(2)]
-    names = {run.communicate(timeout=60)[0] for run in runs}
+    said = [run.communicate(timeout=60)[0].split() for run in runs]
     assert [run.returncode for run in runs] == [0, 0]
-    assert len(names) == 1
+    assert len({name for name, _ in said}) == 1
+    if locks:  # each has looked at the five items, and only one has decoded them
+        assert sorted(int(loaded) for _, loaded in said) == [5, 10]
     assert len([p for p in (tmp_path / "cache").iterdir() if p.is_dir()]) == 1
 
 
-def test_a_finished_cache_of_another_process_is_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("good", [True, False])
+def test_a_finished_cache_of_another_process_is_kept_if_it_is_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, good: bool
+) -> None:
     """Without locks: the other finishes while this one decodes."""
-    place = built(tmp_path).folder
-    inode = place.stat().st_ino
-    part = tmp_path / "part"
-    shutil.copytree(place, part)
-    cache._publish(part, place, lambda: Kept(place))
-    assert place.stat().st_ino == inode
-    cache._publish(part, place, lambda: None)
-    assert place.stat().st_ino != inode
-    assert same(Kept(place))
+    other = built(tmp_path / "other").folder
+    place = tmp_path / "cache" / other.name
+    inodes = []
+
+    def load_items(*given: Any) -> Iterator[Any]:
+        shutil.copytree(other, place)
+        if not good:
+            (place / "images.uint8.npy").unlink()
+        inodes.append(place.stat().st_ino)
+        yield from decode(*given)
+
+    decode = cache.load_items
+    monkeypatch.setattr(cache, "load_items", load_items)
+    assert same(built(tmp_path / "cache"))
+    assert (place.stat().st_ino == inodes[0]) == good
+    assert {p.name for p in place.parent.iterdir()} == {place.name, f"{place.name}.lock"}
 
 
 @pytest.mark.slow

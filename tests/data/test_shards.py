@@ -9,7 +9,7 @@ from torch import Tensor
 
 from estl.data.items import Item
 from estl.data.module import EventData
-from estl.data.shards import decode, encode, read_index, read_shard, write_shards
+from estl.data.shards import pack_sample, read_index, read_shard, unpack_sample, write_shards
 from estl.types import direct_code, is_static
 
 ITEMS = [Item("ab"[i % 2], f"{i:02d}") for i in range(20)]
@@ -51,9 +51,9 @@ def test_the_same_data_make_the_same_shards(tmp_path: Path) -> None:
 )
 def test_frames_come_back_exactly(frames: Tensor, bytes_each: int) -> None:
     frames = frames.view(2, 1, 1, 1).expand(2, 2, 40, 40).contiguous()
-    parts = encode(Item("a", "1.b"), frames, None)
+    parts = pack_sample(Item("a", "1.b"), frames, None)
     assert len(parts["frames.npy"]) < 2 * 2 * 40 * 40 * bytes_each + 200
-    item, again, image = decode(parts, 2)
+    item, again, image = unpack_sample(parts, 2)
     assert item == Item("a", "1.b")
     assert torch.equal(again, frames)
     assert image is None
@@ -61,8 +61,8 @@ def test_frames_come_back_exactly(frames: Tensor, bytes_each: int) -> None:
 
 def test_direct_coding_stays_one_step() -> None:
     image = torch.rand(3, 5, 5)
-    parts = encode(Item("a", "1"), direct_code(image[None], 4)[0], image)
-    _, frames, again = decode(parts, 4)
+    parts = pack_sample(Item("a", "1"), direct_code(image[None], 4)[0], image)
+    _, frames, again = unpack_sample(parts, 4)
     assert is_static(frames[None])
     assert torch.equal(frames[3], image)
     assert again is not None

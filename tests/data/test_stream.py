@@ -17,7 +17,7 @@ from estl.data.items import Item
 from estl.data.module import EventData
 from estl.data.sets.digits import Digits
 from estl.data.sets.folder import ImageFolder
-from estl.data.shards import decode, read_shard, write_shards
+from estl.data.shards import read_shard, unpack_sample, write_shards
 from estl.data.stream import Shards, Stream
 from estl.types import Batch
 
@@ -84,7 +84,7 @@ def test_shards_of_photographs_hold_what_the_folder_holds(source: ImageFolder, r
         items = {str(item): item for item in source.splits[split]}
         for shard in data.shards[split]:
             for parts in read_shard(data.root, shard):
-                item, frames, image = decode(parts, data.T)
+                item, frames, image = unpack_sample(parts, data.T)
                 events, photograph = source.load(items.pop(str(item)))
                 assert torch.equal(frames, events)
                 assert image is not None

@@ -1,6 +1,8 @@
 """A teacher made here loads as a real one does, and never learns from held-out images."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,9 +11,11 @@ from torch.nn import functional as F
 
 from estl.data.sets.digits import Digits
 from estl.data.sets.photographs import Photographs
+from estl.experiments import train_teacher as module
 from estl.experiments.train_teacher import train_teacher
 from estl.guidance import ClipTeacher
-from estl.guidance.tower import ClipTower, CosineHead, jitter
+from estl.guidance.tower import ClipTower, CosineHead
+from estl.types import Batch
 
 SMALL = {"image_size": 16, "patch": 8, "dim": 16, "depth": 1, "heads": 2}
 
@@ -48,15 +52,34 @@ def test_cosine_head_is_a_scaled_cosine() -> None:
             torch.testing.assert_close(head(x)[i, k], 10.0 * cosine)
 
 
-def test_jitter_moves_an_image_but_not_far() -> None:
-    image = torch.zeros(64, 3, 21, 21)
-    image[:, :, 10, 10] = 1.0
-    moved = jitter(image, flip=False)
+@pytest.mark.parametrize("flip", [False, True])
+def test_training_images_are_moved_but_not_far_and_mirrored_only_if_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flip: bool
+) -> None:
+    made: list[Photographs] = []
+
+    def make(*given: Any) -> Photographs:
+        made.append(Photographs(*given))
+        return made[0]
+
+    monkeypatch.setattr(module, "Photographs", make)
+    digits = Digits(T=3, size=16, per_class=3)
+    train_teacher(digits, tmp_path, tower=SMALL, epochs=1, lr=1e-3, flip=flip)
+    images = torch.zeros(64, 1, 3, 21, 21)
+    images[..., 10, 6] = 1.0
+    batch = Batch(images, torch.zeros(64, dtype=torch.long))
+    made[0].trainer = SimpleNamespace(training=True)  # type: ignore[assignment]
+    moved = made[0].on_after_batch_transfer(batch, 0).events[:, 0]
     place = moved[:, 0].flatten(1).argmax(1)
     row, column = place // 21, place % 21
+    mirrored = column > 10
+    assert 16 < mirrored.sum() < 48 if flip else not mirrored.any()
+    column = torch.where(mirrored, 20 - column, column)
     assert (row - 10).abs().max() <= 3
-    assert (column - 10).abs().max() <= 3
+    assert (column - 6).abs().max() <= 3
     assert len(place.unique()) > 5
+    made[0].trainer = SimpleNamespace(training=False)  # type: ignore[assignment]
+    assert made[0].on_after_batch_transfer(batch, 0) is batch
 
 
 def test_photographs_hold_the_images_of_each_split() -> None:

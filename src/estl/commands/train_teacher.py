@@ -51,13 +51,13 @@ def train_teacher(
         "depth": depth,
         "heads": heads,
         "objective": objective,
-        "flip": flip,
     }
     record = run(
         build_data(config, given),
         output_dir,
         tower=tower,
         images=images,
+        flip=flip,
         epochs=epochs,
         lr=lr,
         seed=seed,

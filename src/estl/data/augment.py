@@ -1,12 +1,11 @@
 """Augmentation of a whole batch on its device: image and event frames together, and mixing.
 
-An `Augment` is numbers only. Each sample draws its own transform, all samples at once: no loop over
-them, and on a GPU nothing that makes the processor wait.
+Each sample draws its own transform, all at once: no loop over them, and no GPU that is waited for.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -14,55 +13,39 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributions import Gamma
 
-from estl.types import Batch, direct_code, is_static
+from estl.types import LUMA, Batch, direct_code, is_static
 
 _RANGES = {
-    "flip": (0.0, 1.0),
-    "shift": (0.0, 1.0),
     "rotation": (0.0, 180.0),
     "scale": (0.0, 0.9),
     "crop": (0.1, 1.0),
-    "drop_time": (0.0, 1.0),
-    "drop_area": (0.0, 1.0),
-    "drop_events": (0.0, 1.0),
-    "polarity": (0.0, 1.0),
     "noise": (0.0, math.inf),
-    "color": (0.0, 1.0),
-    "gray": (0.0, 1.0),
     "mixup": (0.0, math.inf),
     "cutmix": (0.0, math.inf),
 }
-
-_LUMA = (0.299, 0.587, 0.114)
-"""Shares of red, green and blue in the luma (ITU-R BT.601)."""
+"""Of the options that are no probability or share, which are in [0,1]."""
 
 
 @dataclass(frozen=True)
 class Augment:
     """Random changes of a training batch; every option is off by default.
 
-    **Geometric**, the same for the image and all event frames of a sample. They are one affine map
-    in normalized coordinates, in which a side runs from -1 to 1, whatever its number of pixels: a
-    place in the image stays the same place in the frames. (A map drawn in pixels of each would not
-    do: shifts and crops of 224 and 48 pixels come apart.) Images are read bilinearly, and beyond
-    the border repeat it. Event frames take the nearest pixel, and are empty beyond the border, so
-    that counts stay counts. Rotating, scaling and shifting the events of real N-Caltech101
-    recordings before they are binned leaves 30 % of 48x48x10 cells non-empty with a standard
-    deviation of 3.83; the nearest pixel gives 30 % and 3.95, bilinear reading 49 % and 3.29. Both
-    keep the number of events a pixel, on average within 0.1 %: what is seen larger has more events,
-    in proportion to its area, as on a sensor. What leaves the frame is lost.
+    **Geometric**, the same for the image and all event frames of a sample: one affine map in
+    normalized coordinates, in which a side runs from -1 to 1 whatever its number of pixels, so that
+    a place in the image stays the same place in the frames. Images are read bilinearly and repeat
+    their border beyond it. Event frames take the nearest pixel and are empty beyond the border, so
+    that counts stay counts and frames as sparse as they were (docs/log.md). What is seen larger has
+    more events, in proportion to its area, as on a sensor. What leaves the frame is lost.
 
-    **Event-only**, on counts (normalize afterwards): EventDrop's three (Gu et al., "EventDrop: Data
-    Augmentation for Event-based Learning", IJCAI 2021), each drawn for itself, where the paper
-    applies one of them or none; then polarity and noise.
+    **Event-only**, on counts (normalize afterwards): the three of EventDrop (Gu et al., IJCAI
+    2021), each drawn for itself, where the paper applies one of them or none; then polarity, noise.
 
     **RGB-only**, on pictures in [0,1]: the image, and events that are a picture themselves (three
-    channels, a static set). The factors are those of brightness, contrast and saturation.
+    channels, a static set).
 
-    **Mixing** of each sample with a random one of its batch: mixup (Zhang et al., ICLR 2018)
-    and CutMix (Yun et al., ICCV 2019; of event frames, Li et al., "Neuromorphic Data
-    Augmentation", ECCV 2022). With both on, a coin decides per sample. `Batch.soft_label` gets the
-    shares, `Batch.label` the larger part.
+    **Mixing** of each sample with a random one of its batch: mixup (Zhang et al., ICLR 2018) and
+    CutMix (Yun et al., ICCV 2019; of event frames, Li et al., ECCV 2022). With both on, a coin
+    decides per sample. `Batch.soft_label` gets the shares, `Batch.label` the larger part.
 
     Args:
         flip: probability of mirroring left and right, in [0,1].
@@ -76,7 +59,7 @@ class Augment:
         drop_events: largest share of events lost, each with the same probability, in [0,1].
         polarity: probability that ON and OFF are exchanged, in [0,1].
         noise: expected number of background events a pixel and step, half of them ON, >= 0.
-        color: largest change of each of the three factors, in [0,1].
+        color: largest change of the factors of brightness, contrast and saturation, in [0,1].
         gray: probability that color is taken away, in [0,1].
         mixup: alpha of Beta(alpha, alpha), from which the share is drawn, >= 0; 0 is off.
         cutmix: likewise.
@@ -108,19 +91,17 @@ class Augment:
     cutmix: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
+        for name, value in asdict(self).items():
+            low, high = _RANGES.get(name, (0.0, 1.0))
             if not (low <= value <= high and math.isfinite(value)):
                 raise ValueError(
                     f"{name} must be a finite number in [{low:g},{high:g}], not {value}"
                 )
 
     def __call__(self, batch: Batch, classes: int) -> Batch:
-        """The batch, changed; its tensors are not written to, and unchanged ones are shared.
+        """The batch, changed, with soft labels of K = `classes` columns if it is mixed.
 
-        Args:
-            batch: events, and images where the set has them, on any device.
-            classes: K, the width of the soft labels.
+        Its tensors are not written to; unchanged ones are shared.
         """
         for change in (self._mirror, self._move, self._disturb, self._recolor):
             batch = change(batch)
@@ -160,9 +141,7 @@ class Augment:
     def _disturb(self, batch: Batch) -> Batch:
         x = batch.events
         B, T, C, H, W = x.shape
-        if not (
-            self.drop_time or self.drop_area or self.drop_events or self.polarity or self.noise
-        ):
+        if not any((self.drop_time, self.drop_area, self.drop_events, self.polarity, self.noise)):
             return batch
         if C != 2:
             raise ValueError(
@@ -196,7 +175,7 @@ class Augment:
         draws = _uniform(batch, 1.0 - self.color, 1.0 + self.color, 3, 1, 1, 1)
         brightness, contrast, saturation = draws.unbind(1)
         saturation = saturation.masked_fill(_chance(batch, self.gray).squeeze(-1), 0.0)
-        luma = torch.cat([torch.full((1,), share, device=draws.device) for share in _LUMA])
+        luma = torch.cat([torch.full((1,), share, device=draws.device) for share in LUMA])
         colors = saturation * torch.eye(3, device=draws.device) + (1.0 - saturation) * luma
         colors = brightness * contrast * colors  # (B,1,3,3)
 
@@ -231,14 +210,8 @@ class Augment:
         return replace(mixed, soft_label=target, label=target.argmax(-1))
 
 
-def _each(
-    batch: Batch,
-    change: Callable[[Float[Tensor, "B S C H W"]], Float[Tensor, "B S C H W"]],
-) -> Batch:
-    """`change` of the events and of the image, which is given as one step.
-
-    Of events that are one image over T, one step is changed and expanded again.
-    """
+def _each(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """`change` of (B,S,C,H,W): of the events, for directly coded ones S = 1, and of the image."""
     events, image = batch.events, batch.image
     if is_static(events):
         events = direct_code(change(events[:, :1])[:, 0], events.shape[1])

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from estl.data.cache import Load, decode
+from estl.data.cache import Load, load_items
 from estl.data.formats.images import SUFFIXES
 from estl.data.items import Item, file_content
 from estl.data.module import EventData
@@ -251,7 +251,7 @@ def check(
     seen: list[tuple[Member, bytes]] = []
     looks: list[tuple[Member, int]] = []
     probe = partial(_probe, load=data.decode)
-    found = decode([m.item for m in members], probe, data.num_workers, "Checking")
+    found = load_items([m.item for m in members], probe, data.num_workers, "Checking")
     for member, (item, result) in zip(members, found, strict=True):
         if isinstance(result, Exception):
             unreadable[item] = str(result)

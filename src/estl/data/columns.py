@@ -1,16 +1,14 @@
-"""Rows of floats in a file, in the narrowest numbers that give back the very same floats."""
+"""Rows of floats in a .npy file, in the narrowest numbers that give back the very same floats."""
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
+from numpy.lib.format import open_memmap
 from torch import Tensor
-
-_ROWS = 256  # re-encoded at a time
 
 
 @dataclass(frozen=True)
@@ -20,7 +18,7 @@ class Code:
     dtype: str
     scale: int = 1
 
-    def encode(self, x: Tensor) -> np.ndarray | None:
+    def numbers(self, x: Tensor) -> np.ndarray | None:
         """The numbers, or None if they would not give back `x` exactly."""
         if self.dtype == "float32":
             return x.float().numpy()
@@ -30,7 +28,7 @@ class Code:
             return None
         return number.numpy().astype(self.dtype)
 
-    def decode(self, numbers: np.ndarray) -> Tensor:
+    def floats(self, numbers: np.ndarray) -> Tensor:
         """The floats, in memory of their own."""
         x = torch.from_numpy(numbers.astype(np.float32))
         return x if self.scale == 1 else x.div_(self.scale)
@@ -40,33 +38,44 @@ COUNTS = (Code("uint8"), Code("uint16"), Code("float32"))
 PIXELS = (Code("uint8", scale=255), Code("float32"))
 
 
+def narrowest(x: Tensor, codes: Sequence[Code] = COUNTS) -> tuple[Code, np.ndarray]:
+    """The first of `codes` that gives back `x` exactly, and the numbers; float32 always does.
+
+    >>> narrowest(torch.tensor([0.0, 256.0]))
+    (Code(dtype='uint16', scale=1), array([  0, 256], dtype=uint16))
+    """
+    found = ((code, code.numbers(x)) for code in codes)
+    return next((code, numbers) for code, numbers in found if numbers is not None)
+
+
 class Column:
-    """Rows of one shape, appended to a file in the first of `codes` that holds all exactly."""
+    """The file `<path>.<dtype>.npy` of rows of one shape, in the first of `codes` that holds all.
 
-    def __init__(self, path: Path, codes: Sequence[Code]) -> None:
-        self.path, self.codes = path, list(codes)
-        self.file: BinaryIO = path.open("wb")
+    `shape` is (rows, ...); `codes` are those that are left, the first of them that of the file.
+    """
 
-    def append(self, x: Tensor) -> None:
-        """Write one row, after those so far have been widened if it needs that."""
-        while (numbers := self.codes[0].encode(x)) is None:
-            self._widen()
-        self.file.write(numbers.tobytes())
+    def __init__(self, path: Path, codes: Sequence[Code], shape: tuple[int, ...]) -> None:
+        self.path, self.codes = path, codes
+        self.rows = self._create(shape)
 
-    def _widen(self) -> None:
-        """Write the rows so far again, in the next code."""
-        self.file.close()
-        old, wide = self.codes.pop(0), self.path.with_suffix(".wide")
-        with self.path.open("rb") as narrow, wide.open("wb") as file:
-            while len(block := narrow.read(_ROWS << 10)):
-                numbers = self.codes[0].encode(old.decode(np.frombuffer(block, old.dtype)))
-                assert numbers is not None, f"{self.codes[0]} holds less than {old}"
-                file.write(numbers.tobytes())
-        wide.replace(self.path)
-        self.file = self.path.open("ab")
+    def write(self, i: int, x: Tensor) -> None:
+        """Write row i, after those before it have been widened if it needs that."""
+        code, numbers = narrowest(x, self.codes)
+        if code != self.codes[0]:
+            old, narrow = self.codes[0], self.rows
+            self.codes = self.codes[self.codes.index(code) :]
+            self.rows = self._create(narrow.shape)
+            for k in range(i):
+                self.rows[k] = code.numbers(old.floats(narrow[k]))
+            path = Path(str(narrow.filename))
+            del narrow  # unmapped before it is removed
+            path.unlink()
+        self.rows[i] = numbers
 
-    def close(self) -> None:
-        """End the file, on the disk."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
+    def _create(self, shape: tuple[int, ...]) -> np.memmap:
+        path = self.path.with_suffix(f".{self.codes[0].dtype}.npy")
+        rows: np.memmap = open_memmap(path, "w+", self.codes[0].dtype, shape)
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error now and not a crash later
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        return rows

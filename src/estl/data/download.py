@@ -18,7 +18,7 @@ import numpy as np
 import pooch
 from PIL import Image
 
-from estl.data.unpack import unpack
+from estl.data.formats.archives import unpack
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Events as frames: counted per step, polarity and place, and put on a common scale."""
+"""Events as frames: counted per step, polarity and pixel, and put on a common scale."""
 
 from typing import Literal
 
@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from estl.data.formats.events import outside
+from estl.data.formats.events import check_inside
 
 Slicing = Literal["count", "time"]
 Normalization = Literal["none", "max", "std"]
@@ -62,11 +62,8 @@ def to_frames(
     largest = max(n * steps, steps * 2 * H * W, rows * H, columns * W)
     cell: np.ndarray = np.arange(n, dtype=_integer(largest))
     x, y = events["x"].astype(cell.dtype), events["y"].astype(cell.dtype)
-    if (i := outside(x, y, (rows, columns))) is not None:
-        raise ValueError(
-            f"event {i}, x={x[i]} y={y[i]}, outside the {'sensor' if sensor else 'frame'} of "
-            f"H={rows} W={columns}"
-        )
+    what = "sensor" if sensor else "frame"
+    check_inside(x, y, (rows, columns), lambda i: f"event {i}", what)
     if by == "count":
         cell = cell * steps // n
     else:
@@ -87,18 +84,14 @@ def to_frames(
 def normalize(
     frames: Float[Tensor, "*B T C H W"], how: Normalization
 ) -> Float[Tensor, "*B T C H W"]:
-    """Frames f on a common scale, each sample by itself, over its steps, channels and places:
+    """Frames f on a common scale, each sample by itself, over its steps, channels and pixels:
 
         "none":  f, the same tensor
         "max":   f / max f
         "std":   f / sqrt(mean (f - mean f)^2)
 
-    Nothing is subtracted, so a place without events stays 0. A sample whose divisor is 0 (no
-    events at all) is left as it is.
-
-    Args:
-        frames: counts (T,C,H,W), or a batch of them.
-        how: which of the three.
+    Nothing is subtracted, so that a pixel without events stays 0. A sample without any events is
+    left as it is.
 
     Raises:
         ValueError: an unknown `how`.

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 from pathlib import Path
 
+from estl.data.formats.images import SUFFIXES
+
 _HEAD = 4096
 
 
@@ -97,6 +99,21 @@ def list_items(events: Path, images: Path | None = None) -> list[Item]:
     if images is not None:
         check_partners(pairing, images)
     return pairing.items
+
+
+def list_images(root: Path) -> list[Item]:
+    """Items of a folder `root/<class>/<name>.png` (or .jpg, .jpeg, .bmp), sorted.
+
+    Raises:
+        FileNotFoundError: no image there.
+    """
+    paths = (p for p in root.glob("*/*") if p.suffix.lower() in SUFFIXES)
+    items = sorted(Item(p.parent.name, p.stem, image=p) for p in paths)
+    if not items:
+        raise FileNotFoundError(
+            f"no images {root}/<class>/<name>.jpg or .png: point --data-path at such a folder"
+        )
+    return items
 
 
 def check_partners(pairing: Pairing, images: Path) -> None:

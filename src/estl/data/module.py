@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from estl.data.augment import Augment
-from estl.data.cache import Content, Kept, Load, keep
+from estl.data.cache import Cache, Content, Load, open_cache
 from estl.data.formats.images import read_rgb
 from estl.data.frames import Normalization
 from estl.data.frames import normalize as normalize_frames
@@ -73,7 +73,7 @@ class Split(Dataset[Sample]):
     def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
         """The samples of a batch; `DataLoader` asks for them so."""
         items = [self.items[i] for i in indices]
-        if isinstance(self.load, Kept):
+        if isinstance(self.load, Cache):
             loaded = self.load.read(items)
         else:
             loaded = [self.load(item) for item in items]
@@ -142,7 +142,7 @@ class EventData(L.LightningDataModule):
         self.decode = load
         if cache is not None:
             everything = (item for items in splits.values() for item in items)
-            load = kept = keep(
+            load = opened = open_cache(
                 everything,
                 load,
                 cache,
@@ -150,9 +150,9 @@ class EventData(L.LightningDataModule):
                 num_workers=num_workers,
                 skip_broken=skip_broken,
             )
-            if kept.broken:
-                splits = {name: [i for i in items if i in kept] for name, items in splits.items()}
-                _tell_broken(kept.broken, kept.folder)
+            if opened.broken:
+                splits = {name: [i for i in items if i in opened] for name, items in splits.items()}
+                _tell_broken(opened.broken, opened.folder)
         elif skip_broken:
             raise ValueError(
                 "skip_broken=true needs a cache, where broken items are listed: "

@@ -1,16 +1,16 @@
-"""A data set as tar shards, for sets larger than a disk, or read by many nodes.
+"""A data set as tar shards, for sets that are larger than a disk or read by many nodes.
 
-`write_shards` decodes any data set once and packs each split into tar files of the webdataset
-format (Aizman et al. 2019, "High Performance I/O For Large Scale Deep Learning"), which
-`estl.data.Shards` streams, from a folder or from a web address. Pairs stay pairs, and splits
-splits.
+`write_shards` decodes a data set once and packs each split into tar files of the webdataset format
+(Aizman et al. 2019, "High Performance I/O For Large Scale Deep Learning"), which `estl.data.Shards`
+streams from a folder or a web address. Pairs and splits stay what they are.
 """
 
 import hashlib
 import io
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ import webdataset as wds
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
+from estl.data.cache import Load, load_items
 from estl.data.check import refuse_leaks
+from estl.data.columns import narrowest
 from estl.data.items import Item
 from estl.data.module import EventData
 from estl.types import is_static
@@ -40,25 +41,25 @@ def write_shards(
 ) -> dict[str, Any]:
     """Write all splits of `data` to `folder/<split>-000000.tar`, ..., and `folder/index.json`.
 
-    A sample is `frames.npy` (the counts before any normalization, of the smallest of uint8, uint16
-    and float32 that holds them; of direct coding one step), `image.png` (8 bits a channel) and
-    `item.json` (class and name). Training items are shuffled before they are written, so that a
-    shard is a fair part of the set. The index has the classes, sizes and fingerprint of `data` and
-    the checksum of every shard; it is written last, so that a folder without one is incomplete.
-    The same data give the same bytes.
+    A sample is `frames.npy` (the counts before normalization, in the narrowest of uint8, uint16 and
+    float32 that holds them; one step if they are directly coded), `image.png` (8 bits a channel)
+    and `item.json` (class and name). Training items are shuffled first, so that each shard is a
+    fair part of the set. The index has the classes, sizes and fingerprint of `data` and the
+    checksum of every shard; it is written last, so that a folder without one is incomplete. The
+    same data give the same bytes.
 
     Args:
         data: any data set; its `num_workers` processes decode.
-        folder: where to write; made if it is not there.
-        shard_size: samples a shard. A reader holds one shard in memory.
+        folder: made if it is not there.
+        shard_size: samples a shard; a reader holds one shard in memory.
         seed: of the order of the training items.
 
     Returns:
         What the index holds.
 
     Raises:
-        ValueError: `folder` already holds shards, `shard_size` below 1, or a leak (the same item in
-            two splits), unless `data` allows leaks.
+        ValueError: `folder` already holds shards, `shard_size` is below 1, or `data` has a leak
+            (the same item in two splits) and does not allow it.
     """
     if shard_size < 1:
         raise ValueError(f"shard_size={shard_size}: at least 1")
@@ -95,55 +96,36 @@ def _write_split(
     """The shards of one split, as the index describes them."""
     if not items:
         return []
-    samples = DataLoader(_Encoded(items, data.load), batch_size=None, num_workers=data.num_workers)
     paths: list[str] = []
     options = {"user": "", "group": "", "mtime": 0, "encoder": False}
     with wds.ShardWriter(pattern, shard_size, verbose=0, post=paths.append, **options) as writer:
-        for i, parts in enumerate(samples):
+        pack = partial(_pack, load=data.load)
+        packed = load_items(items, pack, data.num_workers, "Packing")
+        for i, (_, parts) in enumerate(packed):
+            if isinstance(parts, Exception):
+                raise parts
             writer.write({"__key__": f"{i:08d}"} | parts)
-    shards = []
-    for i, path in enumerate(paths):
-        content = Path(path).read_bytes()
-        shards.append(
-            {
-                "file": Path(path).name,
-                "samples": min(shard_size, len(items) - i * shard_size),
-                "bytes": len(content),
-                "sha256": hashlib.sha256(content).hexdigest(),
-            }
-        )
-    return shards
+    return [
+        {
+            "file": path.name,
+            "samples": min(shard_size, len(items) - i * shard_size),
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+        for i, path in enumerate(map(Path, paths))
+    ]
 
 
-class _Encoded(Dataset[Parts]):
-    """Items as the files of a shard."""
-
-    def __init__(
-        self, items: Sequence[Item], load: Callable[[Item], tuple[Tensor, Tensor | None]]
-    ) -> None:
-        self.items = items
-        self.load = load
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> Parts:
-        item = self.items[index]
-        frames, image = self.load(item)
-        return encode(item, frames, image)
+def _pack(item: Item, load: Load) -> Parts:
+    return pack_sample(item, *load(item))
 
 
-def encode(item: Item, frames: Float[Tensor, "T C H W"], image: Tensor | None) -> Parts:
+def pack_sample(item: Item, frames: Float[Tensor, "T C H W"], image: Tensor | None) -> Parts:
     """A sample's files; counts are kept exactly, an image to 8 bits a channel."""
     if is_static(frames[None]):
         frames = frames[:1]
-    array = frames.contiguous().numpy()
-    for kind in (np.uint8, np.uint16):
-        if np.array_equal(small := array.astype(kind), array):
-            array = small
-            break
     file = io.BytesIO()
-    np.save(file, array)
+    np.save(file, narrowest(frames.contiguous())[1])
     parts = {
         "frames.npy": file.getvalue(),
         "item.json": json.dumps({"label": item.label, "number": item.number}).encode(),
@@ -156,10 +138,10 @@ def encode(item: Item, frames: Float[Tensor, "T C H W"], image: Tensor | None) -
     return parts
 
 
-def decode(
+def unpack_sample(
     parts: Mapping[str, bytes], T: int
 ) -> tuple[Item, Float[Tensor, "T C H W"], Float[Tensor, "3 h w"] | None]:
-    """The item, frames and image that `encode` was given."""
+    """The item, frames and image that `pack_sample` was given."""
     item = json.loads(parts["item.json"])
     frames = torch.from_numpy(np.load(io.BytesIO(parts["frames.npy"]), allow_pickle=False)).float()
     if len(frames) == 1:
@@ -172,7 +154,7 @@ def decode(
 
 
 def read_shard(root: str, shard: Mapping[str, Any]) -> Iterator[Parts]:
-    """The samples of one shard, once its length and checksum are those of the index.
+    """The samples of one shard, after its length and checksum were compared with the index.
 
     Raises:
         FileNotFoundError: no such shard.

@@ -1,8 +1,8 @@
-"""Any image set to events: a simulated event camera looks at a still image in three saccades.
+"""Still images to events: a simulated event camera looks at an image in three saccades.
 
-N-MNIST and N-Caltech101 were recorded so (Orchard et al. 2015, "Converting static image datasets to
-spiking neuromorphic datasets using saccades"): the camera turns along a triangle before a screen,
-100 ms a side. The pixel's rule is that of ESIM (Rebecq et al. 2018).
+So N-MNIST and N-Caltech101 were recorded (Orchard et al. 2015, "Converting static image datasets to
+spiking neuromorphic datasets using saccades"): the camera turns along a triangle in front of a
+screen, 100 ms a side. The pixels follow ESIM (Rebecq et al. 2018).
 """
 
 import math
@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from estl.data.formats.events import EVENT
+from estl.data.formats.events import event_array
+from estl.types import LUMA
 
 # The image's first two movements, in units of the third's length; x to the right, y down. Fitted to
 # real recordings: the path whose differences of log images correlate best with the signed event
@@ -34,10 +35,10 @@ def saccade_path(
 ) -> tuple[Float[np.ndarray, "3 2"], list[Float[np.ndarray, "_ 2"]]]:
     """Positions (x,y) of the image, in pixels, during three saccades around its resting place.
 
-    Each saccade lasts a third of the time, along a straight side of a triangle whose centroid is
-    the resting place, and covers w - sin(2 pi w) / (2 pi) of it in the share w of its time: it
-    starts and ends at rest. Positions are at most 1 pixel apart, closer where a frame or a saccade
-    ends.
+    Each saccade lasts a third of the time and goes along one side of a triangle whose centroid is
+    the resting place. In the share w of its time it covers w - sin(2 pi w) / (2 pi) of the side, so
+    that it starts and ends at rest. Positions are at most 1 pixel apart, closer where a frame or a
+    saccade ends.
 
     Args:
         steps: T, equal time windows.
@@ -64,12 +65,9 @@ def saccade_path(
     path = []
     for start, end in pairwise(ends):
         knots = [start, *turns[(turns > start) & (turns < end)], end]
-        s = np.concatenate(
-            [
-                np.linspace(a, b, 1 + max(1, math.ceil((b - a) / _MAX_STEP)))[1:]
-                for a, b in pairwise(knots)
-            ]
-        )
+        counts = [max(1, math.ceil((b - a) / _MAX_STEP)) for a, b in pairwise(knots)]
+        pieces = zip(pairwise(knots), counts, strict=True)
+        s = np.concatenate([np.linspace(a, b, n + 1)[1:] for (a, b), n in pieces])
         path.append(np.stack([np.interp(s, turns, loop[:, i]) for i in range(2)], axis=1))
     return corners, path
 
@@ -84,7 +82,7 @@ def simulate(
     mismatch: float = 0.03,
     seed: int = 0,
 ) -> Float[Tensor, "B T 2 H W"]:
-    """Event frames of still images, as a camera sees them in three saccades.
+    """Event frames of still images, as an event camera sees them in three saccades.
 
     With Y the luma of RGB in [0,1] (ITU-R BT.601), a pixel sees the log luminance
     L = log(Y^2.2 + 0.02) of the image moved along `saccade_path` (bilinear between the pixels'
@@ -94,23 +92,24 @@ def simulate(
         n = trunc((L - reference) / threshold),    reference += n * threshold
 
     emits |n| events, ON where n > 0. Frames count them in T equal windows of time; channel 0 is
-    OFF, channel 1 is ON, as in `to_frames`. An image's frames depend on nothing else in the batch.
+    OFF, channel 1 is ON, as in `to_frames`. An image's frames do not depend on the rest of the
+    batch.
 
     Args:
         images: (B,C,H,W) in [0,1], C = 3 (RGB) or 1 (gray).
-        steps: T. A multiple of 3 lets no frame mix two saccades.
-        threshold: contrast (difference of natural logarithms) that makes an event.
+        steps: T. With a multiple of 3, no frame mixes two saccades.
+        threshold: contrast, a difference of natural logarithms, that makes an event.
         amplitude: length of the third saccade in pixels; 5 at the recordings' own resolution. The
             other two are 1.13 and 1.20 times as long. Scale it with the image.
         mismatch: relative standard deviation of the pixels' thresholds.
-        seed: of the camera: its thresholds and first references, one map for each (H,W).
+        seed: of the camera, that is of its thresholds and first references, drawn for each (H,W).
 
     Raises:
         ValueError: C neither 1 nor 3, or `steps`, `threshold` or `mismatch` out of range.
 
     >>> gray = torch.full((1, 1, 8, 8), 0.5)
-    >>> simulate(gray, steps=3).sum()                            # no contrast, no events
-    tensor(0.)
+    >>> simulate(gray, steps=3).any()  # no contrast, no events
+    tensor(False)
     """
     B, C, H, W = images.shape
     if C not in (1, 3):
@@ -142,16 +141,13 @@ def simulate_events(image: Float[Tensor, "C H W"], **options: Any) -> np.ndarray
     frames = simulate(image[None], 3 * _SACCADE_MS, **options)[0]
     t, p, y, x = frames.nonzero().T
     number = frames[t, p, y, x].long().numpy()
-    events = np.empty(number.sum(), EVENT)
-    for field, value in {"t": 1000 * t + 500, "x": x, "y": y, "p": p}.items():
-        events[field] = np.repeat(value.numpy(), number)
-    return events
+    return event_array(*(np.repeat(v.numpy(), number) for v in (1000 * t + 500, x, y, p)))
 
 
 def _sensor(
     H: int, W: int, threshold: float, mismatch: float, seed: int
 ) -> tuple[Float[Tensor, "H W"], Float[Tensor, "H W"]]:
-    """Each pixel's threshold, and where it stands between two events at first, in thresholds."""
+    """Each pixel's threshold, and in units of it where the pixel starts between two events."""
     generator = torch.Generator().manual_seed(seed)
     deviation = mismatch * torch.randn(H, W, generator=generator).clamp_(-3, 3)
     return threshold * (1 + deviation), torch.rand(H, W, generator=generator) - 0.5
@@ -160,7 +156,7 @@ def _sensor(
 def _log_luminance(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B H W"]:
     images = images.float()
     if images.shape[1] == 3:
-        luma = torch.einsum("bchw,c->bhw", images, images.new_tensor([0.299, 0.587, 0.114]))
+        luma = torch.einsum("bchw,c->bhw", images, images.new_tensor(LUMA))
     else:
         luma = images[:, 0]
     return luma.pow(_GAMMA).add_(_DARK).log_()
@@ -174,7 +170,7 @@ def _emit(
     path: list[Float[np.ndarray, "_ 2"]],
     frames: Float[Tensor, "B T 2 H W"],
 ) -> None:
-    """Fill `frames`. The loop is over positions only and writes into the same few buffers."""
+    """Fill `frames`, in a loop over positions alone that writes into the same few buffers."""
     B, H, W = L.shape
     pad = math.ceil(max(np.abs(p).max() for p in path)) + 1
     L = F.pad(L[:, None], [pad] * 4, mode="replicate")[:, 0]

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from estl.data.frames import Normalization
 from estl.data.items import Item
 from estl.data.module import EventData, Sample, collate, scaled
-from estl.data.shards import Parts, decode, read_index, read_shard
+from estl.data.shards import Parts, read_index, read_shard, unpack_sample
 
 
 class Stream(IterableDataset[Sample]):
@@ -110,7 +110,7 @@ class Stream(IterableDataset[Sample]):
 
     def __iter__(self) -> Iterator[Sample]:
         for parts in self.parts():
-            item, frames, image = decode(parts, self.T)
+            item, frames, image = unpack_sample(parts, self.T)
             yield scaled(frames, self.normalize), self.number[item.label], image
 
 

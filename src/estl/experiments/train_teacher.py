@@ -11,6 +11,7 @@ from typing import Any
 
 from lightning import Trainer, seed_everything
 
+from estl.data.augment import Augment
 from estl.data.check import refuse_leaks
 from estl.data.module import EventData
 from estl.data.sets.photographs import Photographs
@@ -30,6 +31,7 @@ class TeacherRecord(Json):
         of: what the figures stand on.
         tower: arguments of `ClipTower`.
         images: folder of further training images, or None.
+        flip: whether training images were mirrored.
         epochs: passes over the images.
         lr: peak learning rate.
         image_accuracy: on the images of the validation and the test split.
@@ -38,6 +40,7 @@ class TeacherRecord(Json):
     of: Provenance
     tower: dict[str, Any]
     images: str | None
+    flip: bool
     epochs: int
     lr: float
     image_accuracy: dict[str, float]
@@ -49,20 +52,24 @@ def train_teacher(
     *,
     tower: dict[str, Any],
     images: Path | None = None,
+    flip: bool = False,
     epochs: int,
     lr: float,
     seed: int = 0,
 ) -> TeacherRecord:
     """Train a tower on the images of `pairs`, and save it into `folder`.
 
+    Training images are shifted and scaled by up to a tenth.
+
     Args:
         pairs: the paired set; only its training items are learned from.
         folder: becomes what `ClipTeacher` loads.
         tower: arguments of `ClipTower`, without `classes`.
         images: a folder of further training images, see `Photographs`.
+        flip: whether mirrored images are of the same class: half of them are mirrored then.
         epochs: passes over the images.
         lr: peak learning rate of AdamW, weight decay 0.05, a cosine with two epochs of warm-up.
-        seed: of weights, batch order and jitter.
+        seed: of weights, batch order and augmentation.
 
     Returns:
         What `teacher.json` in the folder holds.
@@ -73,7 +80,8 @@ def train_teacher(
     if (folder / "config.json").exists():
         raise ValueError(f"{folder} already holds a model: choose another --output-dir")
     seed_everything(seed, verbose=False)
-    photographs = Photographs(pairs, images)
+    augment = Augment(shift=0.1, scale=0.1, flip=0.5 if flip else 0.0)
+    photographs = Photographs(pairs, images, augment)
     if not pairs.allow_leaks:
         refuse_leaks(photographs)
     student = ClipTower(len(pairs.classes), **tower)
@@ -97,6 +105,7 @@ def train_teacher(
         provenance(photographs, student, learner.supervision, recipe),
         tower=tower,
         images=None if images is None else str(images),
+        flip=flip,
         epochs=epochs,
         lr=lr,
         image_accuracy=found,

@@ -1,4 +1,4 @@
-"""A CLIP vision tower that can be trained here, for where no hub is near."""
+"""A small CLIP vision tower and its training objective, for where the Hub cannot be reached."""
 
 import math
 from typing import Literal
@@ -17,18 +17,10 @@ Objective = Literal["embedding", "linear"]
 class ClipTower(nn.Module):
     """A CLIP vision tower with a classifier, as a student of still images (T = 1).
 
-    objective="embedding": supervised contrastive against learned class embeddings w_k, which play
-    the part of CLIP's text embeddings (Radford et al. 2021, section 2.3), with a learned scale s:
-
-        logit_k = exp(s) * cos(P pooled, w_k)
-
-    objective="linear": a linear layer on the pooled feature.
-
-    Two heads of the objective: one reads the pooled feature (`logits`), one the mean of the patches
-    (`classify`). The second is there because a tower that is trained through its class token alone
-    leaves its patches, of which the distillation's target is made, far less telling (docs/log.md).
-
-    In training mode every image is shifted and scaled by up to a tenth, and mirrored if `flip`.
+    It has two heads: one reads the pooled feature (`logits`), one the mean of the patches
+    (`classify`). A tower that is trained through its class token alone leaves its patches, of which
+    the distillation's target is made, far less telling (docs/log.md). A head is a `CosineHead`
+    (objective="embedding") or a linear layer ("linear").
 
     Args:
         classes: number of classes K.
@@ -37,8 +29,7 @@ class ClipTower(nn.Module):
         dim: width E, a multiple of `heads`.
         depth: number of layers.
         heads: attention heads.
-        objective: see above.
-        flip: whether mirrored images are of the same class.
+        objective: kind of the heads.
 
     Raises:
         ValueError: sizes that do not divide.
@@ -62,7 +53,6 @@ class ClipTower(nn.Module):
         depth: int = 4,
         heads: int = 4,
         objective: Objective = "embedding",
-        flip: bool = False,
     ) -> None:
         super().__init__()
         if image_size % patch or dim % heads:
@@ -81,7 +71,7 @@ class ClipTower(nn.Module):
             patch_size=patch,
         )
         self.tower = CLIPVisionModel(config)
-        self.image_size, self.grid, self.flip = image_size, image_size // patch, flip
+        self.image_size, self.grid = image_size, image_size // patch
         self.dim, self.in_channels, self.classes = dim, 3, classes
         head = CosineHead if objective == "embedding" else nn.Linear
         self.head: nn.Module = head(dim, classes)
@@ -95,8 +85,6 @@ class ClipTower(nn.Module):
         size = (self.image_size, self.image_size)
         if x.shape[-2:] != size:
             x = F.interpolate(x, size, mode="bicubic", antialias=True).clamp(0.0, 1.0)
-        if self.training:
-            x = jitter(x, flip=self.flip)
         out = self.tower(pixel_values=(x - self.mean) / self.std)
         pooled = out.pooler_output[:, None]
         patches = out.last_hidden_state[:, 1:].transpose(1, 2)
@@ -115,15 +103,18 @@ class BothHeads(Supervision):
     def forward(self, output: Output, batch: Batch) -> Loss:
         """The loss of one batch."""
         patches = output.classify(output.features.mean((-2, -1)))
-        terms = {
-            "pooled": F.cross_entropy(output.logits.mean(1), batch.target),
-            "patches": F.cross_entropy(patches.mean(1), batch.target),
-        }
-        return Loss(sum(terms.values(), start=terms["pooled"].new_zeros(())), terms)
+        pooled = F.cross_entropy(output.logits.mean(1), batch.target)
+        patches = F.cross_entropy(patches.mean(1), batch.target)
+        return Loss(pooled + patches, {"pooled": pooled, "patches": patches})
 
 
 class CosineHead(nn.Module):
-    """exp(s) * cos(P x, w_k), see `ClipTower`; exp(s) is at most 100, as in CLIP."""
+    """Logits against learned class embeddings w_k, in place of CLIP's embeddings of text:
+
+        logit_k = exp(s) * cos(P x, w_k),    exp(s) <= 100
+
+    with a learned scale s (Radford et al. 2021, section 2.3).
+    """
 
     def __init__(self, dim: int, classes: int) -> None:
         super().__init__()
@@ -135,15 +126,3 @@ class CosineHead(nn.Module):
         """Logits of pooled features."""
         cosine = F.normalize(self.project(x), dim=-1) @ F.normalize(self.embeddings, dim=-1).T
         return self.scale.exp().clamp(max=100.0) * cosine
-
-
-def jitter(x: Float[Tensor, "B 3 H W"], *, flip: bool) -> Float[Tensor, "B 3 H W"]:
-    """Each image shifted and scaled by up to a tenth, and mirrored half the time if `flip`."""
-    draw = torch.rand(len(x), 4, device=x.device)
-    scale = 0.9 + 0.2 * draw[:, 0]
-    mirror = torch.where(draw[:, 1] < 0.5, -1.0, 1.0) if flip else torch.ones_like(scale)
-    theta = x.new_zeros(len(x), 2, 3)
-    theta[:, 0, 0], theta[:, 1, 1] = scale * mirror, scale
-    theta[:, :, 2] = 0.4 * draw[:, 2:] - 0.2
-    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)

@@ -87,6 +87,9 @@ def test_time_that_runs_backwards_is_refused_with_its_byte(tmp_path: Path) -> No
     path = write_events(tmp_path / "e.bin", [(5, 0, 0, 1), (9, 0, 0, 1), (8, 0, 0, 1)])
     with pytest.raises(ValueError, match=r"e\.bin: time runs backwards at byte 10, from 9 to 8"):
         read_events(path)
+    write_events(path, [(WRAP - 6, 0, 0, 1), (WRAP + 3, 0, 0, 1), (WRAP + 2, 0, 0, 1)])
+    with pytest.raises(ValueError, match=r"e\.bin: time runs backwards at byte 10, from 3 to 2"):
+        read_events(path)
 
 
 @pytest.mark.parametrize("length", [1, 4, 11, 14])

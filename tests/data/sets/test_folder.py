@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from estl.data.formats.images import list_images, read_rgb
+from estl.data.formats.images import read_rgb
+from estl.data.items import list_images
 from estl.data.sets.folder import ImageFolder
 from estl.data.simulator import simulate
 

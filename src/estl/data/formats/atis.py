@@ -4,7 +4,14 @@ from pathlib import Path
 
 import numpy as np
 
-from estl.data.formats.events import EVENT, checked_length, outside, runs_back, unwrap
+from estl.data.formats.events import (
+    check_inside,
+    check_order,
+    check_whole,
+    checked_length,
+    event_array,
+    unwrap,
+)
 
 _BYTES = 5
 _WRAP = 1 << 23
@@ -19,7 +26,7 @@ def read_events(path: str | Path, size: tuple[int, int] | None = None) -> np.nda
 
     Args:
         path: the recording.
-        size: the sensor's (H,W), to refuse events outside of it.
+        size: the sensor's (H,W); events outside of it are refused.
 
     Returns:
         Structured array of `EVENT`, in the order of the file, which is that of time.
@@ -30,28 +37,14 @@ def read_events(path: str | Path, size: tuple[int, int] | None = None) -> np.nda
             event outside `size`; the text names the file and the byte.
     """
     length = checked_length(path)
-    if length % _BYTES:
-        raise ValueError(
-            f"{path}: truncated in the event at byte {length // _BYTES * _BYTES} "
-            f"({length} bytes, {_BYTES} an event): fetch the file again"
-        )
+    check_whole(path, length, _BYTES)
     raw = np.fromfile(path, np.uint8)
-    n = len(raw) // _BYTES
+    at = range(0, len(raw), _BYTES)
     # The last four bytes of each event as one number: y, polarity, time.
-    word = np.ndarray(n, ">u4", raw.data, offset=1, strides=(_BYTES,)).astype(np.uint32)
+    word = np.ndarray(len(at), ">u4", raw.data, offset=1, strides=(_BYTES,)).astype(np.uint32)
     clock = word & (_WRAP - 1)
-    if (back := runs_back(clock, _WRAP)) is not None:
-        raise ValueError(
-            f"{path}: time runs backwards at byte {_BYTES * back}, from {clock[back - 1]} to "
-            f"{clock[back]} microseconds: fetch the file again"
-        )
+    check_order(path, clock, lambda i: f"byte {at[i]}", _WRAP)
     x, y = np.ascontiguousarray(raw[::_BYTES]), np.ascontiguousarray(raw[1::_BYTES])
-    if size is not None and (bad := outside(x, y, size)) is not None:
-        raise ValueError(
-            f"{path}: event at byte {_BYTES * bad}, x={x[bad]} y={y[bad]}, outside the sensor of "
-            f"H={size[0]} W={size[1]}"
-        )
-    events = np.empty(n, EVENT)
-    events["t"], events["x"], events["y"] = unwrap(clock, _WRAP), x, y
-    events["p"] = word >> 23 & 1
-    return events
+    if size is not None:
+        check_inside(x, y, size, lambda i: f"{path}: event at byte {at[i]}")
+    return event_array(unwrap(clock, _WRAP), x, y, word >> 23 & 1)

@@ -1,6 +1,8 @@
-"""What every reader of recordings shares: the type of an event, and the checks of a file."""
+"""What the readers of recordings share: the type of an event, and the checks of a file."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -8,41 +10,55 @@ EVENT = np.dtype([("t", np.int64), ("x", np.int16), ("y", np.int16), ("p", np.in
 """One event: time in microseconds, column, row (down), polarity (1 = ON, brighter; 0 = OFF)."""
 
 MAX_BYTES = 512 << 20
-"""No recording of the sets read here comes near this size; a larger file is refused unread."""
+"""No recording of the sets read here comes near this size."""
+
+
+def broken(path: str | Path, what: str) -> ValueError:
+    """The error of a file that is no whole recording."""
+    return ValueError(f"{path}: {what}: get the recording again")
 
 
 def checked_length(path: str | Path) -> int:
-    """Bytes of a recording, known without reading it.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: an empty file or one of more than `MAX_BYTES`.
-    """
+    """Bytes of a recording: a missing, an empty and an oversized file are refused unread."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no recording {path}")
     length = path.stat().st_size
     if length == 0:
-        raise ValueError(f"{path}: no events (0 bytes): fetch the file again")
+        raise broken(path, "no events (0 bytes)")
     if length > MAX_BYTES:
-        raise ValueError(
-            f"{path}: {length} bytes, but a recording has at most {MAX_BYTES}: fetch the file again"
-        )
+        raise broken(path, f"{length} bytes, but a recording has at most {MAX_BYTES}")
     return length
 
 
-def runs_back(clock: np.ndarray, period: int | None = None) -> int | None:
-    """Index of the first event earlier than the one before it, or None.
+def check_whole(path: str | Path, length: int, each: int, start: int = 0) -> None:
+    """Raise ValueError unless events of `each` bytes fill the file from `start` to its end."""
+    if odd := (length - start) % each:
+        what = f"truncated in the event at byte {length - odd}"
+        raise broken(path, f"{what} ({length} bytes, {each} an event)")
 
-    Where the clock wraps at `period`, a step back by more than half of it is a wrap.
 
-    >>> runs_back(np.array([250, 3, 2]), period=256)
-    2
+def event_array(t: Any, x: Any, y: Any, p: Any) -> np.ndarray:
+    """Structured array of `EVENT` from four columns."""
+    events = np.empty(len(t), EVENT)
+    events["t"], events["x"], events["y"], events["p"] = t, x, y, p
+    return events
+
+
+def check_order(
+    path: str | Path, t: np.ndarray, place: Callable[[int], str], period: int | None = None
+) -> None:
+    """Raise ValueError, with its `place`, for an event that is earlier than the one before it.
+
+    If the clock wraps at `period`, a step back by more than half of that is a wrap.
     """
-    back = np.flatnonzero(clock[1:] < clock[:-1])
+    back = np.flatnonzero(t[1:] < t[:-1])
     if period is not None:
-        back = back[clock[back].astype(np.int64) - clock[back + 1] <= period // 2]
-    return int(back[0]) + 1 if len(back) else None
+        back = back[t[back].astype(np.int64) - t[back + 1] <= period // 2]
+    if len(back):
+        i = int(back[0]) + 1
+        times = f"from {t[i - 1]} to {t[i]} microseconds"
+        raise broken(path, f"time runs backwards at {place(i)}, {times}")
 
 
 def unwrap(clock: np.ndarray, period: int) -> np.ndarray:
@@ -57,9 +73,15 @@ def unwrap(clock: np.ndarray, period: int) -> np.ndarray:
     return clock + np.append(0, np.cumsum(wrapped) * period)
 
 
-def outside(x: np.ndarray, y: np.ndarray, size: tuple[int, int]) -> int | None:
-    """Index of the first event outside (H,W), or None."""
-    for column, extent in ((x, size[1]), (y, size[0])):
-        if len(column) and (column.min() < 0 or column.max() >= extent):
-            return int(((x < 0) | (x >= size[1]) | (y < 0) | (y >= size[0])).argmax())
-    return None
+def check_inside(
+    x: np.ndarray,
+    y: np.ndarray,
+    size: tuple[int, int],
+    name: Callable[[int], str],
+    what: str = "sensor",
+) -> None:
+    """Raise ValueError, with its `name`, for an event outside the (H,W) of `what`."""
+    H, W = size
+    if len(x) and (x.min() < 0 or x.max() >= W or y.min() < 0 or y.max() >= H):
+        i = int(((x < 0) | (x >= W) | (y < 0) | (y >= H)).argmax())
+        raise ValueError(f"{name(i)}, x={x[i]} y={y[i]}, outside the {what} of H={H} W={W}")

@@ -1,5 +1,7 @@
-"""Image files as tensors, and folders of them as items."""
+"""Image files as tensors."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +10,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from estl.data.items import Item
-
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
-
 
 Box = tuple[float, float, float, float]
 """Left, upper, right and lower edge of a part of an image, as fractions of its width and height."""
@@ -23,16 +22,13 @@ def read_rgb(path: Path, size: int | None = None, box: Box | None = None) -> Flo
     Args:
         path: the file.
         size: height and width of the result, the image's own if None.
-        box: the part of the image to resize, all of it if None; it needs a `size`.
+        box: the part of the image that is resized, all of it if None; it needs a `size`.
 
     Raises:
         ValueError: not an image; the text names the file.
     """
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as an image ({error}): remove it") from None
+    with _opened(path) as file:
+        image = file.convert("RGB")
     if size is not None:
         pixels = None
         if box is not None:
@@ -43,29 +39,17 @@ def read_rgb(path: Path, size: int | None = None, box: Box | None = None) -> Flo
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """(H,W) of an image file, from its head.
+    """(H,W) of an image file, from its header; it raises what `read_rgb` raises."""
+    with _opened(path) as file:
+        return file.height, file.width
 
-    Raises:
-        ValueError: not an image; the text names the file.
-    """
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image file; what Pillow raises for broken bytes becomes one line that names the file."""
     try:
         with Image.open(path) as file:
-            W, H = file.size
-    except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as an image ({error}): remove it") from None
-    return H, W
-
-
-def list_images(root: Path) -> list[Item]:
-    """Items of a folder `root/<class>/<name>.png` (or .jpg, .jpeg, .bmp), sorted.
-
-    Raises:
-        FileNotFoundError: no image there.
-    """
-    paths = (p for p in root.glob("*/*") if p.suffix.lower() in SUFFIXES)
-    items = sorted(Item(p.parent.name, p.stem, image=p) for p in paths)
-    if not items:
-        raise FileNotFoundError(
-            f"no images {root}/<class>/<name>.jpg or .png: point --data-path at such a folder"
-        )
-    return items
+            yield file
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} cannot be read as an image ({reason}): remove it") from None

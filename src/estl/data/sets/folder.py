@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from estl.data.formats.images import list_images, read_rgb
-from estl.data.items import Item, read_splits, select_items, split_items
+from estl.data.formats.images import read_rgb
+from estl.data.items import Item, list_images, read_splits, select_items, split_items
 from estl.data.module import EventData
 from estl.data.simulator import simulate
 

@@ -1,4 +1,4 @@
-"""The images of a paired set, alone: what a teacher is trained on."""
+"""The images of a paired set without the events: what a teacher is trained on."""
 
 from functools import partial
 from pathlib import Path
@@ -6,24 +6,27 @@ from typing import Any
 
 from torch import Tensor
 
-from estl.data.formats.images import list_images
-from estl.data.items import Item, file_content
+from estl.data.augment import Augment
+from estl.data.items import Item, file_content, list_images
 from estl.data.module import EventData
 
 
 class Photographs(EventData):
-    """The images of a paired set, alone: batches whose `events` are the image as one time step.
+    """The images of a paired set: batches whose `events` are the image as one time step.
 
     Args:
         pairs: the paired set; its splits are kept.
         extra: a folder of further training images `<class>/<name>.png`, or None.
+        augment: random changes of the training images.
 
     Raises:
         ValueError: the set has no images, or none for validation; `extra` has other classes, or an
             image of the set's validation or test items (same class and number).
     """
 
-    def __init__(self, pairs: EventData, extra: Path | None = None) -> None:
+    def __init__(
+        self, pairs: EventData, extra: Path | None = None, augment: Augment | None = None
+    ) -> None:
         splits = {name: list(items) for name, items in pairs.splits.items()}
         if extra is not None:
             held = {*splits["val"], *splits["test"]}
@@ -47,6 +50,7 @@ class Photographs(EventData):
             in_channels=3,
             batch_size=pairs.batch_size,
             seed=pairs.seed,
+            augment=augment,
             content=pairs.content if extra is None else file_content,
         )
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from estl.data.unpack import unpack
+from estl.data.formats.archives import unpack
 
 
 def zipped(path: Path, members: dict[str, bytes]) -> Path:

@@ -1,0 +1,80 @@
+"""An image file is read, or refused in one line that names it."""
+
+import io
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from estl.data.formats.images import read_rgb, read_size
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+
+
+def encoded(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(PIXELS).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    crc = zlib.crc32(name + content).to_bytes(4, "big")
+    return len(content).to_bytes(4, "big") + name + content + crc
+
+
+def test_pixels_come_back_exactly_and_a_box_is_cut_out_before_resizing(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded("PNG"))
+    assert read_size(path) == (6, 8)
+    image = read_rgb(path)
+    assert torch.equal(image * 255, torch.from_numpy(PIXELS).movedim(-1, 0).float())
+    half = read_rgb(path, 3, (0.5, 0.5, 0.875, 1.0))
+    assert torch.equal(half, image[:, 3:6, 4:7])
+
+
+BROKEN = {
+    "no image": b"x",
+    "nothing": b"",
+    "truncated": encoded("PNG")[:60],
+    # A SyntaxError of Pillow: the pixels' chunk ends early, and no other follows.
+    "no chunk where one is due": encoded("PNG")[:33] + chunk(b"IDAT", b"x\x01") + b"\xff" * 40,
+    "a short head": encoded("PNG")[:8] + chunk(b"IHDR", b"\0" * 5),  # a ValueError of Pillow
+    "two billion pixels": encoded("BMP")[:18] + b"\xff\xff\0\0" * 2 + encoded("BMP")[26:],
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_image_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(BROKEN[name])
+    with pytest.raises(ValueError, match=r"a\.png cannot be read as an image \(.+\): ") as error:
+        read_rgb(path)
+    assert "\n" not in str(error.value)
+
+
+@settings(max_examples=150, deadline=None)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@given(
+    kind=st.sampled_from(["PNG", "JPEG", "BMP"]),
+    places=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=4),
+    cut=st.integers(0, 30),
+)
+def test_an_image_with_changed_bytes_is_read_or_refused(
+    kind: str, places: list[tuple[int, int]], cut: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzz"
+    data = bytearray(encoded(kind))
+    for place, value in places:
+        data[place % len(data)] = value
+    path.write_bytes(data[: len(data) - cut])
+    try:
+        H, W = read_size(path)
+        assert read_rgb(path).shape == (3, H, W)
+    except ValueError as error:
+        assert str(error).startswith(f"{path} cannot be read as an image (")  # noqa: PT017
+        assert "\n" not in str(error)  # noqa: PT017

@@ -496,7 +496,13 @@ def test_the_share_is_drawn_from_beta(name: str, alpha: float) -> None:
 # Options
 
 
-@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Augment)])
+@pytest.mark.parametrize("field", ["padded_crop", "roll", "cutout"])
+def test_a_negative_number_of_pixels_is_refused(field: str) -> None:
+    with pytest.raises(ValueError, match=f"{field} .*-1"):
+        Augment(**{field: -1})
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Augment) if f.type is float])
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
 def test_an_option_outside_its_range_is_refused_by_name_and_value(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"^{field} must be a finite number in \[.*\], not") as e:

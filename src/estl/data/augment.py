@@ -6,6 +6,8 @@ Each sample draws its own transform, all at once: no loop over them, and no GPU 
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributions import Gamma
 
+from estl.data.pixels import auto_augment, box, inside, move_pixels, square, warp
 from estl.types import LUMA, Batch, direct_code, is_static
 
 _RANGES = {
@@ -20,6 +23,9 @@ _RANGES = {
     "scale": (0.0, 0.9),
     "crop": (0.1, 1.0),
     "noise": (0.0, math.inf),
+    "padded_crop": (0.0, math.inf),
+    "roll": (0.0, math.inf),
+    "cutout": (0.0, math.inf),
     "mixup": (0.0, math.inf),
     "cutmix": (0.0, math.inf),
 }
@@ -59,6 +65,11 @@ class Augment:
         drop_events: largest share of events lost, each with the same probability, in [0,1].
         polarity: probability that ON and OFF are exchanged, in [0,1].
         noise: expected number of background events a pixel and step, half of them ON, >= 0.
+        padded_crop: pixels of zeros around a picture that is cut back to its size at a random place
+            (static sets), >= 0.
+        roll: largest roll of event frames in whole pixels along each axis, >= 0.
+        cutout: side in pixels of a square of zeros in each picture (DeVries and Taylor 2017), >= 0.
+        policy: "autoaugment" for AutoAugment's CIFAR-10 policy (`pixels.auto_augment`), or "none".
         color: largest change of the factors of brightness, contrast and saturation, in [0,1].
         gray: probability that color is taken away, in [0,1].
         mixup: alpha of Beta(alpha, alpha), from which the share is drawn, >= 0; 0 is off.
@@ -85,13 +96,18 @@ class Augment:
     drop_events: float = 0.0
     polarity: float = 0.0
     noise: float = 0.0
+    padded_crop: int = 0
+    roll: int = 0
+    cutout: int = 0
+    policy: Literal["none", "autoaugment"] = "none"
     color: float = 0.0
     gray: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
+        numbers = {name: value for name, value in asdict(self).items() if name != "policy"}
+        for name, value in numbers.items():
             low, high = _RANGES.get(name, (0.0, 1.0))
             if not (low <= value <= high and math.isfinite(value)):
                 raise ValueError(
@@ -103,7 +119,8 @@ class Augment:
 
         Its tensors are not written to; unchanged ones are shared.
         """
-        for change in (self._mirror, self._move, self._disturb, self._recolor):
+        changes = (self._mirror, self._move, self._step, self._disturb, self._recolor, self._erase)
+        for change in changes:
             batch = change(batch)
         return self._mix(batch, classes) if self.mixup or self.cutmix else batch
 
@@ -117,7 +134,7 @@ class Augment:
         if not (self.shift or self.rotation or self.scale or self.crop < 1.0):
             return batch
         matrix = self._matrix(batch)
-        return _each(batch, lambda x: _warp(x, matrix))
+        return _each(batch, lambda x: warp(x, matrix))
 
     def _matrix(self, batch: Batch) -> Float[Tensor, "B 2 3"]:
         """From normalized coordinates of the result to those of the source.
@@ -138,6 +155,42 @@ class Augment:
         offset = linear @ (center - shift).unsqueeze(-1)
         return torch.cat([linear * side.view(-1, 1, 1), offset], -1)
 
+    def _step(self, batch: Batch) -> Batch:
+        """Padded crop and roll, by whole pixels: of events, and of an image on the same pixels."""
+        for most, wrap, channels in ((self.padded_crop, False, 3), (self.roll, True, 2)):
+            if not most:
+                continue
+            size = batch.events.shape[-2:]
+            if batch.events.shape[2] != channels:
+                name = "roll is for event frames" if wrap else "padded_crop is for pictures"
+                raise ValueError(f"{name}: leave it out for this data set")
+            if batch.image is not None and batch.image.shape[-2:] != size:
+                raise ValueError(
+                    f"whole pixels of the frames, {tuple(size)}, are none of the images, "
+                    f"{tuple(batch.image.shape[-2:])}: use shift in place of padded_crop and roll"
+                )
+            draws = _uniform(batch, -float(most), most + 1.0, 2)
+            rows, columns = draws.floor().clamp(max=most).long().T
+            batch = _each(batch, partial(move_pixels, rows=rows, columns=columns, wrap=wrap))
+        return batch
+
+    def _erase(self, batch: Batch) -> Batch:
+        """The policy, then Cutout, of events that are pictures."""
+        if not self.cutout and self.policy == "none":
+            return batch
+        if not is_static(batch.events) or batch.events.shape[2] != 3 or batch.image is not None:
+            raise ValueError(
+                "cutout and policy are for static pictures without images: leave them out here"
+            )
+        picture = batch.events[:, 0]
+        if self.policy == "autoaugment":
+            picture = auto_augment(picture)
+        if self.cutout:
+            H, W = picture.shape[-2:]
+            place = (_uniform(batch, 0.0, float(n)).long().clamp(max=n - 1) for n in (H, W))
+            picture = picture.masked_fill(square(*place, self.cutout, H, W)[:, 0], 0.0)
+        return replace(batch, events=direct_code(picture, batch.events.shape[1]))
+
     def _disturb(self, batch: Batch) -> Batch:
         x = batch.events
         B, T, C, H, W = x.shape
@@ -154,12 +207,12 @@ class Augment:
         if self.drop_area:
             sides = _uniform(batch, 0.0, self.drop_area, 2)
             corner = _uniform(batch, 0.0, 1.0, 2) * (1.0 - sides)
-            x = x.masked_fill(_box(corner, sides, H, W), 0.0)
+            x = x.masked_fill(box(corner, sides, H, W), 0.0)
         if self.drop_time:  # in whole steps, each number of them as likely
             longest = math.floor(self.drop_time * T + 1e-9)
             length = _uniform(batch, 0.0, longest + 1.0).floor().clamp(max=longest)
             start = (_uniform(batch, 0.0, 1.0) * (T - length + 1.0)).floor()
-            erased = _inside(start / T, length / T, T)
+            erased = inside(start / T, length / T, T)
             x = x.masked_fill(erased.view(B, T, 1, 1, 1), 0.0)
         if self.polarity:
             x = torch.where(_chance(batch, self.polarity), x.flip(2), x)
@@ -198,7 +251,7 @@ class Augment:
 
         def weight(x: Float[Tensor, "B S C H W"]) -> Float[Tensor, "B 1 1 H W"]:
             """The sample's own share of each place."""
-            outside = ~_box(corner, sides, x.shape[-2], x.shape[-1])
+            outside = ~box(corner, sides, x.shape[-2], x.shape[-1])
             return torch.where(boxed, outside.to(x.dtype), own.to(x.dtype))
 
         mixed = _each(batch, lambda x: torch.lerp(x[order], x, weight(x)))
@@ -220,17 +273,6 @@ def _each(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
     if image is not None:
         image = change(image.unsqueeze(1)).squeeze(1)
     return replace(batch, events=events, image=image)
-
-
-def _warp(
-    x: Float[Tensor, "B S C H W"], matrix: Float[Tensor, "B 2 3"]
-) -> Float[Tensor, "B S C H W"]:
-    """Counts (two channels) from the nearest pixel, pictures bilinearly."""
-    flat = x.flatten(1, 2)
-    grid = F.affine_grid(matrix.to(x.dtype), list(flat.shape), align_corners=False)
-    mode, padding = ("nearest", "zeros") if x.shape[2] == 2 else ("bilinear", "border")
-    moved = F.grid_sample(flat, grid, mode=mode, padding_mode=padding, align_corners=False)
-    return moved.view(x.shape)
 
 
 def _uniform(batch: Batch, low: float, high: float, *size: int) -> Float[Tensor, "B *size"]:
@@ -256,19 +298,3 @@ def _beta(batch: Batch, alpha: float) -> Float[Tensor, " B"]:
     gamma = Gamma(ones * (alpha + 1.0), ones, validate_args=False).sample()
     log = gamma.log() + torch.log1p(-_uniform(batch, 0.0, 1.0, 2)) / alpha
     return (log[:, 0] - log[:, 1]).sigmoid()
-
-
-def _inside(start: Float[Tensor, " B"], length: Float[Tensor, " B"], n: int) -> Bool[Tensor, "B n"]:
-    """Which of n positions on [0,1] have their center in [start, start + length)."""
-    centers = (torch.arange(n, device=start.device) + 0.5) / n
-    start = start.unsqueeze(-1)
-    return (centers >= start) & (centers < start + length.unsqueeze(-1))
-
-
-def _box(
-    corner: Float[Tensor, "B 2"], sides: Float[Tensor, "B 2"], H: int, W: int
-) -> Bool[Tensor, "B 1 1 H W"]:
-    """The places of a rectangle; corner and sides are (vertical, horizontal), in shares of 1."""
-    rows = _inside(corner[:, 0], sides[:, 0], H)
-    columns = _inside(corner[:, 1], sides[:, 1], W)
-    return (rows.unsqueeze(-1) & columns.unsqueeze(-2)).unsqueeze(1).unsqueeze(1)

@@ -15,7 +15,7 @@ from estl.experiments.sweep import Variant, keep_recipe, sweep
 from estl.experiments.train_teacher import train_teacher
 from estl.report.comparison import accuracies, markdown, per_step
 from estl.report.tables import plus_minus
-from estl.supervision.distillation import WEIGHTS
+from estl.supervision.distillation import WEIGHTS, trained_parts
 from estl.training.recipe import merge, parse_recipe
 from estl.training.results import DataFacts, Provenance, Results
 
@@ -29,8 +29,8 @@ PARTS = {
 
 
 def test_every_rung_parses_to_its_edges_and_terms() -> None:
-    recipe = RECIPE | PARTS | {"learner": {"part_lr": {"fusion": 0.1}}}
-    for rung in rungs(RECIPE):
+    recipe = RECIPE | PARTS | {"learner": {"part_lr": {"fusion": 0.1, "projector_patches": 0.2}}}
+    for rung in rungs(recipe):
         config, _ = parse_recipe(merge(recipe, rung.overlay))
         _, edges, terms = RUNGS[rung.name]
         if not terms:
@@ -41,7 +41,8 @@ def test_every_rung_parses_to_its_edges_and_terms() -> None:
         assert arguments.teacher == "t"
         assert {k for k, w in arguments.weights.items() if w} == set(terms)
         assert all(arguments.weights[term] == WEIGHTS[term] for term in terms)
-        assert (config.learner.part_lr is None) == (edges != "learned")
+        built = trained_parts(terms, edges)
+        assert set(config.learner.part_lr or {}) == built & {"fusion", "projector_patches"}
 
 
 def test_a_detached_target_is_attached_where_nothing_else_trains_the_fusion() -> None:

@@ -187,8 +187,8 @@ class Augment:
             picture = auto_augment(picture)
         if self.cutout:
             H, W = picture.shape[-2:]
-            place = (_uniform(batch, 0.0, float(n)).long().clamp(max=n - 1) for n in (H, W))
-            picture = picture.masked_fill(square(*place, self.cutout, H, W)[:, 0], 0.0)
+            i, j = (_uniform(batch, 0.0, float(n)).long().clamp(max=n - 1) for n in (H, W))
+            picture = picture.masked_fill(square(i, j, self.cutout, H, W)[:, 0], 0.0)
         return replace(batch, events=direct_code(picture, batch.events.shape[1]))
 
     def _disturb(self, batch: Batch) -> Batch:

@@ -10,7 +10,7 @@ from typing import Any
 
 from estl.experiments.sweep import Variant
 from estl.supervision import EdgeGuidedDistillation, MeanCE
-from estl.supervision.distillation import WEIGHTS
+from estl.supervision.distillation import WEIGHTS, trained_parts
 from estl.training.names import public_path
 
 GUIDED = public_path(EdgeGuidedDistillation)
@@ -49,22 +49,26 @@ def rungs(recipe: dict[str, Any], names: Sequence[str] = ()) -> list[Variant]:
     if unknown:
         raise ValueError(f"no rung {min(unknown)}: the rungs are {', '.join(RUNGS)}")
     weights = WEIGHTS | (spec.get("init_args", {}).get("weights") or {})
+    rates = recipe.get("learner", {}).get("part_lr") or {}
     return [
-        Variant(name, what, _overlay(edges, terms, weights))
+        Variant(name, what, _overlay(edges, terms, weights, rates))
         for name, (what, edges, terms) in RUNGS.items()
         if not names or name in names
     ]
 
 
-def _overlay(edges: str, terms: Sequence[str], weights: dict[str, float]) -> dict[str, Any]:
+def _overlay(
+    edges: str, terms: Sequence[str], weights: dict[str, float], rates: dict[str, float]
+) -> dict[str, Any]:
+    """What a rung changes; a part that it lacks has no learning rate."""
+    parts = {"student", *trained_parts(terms, edges)}
+    learner = {"part_lr": {part: lr for part, lr in rates.items() if part in parts} or None}
     if not terms:
-        plain = {"class_path": public_path(MeanCE)}
-        return {"supervision": plain, "learner": {"part_lr": None}}
+        return {"supervision": {"class_path": public_path(MeanCE)}, "learner": learner}
     arguments: dict[str, Any] = {
         "edges": edges,
         "weights": {term: weight if term in terms else 0.0 for term, weight in weights.items()},
     }
     if edges != "none" and "contrastive" not in terms:
         arguments["detach_target"] = False  # nothing else trains the fusion on these rungs
-    overlay: dict[str, Any] = {"supervision": {"init_args": arguments}}
-    return overlay if edges == "learned" else overlay | {"learner": {"part_lr": None}}
+    return {"supervision": {"init_args": arguments}, "learner": learner}

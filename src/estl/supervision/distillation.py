@@ -5,6 +5,7 @@ knows nothing of it.
 """
 
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -125,18 +126,21 @@ class EdgeGuidedDistillation(Supervision):
         self.teacher = teacher if isinstance(teacher, ClipTeacher) else ClipTeacher(teacher)
         E = self.teacher.dim
 
-        # Built only where a term needs it: DDP refuses parameters that no loss reaches.
-        has_target = not self.weights.keys().isdisjoint({"global_distill", "contrastive"})
-        fuses = has_target and edges != "none"
+        parts = trained_parts(self.weights, edges)
         self.edge_detector: LearnableEdgeDetector | SobelEdges | None = None
-        if fuses or not self.weights.keys().isdisjoint({"edge_align", "edge_reg"}):
-            self.edge_detector = LearnableEdgeDetector() if edges == "learned" else SobelEdges()
+        if "edge_detector" in parts:
+            self.edge_detector = LearnableEdgeDetector()
+        elif edges == "sobel":
+            self.edge_detector = SobelEdges()
         self.fusion = (
-            EdgeGuidedFusion(E, heads=heads, query=query, edge_grid=edge_grid) if fuses else None
+            EdgeGuidedFusion(E, heads=heads, query=query, edge_grid=edge_grid)
+            if "fusion" in parts
+            else None
         )
-        self.projector = nn.Linear(student_dim, E) if has_target else None
-        patches = "patch_distill" in self.weights
-        self.projector_patches = nn.Linear(student_dim, E) if patches else None
+        self.projector, self.projector_patches = (
+            nn.Linear(student_dim, E) if part in parts else None
+            for part in ("projector", "projector_patches")
+        )
         self.contrastive = ContrastiveLoss(temperature, positives)
         if detach_target and edges != "none" and "contrastive" not in self.weights:
             raise ValueError(
@@ -253,6 +257,23 @@ def _spread(x: Float[Tensor, "B E"]) -> Float[Tensor, ""]:
     """Root of the variance over the batch of the directions x / |x|, in [0,1]."""
     direction = F.normalize(x.float(), dim=1)
     return direction.var(0, correction=0).sum().sqrt()
+
+
+def trained_parts(terms: Collection[str], edges: str) -> set[str]:
+    """The parts that are built and trained for `terms`; DDP refuses parameters no loss reaches.
+
+    >>> sorted(trained_parts(["cls", "global_distill"], edges="sobel"))
+    ['fusion', 'projector']
+    """
+    target = not {"global_distill", "contrastive"}.isdisjoint(terms)
+    asked = {
+        "projector": target,
+        "fusion": target and edges != "none",
+        "edge_detector": edges == "learned"
+        and (target or not {"edge_align", "edge_reg"}.isdisjoint(terms)),
+        "projector_patches": "patch_distill" in terms,
+    }
+    return {part for part, needed in asked.items() if needed}
 
 
 def _weights(changes: dict[str, float], edges: str) -> dict[str, float]:

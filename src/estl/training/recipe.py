@@ -21,6 +21,9 @@ from estl.training.learner import Learner
 from estl.training.names import public, public_path
 from estl.types import Supervision
 
+SECTIONS = ("data", "student", "supervision", "learner", "trainer", "init_args")
+"""Keys of a recipe that hold further keys; what stands under any other is one value."""
+
 
 def make_parser() -> ArgumentParser:
     """The schema of a recipe, as a parser of its keys."""
@@ -101,14 +104,14 @@ def plain(config: Namespace) -> dict[str, Any]:
 def merge(recipe: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
     """`recipe` with the values of `overlay`; another class takes the place of the old arguments.
 
-    >>> merge({"a": {"class_path": "x", "init_args": {"p": 1}}, "b": {"c": 1, "d": 2}},
-    ...       {"a": {"class_path": "y"}, "b": {"d": 3}})
-    {'a': {'class_path': 'y'}, 'b': {'c': 1, 'd': 3}}
+    >>> merge({"student": {"class_path": "x", "init_args": {"p": 1}}, "learner": {"lr": 1}},
+    ...       {"student": {"class_path": "y"}, "learner": {"warmup": 3}})
+    {'student': {'class_path': 'y'}, 'learner': {'lr': 1, 'warmup': 3}}
     """
     merged = dict(recipe)
     for key, value in overlay.items():
         old = merged.get(key)
-        if isinstance(value, dict) and isinstance(old, dict):
+        if key in SECTIONS and isinstance(value, dict) and isinstance(old, dict):
             same = value.get("class_path") in (None, old.get("class_path"))
             value = merge(old, value) if same else value
         merged[key] = value

@@ -203,7 +203,7 @@ def test_broken_items_are_left_out_and_counted(
             splits,
             load_broken,
             T=2,
-            image_size=(2, 2),
+            frame_size=(2, 2),
             content=no_content,
             **options,  # type: ignore[arg-type]
         )
@@ -320,7 +320,7 @@ def test_loading_takes_less_than_a_twentieth_of_a_training_step(
     data = NMNISTPairs(root, T=5, batch_size=32, images=False, cache=tmp_path)
     student = VGGSNN(
         classes=10,
-        image_size=(34, 34),
+        frame_size=(34, 34),
         layers=(16, "AP", 32, "AP", 64, "AP", 128),
         pooled=True,
     )

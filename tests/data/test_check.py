@@ -57,7 +57,7 @@ def load(item: Item) -> tuple[Tensor, Tensor | None]:
 
 def listed(train: list[Item], test: list[Item]) -> EventData:
     """A set by lists of names."""
-    return EventData({"train": train, "val": [], "test": test}, load, T=2, image_size=(4, 4))
+    return EventData({"train": train, "val": [], "test": test}, load, T=2, frame_size=(4, 4))
 
 
 def test_real_sets_have_no_leak(shared: Path) -> None:
@@ -121,7 +121,7 @@ def test_sets_without_files_are_compared_by_their_content() -> None:
 
     def data(test: str) -> EventData:
         splits = {"train": [Item("a", "1"), Item("a", "2")], "test": [Item("b", test)]}
-        return EventData(splits, load, T=2, image_size=(4, 4), content=content)
+        return EventData(splits, load, T=2, frame_size=(4, 4), content=content)
 
     refuse_leaks(data("4"))
     with pytest.raises(ValueError, match="a/1 and test item b/3 have the same content"):

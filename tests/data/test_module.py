@@ -44,7 +44,7 @@ def numbers(train: int, batch_size: int = 4, seed: int = 0, num_workers: int = 0
         splits,
         load_number,
         T=2,
-        image_size=(3, 3),
+        frame_size=(3, 3),
         batch_size=batch_size,
         seed=seed,
         num_workers=num_workers,
@@ -176,7 +176,7 @@ def static(item: Item) -> tuple[Tensor, None]:
 
 def one_item(load: Load, T: int, **options: Any) -> EventData:
     splits = {name: [Item("a", "2")] for name in ("train", "val", "test")}
-    return EventData(splits, load, T=T, image_size=(3, 3), content=lambda item: [], **options)
+    return EventData(splits, load, T=T, frame_size=(3, 3), content=lambda item: [], **options)
 
 
 @pytest.mark.parametrize("how", ["none", "max", "std"])
@@ -264,7 +264,7 @@ def test_nmnist_has_its_sizes_classes_and_shapes(nmnist: NMNISTPairs) -> None:
     assert nmnist.classes == tuple("0123456789")
     assert sum(nmnist.sizes.values()) == 800
     assert nmnist.sizes["test"] == 100
-    assert (nmnist.in_channels, nmnist.T, nmnist.image_size) == (2, 4, (34, 34))
+    assert (nmnist.in_channels, nmnist.T, nmnist.frame_size) == (2, 4, (34, 34))
     batch = next(iter(nmnist.val_dataloader()))
     assert batch.events.shape == (50, 4, 2, 34, 34)
     assert batch.image is not None
@@ -395,7 +395,7 @@ def test_digits_have_their_sizes_classes_and_shapes(digits: Digits) -> None:
     assert digits.sizes["val"] == pytest.approx(0.08 * 1797, abs=5)
     batch = next(iter(digits.train_dataloader()))
     assert batch.events.shape == (50, 6, 2, 32, 32)
-    assert (digits.in_channels, digits.T, digits.image_size) == (2, 6, (32, 32))
+    assert (digits.in_channels, digits.T, digits.frame_size) == (2, 6, (32, 32))
     assert batch.image is not None
     assert batch.image.shape == (50, 3, 32, 32)
     assert batch.image.min() == 0

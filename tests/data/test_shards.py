@@ -23,7 +23,7 @@ def small(leak: int = 0, **loading: Any) -> EventData:
     """14 training items, 4 for validation, 2 for testing and `leak` of the training items again."""
     splits = {"train": ITEMS[:14], "val": ITEMS[14:18], "test": ITEMS[18:] + ITEMS[:leak]}
     return EventData(
-        splits, load, T=2, image_size=(1, 1), content=lambda i: [str(i).encode()], **loading
+        splits, load, T=2, frame_size=(1, 1), content=lambda i: [str(i).encode()], **loading
     )
 
 

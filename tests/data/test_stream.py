@@ -49,7 +49,7 @@ def numbered(n: int, **loading: Any) -> EventData:
     items = [Item("ab"[i % 2], f"{i:03d}") for i in range(n + 11)]
     splits = {"train": items[:n], "val": items[n : n + 7], "test": items[n + 7 :]}
     return EventData(
-        splits, number, T=2, image_size=(1, 1), content=lambda i: [str(i).encode()], **loading
+        splits, number, T=2, frame_size=(1, 1), content=lambda i: [str(i).encode()], **loading
     )
 
 
@@ -78,7 +78,7 @@ def test_shards_of_photographs_hold_what_the_folder_holds(source: ImageFolder, r
     assert data.classes == source.classes
     assert data.sizes == source.sizes
     assert data.fingerprint == source.fingerprint
-    assert (data.T, data.image_size, data.in_channels) == (3, (16, 16), 2)
+    assert (data.T, data.frame_size, data.in_channels) == (3, (16, 16), 2)
     assert data.sizes["train"] > 64  # so that there are several shards
     for split in ("train", "val", "test"):
         items = {str(item): item for item in source.splits[split]}

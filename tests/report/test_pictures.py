@@ -33,7 +33,7 @@ def fit(supervision: Supervision, folder: Path) -> Trainer:
         log_every_n_steps=1,
         callbacks=[Pictures(folder, every=2, samples=2)],
     )
-    student = VGGSNN(image_size=(16, 16), layers=(8, "AP"), pooled=True)
+    student = VGGSNN(frame_size=(16, 16), layers=(8, "AP"), pooled=True)
     trainer.fit(Learner(student, supervision), Digits(T=3, size=16, per_class=2))
     return trainer
 

@@ -94,7 +94,8 @@ def normalize(
         "std":   f / sqrt(mean (f - mean f)^2)
 
     Nothing is subtracted, so a place without events stays 0. A sample whose divisor is 0 (no
-    events at all) is left as it is.
+    events at all) is left as it is. Of frames that are one step expanded over time (direct coding),
+    that step is scaled and expanded again.
 
     Args:
         frames: counts (T,C,H,W), or a batch of them.
@@ -108,6 +109,8 @@ def normalize(
     """
     if how == "none":
         return frames
+    if frames.shape[-4] > 1 and frames.stride(-4) == 0:
+        return normalize(frames.narrow(-4, 0, 1), how).expand(frames.shape)
     if how == "max":
         scale = frames.amax((-4, -3, -2, -1), keepdim=True)
     elif how == "std":

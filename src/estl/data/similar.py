@@ -6,6 +6,8 @@ from scipy.fft import dctn
 from torch import Tensor, einsum
 from torch.nn import functional as F
 
+from estl.types import LUMA
+
 _BLOCK = 512
 
 
@@ -21,7 +23,7 @@ def perceptual_hash(image: Float[Tensor, "3 h w"]) -> int:
     >>> perceptual_hash(image) == perceptual_hash(0.5 * image)
     True
     """
-    luma = einsum("chw,c->hw", image, image.new_tensor([0.299, 0.587, 0.114]))
+    luma = einsum("chw,c->hw", image, image.new_tensor(LUMA))
     small = F.interpolate(luma[None, None], (32, 32), mode="bilinear", antialias=True)[0, 0]
     low = dctn(small.double().numpy())[:8, :8]
     bits = np.packbits(low.ravel() > np.median(low))

@@ -7,16 +7,14 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import webdataset as wds
-from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from estl.data.frames import Normalization
-from estl.data.items import Item
-from estl.data.module import EventData, Sample, collate, scaled
+from estl.data.frames import Normalization, normalize
+from estl.data.module import EventData, Sample
 from estl.data.shards import Parts, decode, read_index, read_shard
 
 
@@ -35,8 +33,8 @@ class Stream(IterableDataset[Sample]):
         classes: the classes' names.
         T: number of frames.
         batch_size: samples a batch.
-        normalize: how frames are scaled.
-        shuffle: whether this is the training split.
+        scaling: how frames are normalized.
+        shuffle: whether this is for training.
         buffer: samples that a worker mixes at a time.
         seed: of all orders.
         rank: number of this process.
@@ -51,7 +49,7 @@ class Stream(IterableDataset[Sample]):
         T: int,
         *,
         batch_size: int,
-        normalize: Normalization = "none",
+        scaling: Normalization = "none",
         shuffle: bool = False,
         buffer: int = 1000,
         seed: int = 0,
@@ -63,7 +61,7 @@ class Stream(IterableDataset[Sample]):
         self.number = {name: i for i, name in enumerate(classes)}
         self.T = T
         self.batch_size = batch_size
-        self.normalize = normalize
+        self.scaling = scaling
         self.shuffle = shuffle
         self.buffer = buffer
         self.seed = seed
@@ -111,7 +109,7 @@ class Stream(IterableDataset[Sample]):
     def __iter__(self) -> Iterator[Sample]:
         for parts in self.parts():
             item, frames, image = decode(parts, self.T)
-            yield scaled(frames, self.normalize), self.number[item.label], image
+            yield normalize(frames, self.scaling), self.number[item.label], image
 
 
 class Loader(DataLoader[Sample]):
@@ -137,8 +135,8 @@ class Shards(EventData):
     and its checksum verified before any sample of it is used. The order of training batches
     depends on `seed`, the epoch and the numbers of processes and workers alone, so a run that was
     killed and resumed sees the batches it would have seen; how processes share the samples is said
-    in `Stream`. Items have no files here: `splits` is empty, and a command that needs single items
-    (`estl teach`, `estl data check`) is to be given the set itself.
+    in `Stream`. There are no single items here: a command that needs them is to be given the set
+    itself.
 
     Args:
         root: folder with the shards and their index, or its web address.
@@ -147,22 +145,21 @@ class Shards(EventData):
 
     Raises:
         FileNotFoundError: no index.
-        ValueError: an index of another format, leaks that were allowed when it was written and are
-            not here, or `cache` given; on loading, a broken shard.
+        ValueError: an index of another format, or leaks that were allowed when it was written and
+            are not here; on loading, a broken shard.
     """
 
     def __init__(self, root: str | Path, *, buffer: int = 1000, **loading: Any) -> None:
-        if loading.get("cache") is not None:
-            raise ValueError(f"cache={loading['cache']}: shards are decoded already; leave it out")
         if buffer < 1:
             raise ValueError(f"buffer={buffer}: at least 1")
         root = str(root).rstrip("/")
         index = read_index(root)
+        self.shards: dict[str, list[dict[str, Any]]] = index["splits"]
         super().__init__(
-            {name: [] for name in index["splits"]},
-            _no_items,
+            index["classes"],
+            {split: sum(s["samples"] for s in shards) for split, shards in self.shards.items()},
             T=index["T"],
-            image_size=(index["image_size"][0], index["image_size"][1]),
+            frame_size=(index["frame_size"][0], index["frame_size"][1]),
             in_channels=index["in_channels"],
             **loading,
         )
@@ -171,43 +168,33 @@ class Shards(EventData):
                 f"{root} was written with allow_leaks: the same thing may be in two splits; write "
                 "it without, or train with --data.init_args.allow_leaks=true"
             )
-        self.root = root
-        self.buffer = buffer
-        self.shards: dict[str, list[dict[str, Any]]] = index["splits"]
-        self.classes = tuple(index["classes"])
-        self.sizes = {
-            name: sum(shard["samples"] for shard in shards) for name, shards in self.shards.items()
-        }
+        self.root, self.buffer = root, buffer
         self.fingerprint = index["fingerprint"]
 
-    def stream(self, name: Literal["train", "val", "test"], shuffle: bool = False) -> Stream:
-        """This process's part of a split."""
-        late = shuffle and self.augment is not None  # normalized after augmentation
+    def stream(
+        self, split: str, *, shuffle: bool = False, rank: int = 0, world_size: int = 1
+    ) -> Stream:
+        """The samples of a split; the options are those of `loader`."""
         return Stream(
             self.root,
-            self.shards[name],
+            self.shards[split],
             self.classes,
             self.T,
             batch_size=self.batch_size,
-            normalize="none" if late else self.normalize,
+            scaling=self._scaling(shuffle),
             shuffle=shuffle,
             buffer=self.buffer,
             seed=self.seed,
-            rank=self.trainer.global_rank if self.trainer else 0,
-            processes=self.trainer.world_size if self.trainer else 1,
+            rank=rank,
+            processes=world_size,
         )
 
-    def _loader(self, name: Any, shuffle: bool = False) -> DataLoader[Sample]:
+    def loader(
+        self, split: str, *, shuffle: bool = False, rank: int = 0, world_size: int = 1
+    ) -> DataLoader[Sample]:
+        """Batches of a split, see `EventData.loader`."""
         return Loader(
-            self.stream(name, shuffle),
+            self.stream(split, shuffle=shuffle, rank=rank, world_size=world_size),
             lambda: self.trainer.current_epoch if self.trainer else None,
-            batch_size=self.batch_size,
-            collate_fn=collate,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            **self._loading(),
         )
-
-
-def _no_items(item: Item) -> tuple[Tensor, Tensor | None]:
-    raise ValueError(f"{item}: shards have no single items")

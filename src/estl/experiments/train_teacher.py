@@ -65,10 +65,9 @@ def teach(
         callbacks=[ProgressBar()],
     )
     trainer.fit(learner, photographs)
-    photographs.trainer = None
     device = trainer.strategy.root_device
     found = {
-        split: evaluate(student, getattr(photographs, f"{split}_dataloader")(), device).final
+        split: evaluate(student, photographs.loader(split), device).final
         for split in ("val", "test")
     }
     run = Run(photographs, student, learner.supervision, recipe)

@@ -1,7 +1,7 @@
 """Recipes: the typed configuration of a run, from YAML files, dotted overrides and short flags.
 
 A recipe names classes and their arguments: `data`, `student`, `supervision`; and the arguments of
-`learner` and `trainer`. What the data decide (class count, channels, image size) is filled in where
+`learner` and `trainer`. What the data decide (class count, channels, frame size) is filled in where
 it is left out, and refused where it contradicts them.
 """
 
@@ -38,7 +38,9 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--output_dir", type=str | None, default=None, help="Run folder (default: a new one)."
     )
-    parser.add_subclass_arguments(EventData, "data", skip={"in_channels", "content"})
+    parser.add_subclass_arguments(
+        EventData, "data", skip={"in_channels", "content", "test", "left_out"}
+    )
     parser.add_subclass_arguments(nn.Module, "student")
     parser.add_subclass_arguments(Supervision, "supervision")
     parser.add_class_arguments(
@@ -161,20 +163,28 @@ class Run:
     recipe: dict[str, Any]
 
 
-def build(config: Namespace, given: Namespace) -> Run:
+def build(config: Namespace, given: Namespace, classes: Sequence[str] | None = None) -> Run:
     """Instantiate data, student and supervision; the data's facts go into the student's arguments.
 
+    Args:
+        config: the complete configuration.
+        given: the part of it that was written down.
+        classes: class names that the labels follow, those of a checkpoint; the data's own if None.
+
     Raises:
-        ValueError: an argument that contradicts the data, such as a wrong class count.
+        ValueError: an argument that contradicts the data, such as a wrong class count; a class of
+            the data that is not in `classes`.
     """
     parser = make_parser()
     if "seed" not in _written(given, "data"):
         config.data.init_args.seed = config.seed
     data = make(parser, "data", config.data)
+    if classes is not None:
+        data.follow(classes)
     facts = {
         "classes": len(data.classes),
         "in_channels": data.in_channels,
-        "image_size": tuple(data.image_size),
+        "frame_size": tuple(data.frame_size),
     }
     _fill(config, given, "student", facts, of=_name(config.data))
     student = make(parser, "student", config.student)

@@ -26,13 +26,14 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from estl.data.check import refuse_leaks
 from estl.data.frames import normalize
+from estl.data.reading import read_file
 from estl.evaluation.accuracy import evaluate, running_mean
 from estl.evaluation.attacks import attack, noise, robustness
 from estl.evaluation.diagnostics import diagnose, plot, summary
 from estl.report.pictures import Pictures
 from estl.training.checkpoint import load_student, read_checkpoint
 from estl.training.learner import Learner
-from estl.training.recipe import Run, build, from_recipe, import_path
+from estl.training.recipe import Run, build, from_recipe
 
 
 class ProgressBar(RichProgressBar):
@@ -103,6 +104,7 @@ def fit(
     """
     seed_everything(config.seed, verbose=False)
     run = build(config, given)
+    run.data.require("train")
     if not run.data.allow_leaks:
         refuse_leaks(run.data)
     folder = resume or run_folder(config)
@@ -137,7 +139,6 @@ def fit(
         torch.set_flush_denormal(False)
     if not trainer.is_global_zero:
         return {}
-    run.data.trainer = None  # one process now reads the whole test split
     device = trainer.strategy.root_device
     results = describe(run) | {
         "epochs": trainer.current_epoch,
@@ -151,7 +152,7 @@ def fit(
     for name, path in weights.items():
         run.student.load_state_dict(read_checkpoint(path)["state_dict"])
         for split in splits:
-            found = evaluate(run.student, getattr(run.data, f"{split}_dataloader")(), device)
+            found = evaluate(run.student, run.data.loader(split), device)
             results[split][name] = {"accuracy": found.final, "per_step": found.per_step}
         if test and name == "final":
             results["diagnosis"] = _diagnose(run, folder, device)
@@ -161,7 +162,7 @@ def fit(
 
 def _diagnose(run: Run, folder: Path, device: torch.device) -> dict[str, float | None]:
     """Diagnose the student on the test split into the run folder; return the summary."""
-    found = diagnose(run.student, run.data.test_dataloader(), device, run.supervision)
+    found = diagnose(run.student, run.data.loader("test"), device, run.supervision)
     (folder / "diagnostics.json").write_text(json.dumps(found, indent=2) + "\n")
     plot(found, folder / "diagnostics.png")
     return summary(found)
@@ -233,22 +234,18 @@ def test(
         noisy: whether it is also measured under noise and with a frame dropped.
 
     Raises:
-        ValueError: the data's classes are not the checkpoint's.
+        ValueError: the data have a class that is not one of the checkpoint's.
     """
     saved = read_checkpoint(path)
     recipe = saved["recipe"]
     if data_path is not None:
         recipe["data"]["init_args"]["root"] = data_path
     config = from_recipe(recipe)
-    run = build(config, config)
-    if list(run.data.classes) != saved["classes"]:
-        raise ValueError(
-            f"the class names of {data_path} differ from those {path} was trained on "
-            f"({list(run.data.classes)[:3]}... against {saved['classes'][:3]}...): give other data"
-        )
+    run = build(config, config, saved["classes"])
+    run.data.require("test")
     run.student.load_state_dict(saved["state_dict"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = evaluate(run.student, run.data.test_dataloader(), device)
+    found = evaluate(run.student, run.data.loader("test"), device)
     results = describe(run) | {
         "checkpoint": str(path),
         "test": {"samples": found.samples, "accuracy": found.final, "per_step": found.per_step},
@@ -256,7 +253,7 @@ def test(
     if attacks or noisy:
         conditions = {k: v for name in attacks for k, v in attack(name, eps).items()}
         conditions |= noise(sigma=0.1, rate=0.05, dropped=1) if noisy else {}
-        batches, seed = run.data.test_dataloader(), run.recipe["seed"]
+        batches, seed = run.data.loader("test"), run.recipe["seed"]
         results["robustness"] = robustness(run.student, batches, device, conditions, seed)
     if output_dir is not None:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -270,10 +267,9 @@ def predict(path: Path, files: list[Path]) -> Iterator[tuple[Path, list[tuple[st
     saved = read_checkpoint(path)
     student = load_student(path)
     data = saved["recipe"]["data"]
-    read = import_path(data["class_path"]).read
     how = data["init_args"].get("normalize", "none")
     for file in files:
-        frames = normalize(read(file, **data["init_args"]), how)
+        frames = normalize(read_file(file, data["class_path"], data["init_args"]), how)
         logits = student(frames.unsqueeze(0)).logits
         probability, label = running_mean(logits)[0].softmax(-1).max(-1)
         names = [saved["classes"][k] for k in label.tolist()]

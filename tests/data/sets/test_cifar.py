@@ -72,7 +72,7 @@ def test_cifar10_is_one_image_at_every_step(tmp_path: Path) -> None:
     data = CIFAR(write_cifar10(tmp_path), T=3, images=True, batch_size=4, val_fraction=0.2)
     assert data.classes == tuple(NAMES)
     assert data.sizes == {"train": 80, "val": 20, "test": 20}
-    assert (data.in_channels, data.image_size, data.T) == (3, (32, 32), 3)
+    assert (data.in_channels, data.frame_size, data.T) == (3, (32, 32), 3)
     item = next(item for item in data.splits["test"] if item.number == "test_batch_00013")
     assert item.label == "cat"
     frames, image = data.load(item)

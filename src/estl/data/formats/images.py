@@ -1,4 +1,4 @@
-"""Image files as tensors, and folders of them as items."""
+"""Image files as tensors."""
 
 from pathlib import Path
 
@@ -7,11 +7,6 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-
-from estl.data.items import Item
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
-
 
 Box = tuple[float, float, float, float]
 """Left, upper, right and lower edge of a part of an image, as fractions of its width and height."""
@@ -54,18 +49,3 @@ def read_size(path: Path) -> tuple[int, int]:
     except (OSError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as an image ({error}): remove it") from None
     return H, W
-
-
-def list_images(root: Path) -> list[Item]:
-    """Items of a folder `root/<class>/<name>.png` (or .jpg, .jpeg, .bmp), sorted.
-
-    Raises:
-        FileNotFoundError: no image there.
-    """
-    paths = (p for p in root.glob("*/*") if p.suffix.lower() in SUFFIXES)
-    items = sorted(Item(p.parent.name, p.stem, image=p) for p in paths)
-    if not items:
-        raise FileNotFoundError(
-            f"no images {root}/<class>/<name>.jpg or .png: point --data-path at such a folder"
-        )
-    return items

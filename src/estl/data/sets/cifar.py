@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from estl.data.catalog import BY_NAME
 from estl.data.formats.images import read_rgb
-from estl.data.items import Item, read_splits, select_items, split_items
-from estl.data.module import EventData
+from estl.data.items import Item
+from estl.data.splits import SplitData
 
 MEAN = {10: (0.4914, 0.4822, 0.4465), 100: (0.5071, 0.4865, 0.4409)}
 """Mean of R, G and B over all pixels of the training images, in [0,1]."""
@@ -23,24 +24,20 @@ STD = {10: (0.2470, 0.2435, 0.2616), 100: (0.2673, 0.2564, 0.2762)}
 
 Classes = Literal[10, 100]
 
-_FOLDER = {10: "cifar-10-batches-py", 100: "cifar-100-python"}
-_BATCHES = {
-    10: {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]},
-    100: {"train": ["train"], "test": ["test"]},
-}
 _META = {10: ("batches.meta", "label_names"), 100: ("meta", "fine_label_names")}
 _LABELS = {10: "labels", 100: "fine_labels"}
 _PIXELS = 3 * 32 * 32
 _LARGEST = 1 << 29  # bytes of a file; the largest batch has 155 million
 
 
-class CIFAR(EventData):
+class CIFAR(SplitData):
     """CIFAR-10 or CIFAR-100, a static set: one image at every time step (direct coding).
 
     Files are `root/cifar-10-batches-py/{data_batch_1,...,5,test_batch,batches.meta}` or
     `root/cifar-100-python/{train,test,meta}`, as distributed; `root` may be that folder itself.
-    An item's number is its batch and its row there, `data_batch_1_00017`. Labels are the fine ones
-    of CIFAR-100; in both sets the order of the names is the official order.
+    With the test batch and the names alone the set can be tested. An item's number is its batch and
+    its row there, `data_batch_1_00017`. Labels are the fine ones of CIFAR-100; in both sets the
+    order of the names is the official order.
 
     The batches stay in memory as bytes, so that a cache is of no use here.
 
@@ -50,15 +47,11 @@ class CIFAR(EventData):
         T: number of time steps.
         images: whether `Batch.image` is the image in [0,1]; None without.
         standardize: whether events are (x - `MEAN`) / `STD` of each color, or in [0,1].
-        splits: folder of published lists (`pairs.read_splits`) in place of the official test split.
-        val_fraction: share of the training images of each class that is the validation split.
-        per_class: training images a class, all if None. The rest is unused.
-        split_seed: of the choice of validation and `per_class` images.
-        loading: arguments of `EventData`: batch_size, seed, num_workers and others.
+        loading: arguments of `SplitData`, `ItemData` and `EventData`.
 
     Raises:
         FileNotFoundError: a batch is missing.
-        ValueError: a file is not a CIFAR batch, or a class has fewer than `per_class` images.
+        ValueError: a file is not a CIFAR batch.
     """
 
     def __init__(
@@ -69,47 +62,33 @@ class CIFAR(EventData):
         T: int = 4,
         images: bool = False,
         standardize: bool = True,
-        splits: Path | None = None,
-        val_fraction: float = 0.1,
-        per_class: int | None = None,
-        split_seed: int = 0,
         **loading: Any,
     ) -> None:
-        root = Path(root)
-        folder = root / _FOLDER[classes] if (root / _FOLDER[classes]).is_dir() else root
+        root, row = Path(root), BY_NAME[f"cifar{classes}"]
+        no_training = row.test_alone(root)
+        train, test = row.part("train").files, row.part("test").files
+        folder = test.folder(root) or train.folder(root) or root
         names = read_names(folder / _META[classes][0], classes)
-        found = {
-            part: [
+
+        def items(batches: tuple[str, ...]) -> list[Item]:
+            return [
                 Item(names[label], f"{batch}_{row:05d}")
                 for batch in batches
                 for row, label in enumerate(read_batch(folder / batch, classes)[1])
             ]
-            for part, batches in _BATCHES[classes].items()
-        }
-        if splits is not None:
-            everything = found["train"] + found["test"]
-            parts = read_splits(splits, everything, val_fraction=val_fraction, seed=split_seed)
-        else:
-            train, val = split_items(found["train"], val_fraction, split_seed)
-            parts = {"train": train, "val": val, "test": found["test"]}
-        if per_class is not None:
-            parts["train"] = select_items(parts["train"], per_class, split_seed)
+
+        how: dict[str, Any] = {"T": T, "images": images, "standardize": standardize}
         super().__init__(
-            parts,
-            partial(
-                load_image,
-                folder=str(folder),
-                classes=classes,
-                T=T,
-                images=images,
-                standardize=standardize,
-            ),
+            [] if no_training else items(train.patterns),
+            partial(load_image, folder=str(folder), classes=classes, **how),
+            test=items(test.patterns),
             T=T,
-            image_size=(32, 32),
+            frame_size=(32, 32),
             in_channels=3,
             content=lambda item: [_pixels(item, folder, classes).tobytes()],
             **loading,
         )
+        self.no_training = no_training
 
     def read_image(self, path: Path) -> Tensor:
         """One image file (3,32,32)."""
@@ -161,22 +140,15 @@ def read_names(path: Path, classes: Classes) -> list[str]:
         FileNotFoundError: no such file.
         ValueError: not the names of this set; the text names the file.
     """
-    names = read_pickle(path).get(_META[classes][1])
-    if (
-        not isinstance(names, list)
-        or not all(isinstance(name, str) for name in names)
-        or len(set(names)) != classes
-        or len(names) != classes
-    ):
+    names: Any = read_pickle(path).get(_META[classes][1])
+    texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not texts or not len(names) == len(set(names)) == classes:
         _refuse(path, f"it has no list {_META[classes][1]!r} of {classes} names")
-    return names
+    return list(names)
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
     """A pickled dictionary of numbers, texts, lists and arrays of bytes, executing nothing.
-
-    Of all that a pickle may name, only what an array is made of is known here, and that stands for
-    itself: the array is built afterwards, from a checked shape and checked bytes.
 
     Raises:
         FileNotFoundError: no such file.
@@ -187,18 +159,12 @@ def read_pickle(path: Path) -> dict[str, Any]:
     if path.stat().st_size > _LARGEST:
         _refuse(path, f"it has {path.stat().st_size} bytes, more than any batch")
     try:
-        content = _Reader(path.read_bytes()).load()
+        content = _Unpickler(path.read_bytes()).load()
+        return {k: v.pixels() if isinstance(v, _Array) else v for k, v in content.items()}
     except pickle.UnpicklingError as error:
         _refuse(path, str(error))
     except Exception as error:  # broken bytes raise whatever they run into
         _refuse(path, f"it is broken ({type(error).__name__})")
-    if not isinstance(content, dict):
-        _refuse(path, "it holds no dictionary")
-    return {
-        name: _array(path, value) if isinstance(value, _Array) else value
-        for name, value in content.items()
-        if isinstance(name, str)
-    }
 
 
 def _refuse(path: Path, why: str) -> NoReturn:
@@ -207,78 +173,45 @@ def _refuse(path: Path, why: str) -> NoReturn:
 
 
 class _Array:
-    """What stands for an array: the state that would have been given to it."""
+    """The state that a pickle would give to an array."""
 
     state: Any = None
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
+    def pixels(self) -> np.ndarray:
+        """The array (n,3072) of bytes that this state describes."""
+        match self.state:
+            case _, (int(), int()) as shape, _Dtype("u1" | "|u1"), False, bytes() | str() as pixels:
+                if isinstance(pixels, str):  # as Python 2 wrote bytes
+                    pixels = pixels.encode("latin1")
+                if pixels and shape == (len(pixels) // _PIXELS, _PIXELS):
+                    return np.frombuffer(pixels, np.uint8).reshape(shape)
+        raise pickle.UnpicklingError(f"an array in it is not (n, {_PIXELS}) bytes, row by row")
 
-class _Type:
-    """What stands for the array's type of numbers: the name it is made from."""
 
-    def __init__(self, name: Any = None, *_: Any) -> None:
-        self.name = name
+class _Dtype(str):
+    """The name of a type of numbers."""
 
     def __setstate__(self, state: Any) -> None:
         """Byte order and alignment, which bytes have none of."""
 
 
-class _Name:
-    """What stands for a name in the pickle: `make` is called where it would be called."""
-
-    def __init__(self, make: type[_Array] | type[_Type] | None) -> None:
-        self._make = make
-
-    def __call__(self, *args: Any) -> Any:
-        if self._make is None:
-            raise pickle.UnpicklingError("it calls numpy.ndarray")
-        return self._make() if self._make is _Array else self._make(*args)
-
-    def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("it changes what it has only named")
-
-
-_KNOWN: dict[tuple[str, str], type[_Array] | type[_Type] | None] = {
-    ("numpy.core.multiarray", "_reconstruct"): _Array,
-    ("numpy._core.multiarray", "_reconstruct"): _Array,  # as numpy 2 writes it
-    ("numpy", "ndarray"): None,
-    ("numpy", "dtype"): _Type,
-}
-
-
 # The reader in Python: that in C takes memory by an index in the file, however large.
-class _Reader(pickle._Unpickler):
-    """Reads pickles; every name outside of `_KNOWN` is refused."""
+class _Unpickler(pickle._Unpickler):
+    """Knows what an array is made of and no other names; nothing of numpy is called or changed."""
 
     def __init__(self, content: bytes) -> None:
         # latin1 is how numpy reads the bytes of Python 2, in which the batches are written
         super().__init__(io.BytesIO(content), encoding="latin1")
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _KNOWN:
-            raise pickle.UnpicklingError(f"it asks for {module[:60]}.{name[:60]}, which is refused")
-        return _Name(_KNOWN[module, name])
-
-
-def _array(path: Path, array: _Array) -> np.ndarray:
-    """The array (n,3072) of bytes that `array` stands for."""
-    state = array.state
-    if not isinstance(state, tuple) or len(state) != 5:
-        _refuse(path, "an array in it has no content")
-    _, shape, kind, column_first, content = state
-    if not isinstance(kind, _Type) or kind.name not in ("u1", "|u1"):
-        _refuse(path, "an array in it is not of bytes (u1)")
-    if column_first:
-        _refuse(path, "an array in it is stored column by column")
-    if isinstance(content, str):
-        try:
-            content = content.encode("latin1")
-        except UnicodeEncodeError:
-            _refuse(path, "an array in it is text")
-    if not isinstance(content, bytes):
-        _refuse(path, "an array in it has no bytes")
-    if shape != (len(content) // _PIXELS, _PIXELS) or not content or len(content) % _PIXELS:
-        _refuse(path, f"an array of {len(content)} bytes in it is not (n, {_PIXELS})")
-    return np.frombuffer(content, np.uint8).reshape(-1, _PIXELS)
+        match module, name:
+            case "numpy.core.multiarray" | "numpy._core.multiarray", "_reconstruct":
+                return lambda *_: _Array()
+            case "numpy", "dtype":
+                return lambda kind, *_: _Dtype(kind)
+            case "numpy", "ndarray":
+                return None
+        raise pickle.UnpicklingError(f"it asks for {module[:60]}.{name[:60]}, which is refused")

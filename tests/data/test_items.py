@@ -1,4 +1,5 @@
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -6,15 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from estl.data.items import (
-    Item,
-    fingerprint,
-    list_items,
-    pair_items,
-    read_splits,
-    select_items,
-    split_items,
-)
+from estl.data.catalog import Files
+from estl.data.items import Item, Pairing, find_pairs, fingerprint, pair
+from estl.data.splits import read_splits, select_items, split_items
 
 ITEMS = [
     Item(label, f"{i:04d}") for label, n in (("cat", 20), ("dog", 7), ("eel", 1)) for i in range(n)
@@ -27,6 +22,20 @@ def write_pairs(root: Path, names: list[str]) -> tuple[Path, Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(str(path))
     return root / "rec", root / "img"
+
+
+def pair_folders(rec: Path, img: Path | None = None, leave_out: Sequence[str] = ()) -> Pairing:
+    images = None if img is None else [*img.glob("*/*")]
+    return pair(sorted(rec.glob("*/*")), images, leave_out)
+
+
+def list_items(rec: Path, img: Path | None = None) -> list[Item]:
+    """As a set finds them: recordings in the folder `rec`, images in the folder `img`."""
+    images = None
+    if img is not None:
+        images = Files("images", (img.name,), ("*/*.png", "*/*.jpg"), "images")
+    files = Files("recordings", (rec.name,), ("*/*.bin",), "recordings", images)
+    return find_pairs(files, rec.parent, images=img is not None).items
 
 
 def labels(items: list[Item]) -> dict[str, int]:
@@ -111,7 +120,7 @@ def test_recordings_are_paired_with_the_image_of_the_same_class_and_number(tmp_p
 def test_a_recording_without_its_image_is_refused(tmp_path: Path) -> None:
     rec, img = write_pairs(tmp_path, ["a/1", "a/2"])
     (img / "a" / "2.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"recording .*2\.bin has no image"):
+    with pytest.raises(FileNotFoundError, match=r"1 recordings have no image, the first .*2\.bin"):
         list_items(rec, img)
 
 
@@ -156,14 +165,13 @@ def test_recordings_alone_and_images_alone_are_told_apart(tmp_path: Path) -> Non
     (img / "a" / "2.png").unlink()
     (rec / "a" / "3.bin").unlink()
     (rec / "b" / "1.bin").unlink()
-    pairing = pair_items(rec, img)
+    pairing = pair_folders(rec, img)
     assert [str(item) for item in pairing.items] == ["a/1", "c/1"]
     assert pairing.alone == [rec / "a" / "2.bin"]
-    assert pairing.extra_images == 2
-    assert pair_items(rec, img, leave_out=["a"]) == pair_items(rec, img, leave_out=("a",))
-    assert [str(item) for item in pair_items(rec, img, leave_out=["a"]).items] == ["c/1"]
-    without = pair_items(rec)
-    assert (len(without.items), without.alone, without.extra_images) == (3, [], 0)
+    assert pairing.extra == [img / "a" / "3.png", img / "b" / "1.png"]
+    assert [str(item) for item in pair_folders(rec, img, leave_out=["a"]).items] == ["c/1"]
+    without = pair_folders(rec)
+    assert (len(without.items), without.alone, without.extra) == (3, [], [])
 
 
 def test_a_class_with_one_item_keeps_it_for_training() -> None:

@@ -21,7 +21,7 @@ from estl.data.cache import Load
 from estl.data.formats.atis import read_events
 from estl.data.frames import Normalization
 from estl.data.items import Item
-from estl.data.module import EventData
+from estl.data.module import ItemData
 from estl.data.sets.digits import Digits
 from estl.data.sets.nmnist import NMNISTPairs
 from estl.training.checkpoint import make
@@ -33,14 +33,14 @@ def load_number(item: Item) -> tuple[Tensor, None]:
     return torch.full((2, 2, 3, 3), float(item.number)), None
 
 
-def numbers(train: int, batch_size: int = 4, seed: int = 0, num_workers: int = 0) -> EventData:
+def numbers(train: int, batch_size: int = 4, seed: int = 0, num_workers: int = 0) -> ItemData:
     """A set whose sample i is full of i."""
     splits = {
         "train": [Item("ab"[i % 2], str(i)) for i in range(train)],
         "val": [Item("a", "100"), Item("a", "101"), Item("b", "102")],
         "test": [Item("b", "200")],
     }
-    return EventData(
+    return ItemData(
         splits,
         load_number,
         T=2,
@@ -174,9 +174,9 @@ def static(item: Item) -> tuple[Tensor, None]:
     return direct_code(torch.arange(27.0).view(1, 3, 3, 3), 4)[0], None
 
 
-def one_item(load: Load, T: int, **options: Any) -> EventData:
+def one_item(load: Load, T: int, **options: Any) -> ItemData:
     splits = {name: [Item("a", "2")] for name in ("train", "val", "test")}
-    return EventData(splits, load, T=T, frame_size=(3, 3), content=lambda item: [], **options)
+    return ItemData(splits, load, T=T, frame_size=(3, 3), content=lambda item: [], **options)
 
 
 @pytest.mark.parametrize("how", ["none", "max", "std"])
@@ -188,7 +188,7 @@ def test_frames_are_normalized_after_the_cache(
     raw = ramp(Item("a", "2"))[0]
     assert torch.equal(data.load(Item("a", "2"))[0], raw)
     divisor = {"none": 1.0, "max": raw.max(), "std": raw.std(correction=0)}[how]
-    torch.testing.assert_close(data.datasets["train"][0][0], raw / divisor)
+    torch.testing.assert_close(data.dataset("train")[0][0], raw / divisor)
 
 
 def test_directly_coded_frames_are_normalized_and_stacked_as_one_step() -> None:
@@ -276,7 +276,7 @@ def test_nmnist_has_its_sizes_classes_and_shapes(nmnist: NMNISTPairs) -> None:
 def test_nmnist_pairs_a_recording_with_its_digit_and_label(nmnist: NMNISTPairs) -> None:
     for index in (0, 40, 99):
         item = nmnist.splits["test"][index]
-        events, label, image = nmnist.datasets["test"][index]
+        events, label, image = nmnist.dataset("test")[index]
         assert item.events is not None
         assert item.image is not None
         assert image is not None
@@ -364,7 +364,13 @@ def test_nmnist_without_an_image_says_which_and_what_to_do(shared: Path, tmp_pat
     source = shared / "data" / "nmnist-pairs"
     for path in ("N-MNIST/Train/0", "N-MNIST/Test/0", "MNIST/Test/0"):
         shutil.copytree(source / path, tmp_path / path)
-    with pytest.raises(FileNotFoundError, match=r"has no image .*--data-path.*images=false"):
+    with pytest.raises(FileNotFoundError, match=r"MNIST/Train.*--data-path.*images=false"):
+        NMNISTPairs(tmp_path)
+    images = sorted((source / "MNIST/Train/0").iterdir())
+    (tmp_path / "MNIST/Train/0").mkdir(parents=True)
+    shutil.copy(images[0], tmp_path / "MNIST/Train/0")
+    missing = rf"{len(images) - 1} recordings have no image, the first .*{images[1].stem}\.bin"
+    with pytest.raises(FileNotFoundError, match=rf"{missing}: point --data-path.*images=false"):
         NMNISTPairs(tmp_path)
 
 
@@ -412,7 +418,7 @@ def test_a_digit_is_the_scan_of_its_number(digits: Digits) -> None:
     scans, target = load_digits(return_X_y=True)
     for index in (0, 100, 300):
         item = digits.splits["test"][index]
-        _, label, image = digits.datasets["test"][index]
+        _, label, image = digits.dataset("test")[index]
         assert image is not None
         assert label == target[int(item.number)]
         small = nn.functional.adaptive_avg_pool2d(image[:1, 4:28, 4:28], 8).flatten()
@@ -423,13 +429,13 @@ def test_a_digit_is_the_scan_of_its_number(digits: Digits) -> None:
 def test_digits_are_the_same_each_time_and_differ_with_the_split(digits: Digits) -> None:
     again, other = Digits(seed=3), Digits(split_seed=1)
     assert again.fingerprint == digits.fingerprint != other.fingerprint
-    assert torch.equal(again.datasets["val"][5][0], digits.datasets["val"][5][0])
+    assert torch.equal(again.dataset("val")[5][0], digits.dataset("val")[5][0])
     assert Digits(per_class=5).sizes["train"] == 50
 
 
 def test_digits_can_be_told_apart_by_their_events(digits: Digits) -> None:
     def counts(name: str) -> tuple[Tensor, Tensor]:
-        samples = [digits.datasets[name][i] for i in range(digits.sizes[name])]
+        samples = [digits.dataset(name)[i] for i in range(digits.sizes[name])]
         x = torch.stack([s[0] for s in samples]).flatten(1)[:, ::7]
         return nn.functional.pad(x, (0, 1), value=1.0), torch.tensor([s[1] for s in samples])
 

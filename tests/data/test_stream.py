@@ -14,11 +14,12 @@ from estl.commands import main
 from estl.data.augment import Augment
 from estl.data.check import refuse_leaks
 from estl.data.items import Item
-from estl.data.module import EventData
+from estl.data.module import ItemData
 from estl.data.sets.digits import Digits
 from estl.data.sets.folder import ImageFolder
 from estl.data.shards import decode, read_shard, write_shards
 from estl.data.stream import Shards, Stream
+from estl.training.recipe import parse
 from estl.types import Batch
 
 
@@ -44,11 +45,11 @@ def number(item: Item, steps: int = 2) -> tuple[Tensor, None]:
     return torch.full((steps, 2, 1, 1), float(item.number)), None
 
 
-def numbered(n: int, **loading: Any) -> EventData:
+def numbered(n: int, **loading: Any) -> ItemData:
     """Training items 0 to n - 1, validation items n to n + 6, test items n + 7 to n + 10."""
     items = [Item("ab"[i % 2], f"{i:03d}") for i in range(n + 11)]
     splits = {"train": items[:n], "val": items[n : n + 7], "test": items[n + 7 :]}
-    return EventData(
+    return ItemData(
         splits, number, T=2, frame_size=(1, 1), content=lambda i: [str(i).encode()], **loading
     )
 
@@ -229,8 +230,8 @@ def test_a_missing_shard_is_named(root: Path) -> None:
 
 
 def test_options_that_make_no_sense_are_refused(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cache="):
-        Shards(root, cache=tmp_path / "cache")
+    with pytest.raises(ValueError, match="'cache' is not accepted"):
+        parse(["--dataset=shards", f"--data-path={root}", f"--data.init_args.cache={tmp_path}"])
     with pytest.raises(ValueError, match="buffer=0"):
         Shards(root, buffer=0)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 
@@ -20,14 +20,16 @@ class Files:
     Args:
         what: "recordings", "images" or the like.
         places: folders below the root; `estl data prepare` fills the first.
-        patterns: of the files below such a folder; a class has a folder of its own.
+        patterns: of the files below such a folder.
         source: where a user who has none is sent.
+        images: those that recordings were made from: same class, same name.
     """
 
     what: str
     places: tuple[str, ...]
     patterns: tuple[str, ...]
     source: str
+    images: "Files | None" = None
 
     def folder(self, root: Path) -> Path | None:
         """The first of the places below `root` that has such files, or None."""
@@ -45,33 +47,18 @@ class Files:
             raise FileNotFoundError(self.missing(root))
         return sorted({path for pattern in self.patterns for path in folder.glob(pattern)})
 
-    def roots(self, path: Path) -> Iterator[Path]:
-        """The folders from which `path`, `<place>/<class>/<name>`, is one of these files."""
-        above = path.parent.parent
-        for parts in (Path(place).parts for place in self.places):
-            if above.parts[len(above.parts) - len(parts) :] == parts:
-                yield [above, *above.parents][len(parts)]
-
     def missing(self, root: Path) -> str:
         """What to tell a user who has none of these files below `root`."""
         name = self.patterns[0].replace("*/*", "<class>/<name>")
         places = " or ".join(self.places)
         return f"no {self.what} {name} in {root} ({places}): point --data-path at {self.source}"
 
-
-@dataclass(frozen=True)
-class Part:
-    """The part of a set that is one of its splits, or from which splits are drawn.
-
-    Args:
-        split: "train" or "test" where the set has a test split of its own, otherwise "all".
-        files: what is read.
-        images: the images that the recordings were made from: same class, same name.
-    """
-
-    split: Literal["train", "test", "all"]
-    files: Files
-    images: Files | None = None
+    def roots(self, path: Path) -> Iterator[Path]:
+        """The folders from which `path`, `<place>/<class>/<name>`, is one of these files."""
+        above = path.parent.parent
+        for parts in (Path(place).parts for place in self.places):
+            if above.parts[len(above.parts) - len(parts) :] == parts:
+                yield [above, *above.parents][len(parts)]
 
 
 @dataclass(frozen=True)
@@ -81,11 +68,11 @@ class Archive:
     Args:
         file: its name in the root folder.
         url: where it is; a page to be clicked through if `by_hand`.
-        md5: its checksum, None if none is known.
+        md5: its checksum, on which several published readers of the set agree; None if unknown.
         into: the folder under the root that it becomes. Inside the archive this is the folder of
             the same name, or else everything.
-        inner: archive within the archive that holds this folder.
         also: other places where the unpacked folder may lie.
+        inner: archive within the archive that holds this folder.
         by_hand: whether the page has no address that a program can fetch.
         labels: MNIST: the labels of these images, which become PNG files.
     """
@@ -94,8 +81,8 @@ class Archive:
     url: str
     md5: str | None
     into: str
-    inner: str | None = None
     also: tuple[str, ...] = ()
+    inner: str | None = None
     by_hand: bool = False
     labels: "Archive | None" = None
 
@@ -107,37 +94,31 @@ class DataSet:
     Args:
         name: what `--dataset` takes.
         home: where its class is, below `estl.data`; users name it by `class_path`.
+        files: where its files lie, as "train" and "test" if it has a test split of its own.
+        archives: what `estl data prepare` fetches.
         init_args: arguments of the class that make it this set.
-        parts: where its files lie.
-        archives: what `estl data prepare` fetches; addresses and MD5 sums are those that several
-            published readers of the set agree on.
     """
 
     name: str
     home: str
-    init_args: Mapping[str, Any] = field(default_factory=dict)
-    parts: tuple[Part, ...] = ()
+    files: Mapping[str, Files] = field(default_factory=dict)
     archives: tuple[Archive, ...] = ()
+    init_args: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def class_path(self) -> str:
         """The public path of its class, as recipes have it."""
         return f"estl.data.{self.home.rpartition('.')[2]}"
 
-    def part(self, split: str) -> Part:
-        """The part for a split."""
-        return next(part for part in self.parts if part.split == split)
-
-    def test_alone(self, root: Path) -> str | None:
-        """What is missing where `root` holds the set's test split but not its training split."""
-        train, test = self.part("train").files, self.part("test").files
-        alone = test.folder(root) is not None and train.folder(root) is None
-        return train.missing(root) if alone else None
-
     def import_class(self) -> Any:
         """Its class; this imports Lightning."""
         module, _, name = self.home.rpartition(".")
         return getattr(import_module(f"estl.data.{module}"), name)
+
+    def test_alone(self, root: Path) -> str | None:
+        """What is missing where `root` holds the set's test split but not its training split."""
+        train, test = self.files["train"], self.files["test"]
+        return train.missing(root) if test.folder(root) and not train.folder(root) else None
 
 
 def recognize(root: Path) -> DataSet | None:
@@ -145,115 +126,101 @@ def recognize(root: Path) -> DataSet | None:
 
     >>> recognize(Path("no/such/folder"))
     """
-    return next((s for s in CATALOG if any(part.files.folder(root) for part in s.parts)), None)
+    return next((s for s in CATALOG if any(f.folder(root) for f in s.files.values())), None)
 
 
 _IMAGES = tuple(f"*/*{s}" for suffix in IMAGE_SUFFIXES for s in (suffix, suffix.upper()))
-_INDEX = Files("index", (".",), ("index.json",), "a folder of estl data shard")
 IMAGES = Files("images", ("101_ObjectCategories", "."), _IMAGES, "a folder of such images")
 
-_CALTECH101 = ("101_ObjectCategories", "caltech-101/101_ObjectCategories")
-_N_CALTECH101 = ("Caltech101", "N-Caltech101", "N-Caltech101/Caltech101", ".")
-_SOURCE = "N-Caltech101 (Orchard et al. 2015)"
 _MENDELEY = "https://data.mendeley.com/public-files/datasets"
-_MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist"
+_N_MNIST, _N_CALTECH101 = "N-MNIST (Orchard et al. 2015)", "N-Caltech101 (Orchard et al. 2015)"
 _WITHOUT = "or leave the images out with --data.init_args.images=false"
 
 
-def _nmnist(split: Literal["train", "test"], folder: str) -> Part:
-    source = "N-MNIST (Orchard et al. 2015)"
-    recordings = Files("recordings", (f"N-MNIST/{folder}", folder), ("*/*.bin",), source)
-    images = Files("images", (f"MNIST/{folder}",), _IMAGES, f"{source} and MNIST, {_WITHOUT}")
-    return Part(split, recordings, images)
+def _nmnist(folder: str) -> Files:
+    images = Files("images", (f"MNIST/{folder}",), _IMAGES, f"{_N_MNIST} and MNIST, {_WITHOUT}")
+    return Files("recordings", (f"N-MNIST/{folder}", folder), ("*/*.bin",), _N_MNIST, images)
 
 
-def _idx(name: str, images: str, labels: str) -> Archive:
-    """MNIST's images with their labels, by their MD5 sums."""
+def _zip(folder: str, file: str, md5: str) -> Archive:
+    url = f"{_MENDELEY}/468j46mzdv/files/{file}/file_downloaded"
+    return Archive(f"{folder}.zip", url, md5, f"N-MNIST/{folder}", (folder,))
+
+
+def _idx(name: str, md5: str, labels: str) -> Archive:
+    home = "https://ossci-datasets.s3.amazonaws.com/mnist"
     files = [f"{name}-{part}-ubyte.gz" for part in ("images-idx3", "labels-idx1")]
-    of = Archive(files[1], f"{_MNIST}/{files[1]}", labels, "")
     into = "MNIST/Train" if name == "train" else "MNIST/Test"
-    return Archive(files[0], f"{_MNIST}/{files[0]}", images, into, labels=of)
+    of = Archive(files[1], f"{home}/{files[1]}", labels, "")
+    return Archive(files[0], f"{home}/{files[0]}", md5, into, labels=of)
 
 
 def _cifar(classes: int, folder: str, md5: str, train: tuple[str, ...], test: str) -> DataSet:
     file, source = f"cifar-{classes}-python.tar.gz", f"CIFAR-{classes}, the Python version"
-    return DataSet(
-        f"cifar{classes}",
-        "sets.cifar.CIFAR",
-        {"classes": classes},
-        parts=(
-            Part("train", Files("CIFAR batch", (folder, "."), train, source)),
-            Part("test", Files("CIFAR batch", (folder, "."), (test,), source)),
-        ),
-        archives=(Archive(file, f"https://www.cs.toronto.edu/~kriz/{file}", md5, folder),),
-    )
+    batches = {
+        split: Files("CIFAR batch", (folder, "."), names, source)
+        for split, names in (("train", train), ("test", (test,)))
+    }
+    archive = Archive(file, f"https://www.cs.toronto.edu/~kriz/{file}", md5, folder)
+    return DataSet(f"cifar{classes}", "sets.cifar.CIFAR", batches, (archive,), {"classes": classes})
 
 
-def _recordings(suffix: str, *places: str) -> Part:
+def _gesture(split: str) -> Files:
+    return Files("list", ("DvsGesture", "."), (f"trials_to_{split}.txt",), "DVS128 Gesture")
+
+
+def _cifar10dvs(suffix: str, *places: str) -> Files:
     patterns = tuple(f"{level}/*.{suffix}" for level in ("*", "*/*", "*/*/*"))
-    return Part("all", Files("recordings", places, patterns, "CIFAR10-DVS (Li et al. 2017)"))
+    return Files("recordings", places, patterns, "CIFAR10-DVS (Li et al. 2017)")
 
 
-def _cifar10dvs(name: str, number: int, md5: str) -> Archive:
-    url = f"https://ndownloader.figshare.com/files/{number}"
-    return Archive(f"{name}.zip", url, md5, f"CIFAR10-DVS/{name}", also=(name,))
-
-
-def _gesture(split: Literal["train", "test"]) -> Part:
-    lists = (f"trials_to_{split}.txt",)
-    return Part(split, Files("list", ("DvsGesture", "."), lists, "DVS128 Gesture"))
-
+_NMNIST_ARCHIVES = (
+    _zip("Train", "39c25547-014b-4137-a934-9d29fa53c7a0", "20959b8e626244a1b502305a9e6e2031"),
+    _zip("Test", "05a4d654-7e03-4c15-bdfa-9bb2bcbea494", "69ca8762b2fe404d9b9bad1103e97832"),
+    _idx("train", "f68b3c2dcbeaaa9fbdd348bbdeb94873", "d53e105ee54ea40749a09fcbcd1e9432"),
+    _idx("t10k", "9fb629c4189551a2d022fa330f9573f3", "ec29112dd5afa0611ce80d1b7f02629c"),
+)
 
 CATALOG = (
     DataSet("digits", "sets.digits.Digits"),
     DataSet(
         "nmnist",
         "sets.nmnist.NMNISTPairs",
-        parts=(_nmnist("train", "Train"), _nmnist("test", "Test")),
-        archives=(
-            Archive(
-                "Train.zip",
-                f"{_MENDELEY}/468j46mzdv/files/39c25547-014b-4137-a934-9d29fa53c7a0/file_downloaded",
-                "20959b8e626244a1b502305a9e6e2031",
-                "N-MNIST/Train",
-                also=("Train",),
-            ),
-            Archive(
-                "Test.zip",
-                f"{_MENDELEY}/468j46mzdv/files/05a4d654-7e03-4c15-bdfa-9bb2bcbea494/file_downloaded",
-                "69ca8762b2fe404d9b9bad1103e97832",
-                "N-MNIST/Test",
-                also=("Test",),
-            ),
-            _idx("train", "f68b3c2dcbeaaa9fbdd348bbdeb94873", "d53e105ee54ea40749a09fcbcd1e9432"),
-            _idx("t10k", "9fb629c4189551a2d022fa330f9573f3", "ec29112dd5afa0611ce80d1b7f02629c"),
-        ),
+        {"train": _nmnist("Train"), "test": _nmnist("Test")},
+        _NMNIST_ARCHIVES,
     ),
     DataSet(
         "ncaltech101",
         "sets.ncaltech101.NCaltech101Pairs",
-        parts=(
-            Part(
-                "all",
-                Files("recordings", _N_CALTECH101, ("*/*.bin",), _SOURCE),
-                Files("photographs", _CALTECH101, _IMAGES, f"{_SOURCE} and Caltech101, {_WITHOUT}"),
-            ),
-        ),
-        archives=(
+        {
+            "all": Files(
+                "recordings",
+                ("Caltech101", "N-Caltech101", "N-Caltech101/Caltech101", "."),
+                ("*/*.bin",),
+                _N_CALTECH101,
+                Files(
+                    "photographs",
+                    ("101_ObjectCategories", "caltech-101/101_ObjectCategories"),
+                    _IMAGES,
+                    f"{_N_CALTECH101} and Caltech101, {_WITHOUT}",
+                ),
+            )
+        },
+        (
             Archive(
                 "Caltech101.zip",
                 f"{_MENDELEY}/cy6cvx3ryv/files/36b5c52a-b49d-4853-addb-a836a8883e49/file_downloaded",
                 "66201824eabb0239c7ab992480b50ba3",
                 "Caltech101",
-                also=_N_CALTECH101[1:-1],
+                ("N-Caltech101", "N-Caltech101/Caltech101"),
             ),
             Archive(
                 "caltech-101.zip",
                 "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip",
                 "3138e1922a9193bfa496528edbbc45d0",
                 "101_ObjectCategories",
+                ("caltech-101/101_ObjectCategories",),
                 inner="101_ObjectCategories.tar.gz",
-                also=_CALTECH101[1:],
             ),
         ),
     ),
@@ -268,8 +235,8 @@ CATALOG = (
     DataSet(
         "dvsgesture",
         "sets.gesture.DVSGesture",
-        parts=(_gesture("train"), _gesture("test")),
-        archives=(
+        {split: _gesture(split) for split in ("train", "test")},
+        (
             Archive(
                 "DvsGesture.tar.gz",
                 "https://ibm.ent.box.com/s/3hiq58ww1pbbjrinh367ykfdf60xsfm8/folder/50167556794",
@@ -282,26 +249,35 @@ CATALOG = (
     DataSet(
         "cifar10dvs",
         "sets.cifar10dvs.CIFAR10DVS",
-        parts=(_recordings("aedat", "."), _recordings("npz", "events_np", ".")),
-        archives=(
-            _cifar10dvs("airplane", 7712788, "0afd5c4bf9ae06af762a77b180354fdd"),
-            _cifar10dvs("automobile", 7712791, "8438dfeba3bc970c94962d995b1b9bdd"),
-            _cifar10dvs("bird", 7712794, "a9c207c91c55b9dc2002dc21c684d785"),
-            _cifar10dvs("cat", 7712812, "52c63c677c2b15fa5146a8daf4d56687"),
-            _cifar10dvs("deer", 7712815, "b6bf21f6c04d21ba4e23fc3e36c8a4a3"),
-            _cifar10dvs("dog", 7712818, "f379ebdf6703d16e0a690782e62639c3"),
-            _cifar10dvs("frog", 7712842, "cad6ed91214b1c7388a5f6ee56d08803"),
-            _cifar10dvs("horse", 7712851, "e7cbbf77bec584ffbf913f00e682782a"),
-            _cifar10dvs("ship", 7712836, "41c7bd7d6b251be82557c6cce9a7d5c9"),
-            _cifar10dvs("truck", 7712839, "89f3922fd147d9aeff89e76a2b0b70a7"),
+        {"raw": _cifar10dvs("aedat", "."), "converted": _cifar10dvs("npz", "events_np", ".")},
+        tuple(
+            Archive(
+                f"{name}.zip",
+                f"https://ndownloader.figshare.com/files/{number}",
+                md5,
+                f"CIFAR10-DVS/{name}",
+                (name,),
+            )
+            for name, number, md5 in (
+                ("airplane", 7712788, "0afd5c4bf9ae06af762a77b180354fdd"),
+                ("automobile", 7712791, "8438dfeba3bc970c94962d995b1b9bdd"),
+                ("bird", 7712794, "a9c207c91c55b9dc2002dc21c684d785"),
+                ("cat", 7712812, "52c63c677c2b15fa5146a8daf4d56687"),
+                ("deer", 7712815, "b6bf21f6c04d21ba4e23fc3e36c8a4a3"),
+                ("dog", 7712818, "f379ebdf6703d16e0a690782e62639c3"),
+                ("frog", 7712842, "cad6ed91214b1c7388a5f6ee56d08803"),
+                ("horse", 7712851, "e7cbbf77bec584ffbf913f00e682782a"),
+                ("ship", 7712836, "41c7bd7d6b251be82557c6cce9a7d5c9"),
+                ("truck", 7712839, "89f3922fd147d9aeff89e76a2b0b70a7"),
+            )
         ),
     ),
-    DataSet("folder", "sets.folder.ImageFolder", parts=(Part("all", IMAGES),)),
-    DataSet("shards", "stream.Shards", parts=(Part("all", _INDEX),)),
+    DataSet("folder", "sets.folder.ImageFolder", {"all": IMAGES}),
+    DataSet("shards", "stream.Shards", {"all": Files("index", (".",), ("index.json",), "shards")}),
 )
 """All of them. Where the files of several lie in a folder, the first is meant."""
 
 BY_NAME = {row.name: row for row in CATALOG}
 
-PAIRS = [(s.name, p.files, p.images) for s in CATALOG for p in s.parts if p.images is not None]
+PAIRS = [(s.name, f, f.images) for s in CATALOG for f in s.files.values() if f.images is not None]
 """The sets of recordings and images that belong together, with both kinds of files."""

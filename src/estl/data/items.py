@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from estl.data.catalog import IMAGES, Part
+from estl.data.catalog import IMAGES, Files
 
 T = TypeVar("T")
 
@@ -75,17 +75,17 @@ def pair(
 
 
 def find_pairs(
-    part: Part,
+    files: Files,
     root: Path,
     *,
     images: bool = True,
     leave_out: Collection[str] = (),
     missing: Literal["raise", "skip"] = "raise",
 ) -> Pairing:
-    """The recordings of a part of a set below `root`, with their images if they are asked for.
+    """The recordings of a set below `root`, with their images if they are asked for.
 
     Args:
-        part: a row of the catalog says where the files lie.
+        files: where they lie, from the catalog.
         root: the set's folder.
         images: whether every recording needs its image.
         leave_out: classes that are passed over.
@@ -94,14 +94,14 @@ def find_pairs(
     Raises:
         FileNotFoundError: no recordings, no images, or a recording without its image.
     """
-    recordings = part.files.find(root)
-    if not images or part.images is None:
+    recordings = files.find(root)
+    if not images or files.images is None:
         return pair(recordings, None, leave_out)
-    found = pair(recordings, part.images.find(root), leave_out)
+    found = pair(recordings, files.images.find(root), leave_out)
     if found.alone:
         what = f"{len(found.alone)} recordings have no image, the first {found.alone[0]}"
         if missing == "raise":
-            raise FileNotFoundError(f"{what}: point --data-path at {part.images.source}")
+            raise FileNotFoundError(f"{what}: point --data-path at {files.images.source}")
         warnings.warn(f"{what}: they are left out", stacklevel=3)
     return found
 

@@ -86,7 +86,7 @@ def views(root: Path, rows: int) -> list[View]:
     make = row.import_class()
     # Partners are found by `view`, one by one; images that are in no files are asked for.
     takes = "images" in inspect.signature(make).parameters
-    options = {"images": row.parts[0].images is None} if takes else {}
+    options = {"images": all(f.images is None for f in row.files.values())} if takes else {}
     data = with_items(make(root, **row.init_args, **options))
     items = sorted(item for split in data.splits.values() for item in split)
     files = dict.fromkeys(path for i in items if (path := i.events or i.image) is not None)

@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from estl.data.sets.cifar10dvs import CIFAR10DVS, find_recordings, read_frames
+from estl.data.frames import Slicing
+from estl.data.items import Item
+from estl.data.reading import read_cifar10dvs, read_file
+from estl.data.sets.cifar10dvs import CIFAR10DVS, find_recordings
 
 Event = tuple[int, int, int, int]  # t, x, y, p as SpikingJelly's conversion gives them
 
@@ -26,6 +29,10 @@ def write_npz(path: Path, events: list[Event] = EVENTS) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(path, **dict(zip("txyp", np.array(events).T, strict=True)))  # type: ignore[arg-type]
     return path
+
+
+def read_frames(path: Path, T: int, size: int, by: Slicing) -> torch.Tensor:
+    return read_cifar10dvs(Item("bird", path.stem, events=path), T, size, by)[0]
 
 
 def tree(root: Path, below: str = "", suffix: str = "aedat", each: int = 20) -> Path:
@@ -120,7 +127,8 @@ def test_one_file_is_read_as_the_set_reads_it(tmp_path: Path) -> None:
     data = CIFAR10DVS(tree(tmp_path, each=4))
     item = data.splits["train"][0]
     assert item.events is not None
-    frames = CIFAR10DVS.read(item.events, T=10, size=48, by="count", root="ignored")
+    options = {"T": 10, "size": 48, "by": "count", "root": "ignored"}
+    frames = read_file(item.events, "estl.data.CIFAR10DVS", options)
     assert torch.equal(frames, data.load(item)[0])
 
 

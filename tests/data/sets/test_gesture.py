@@ -1,11 +1,13 @@
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from estl.data.sets import gesture
-from estl.data.sets.gesture import GESTURES, DVSGesture, interval, read_labels
+from estl.data import reading
+from estl.data.reading import GESTURES, interval, read_file, read_labels
+from estl.data.sets.gesture import DVSGesture
 
 HEAD = b"#!AER-DAT3.1\r\n#Format: RAW\r\n#Source 1: DVS128\r\n#!END-HEADER\r\n"
 TITLE = "class,startTime_usec,endTime_usec\n"
@@ -38,6 +40,10 @@ def write_set(folder: Path, training: int = 20, test: int = 2) -> Path:
     for part, listed in names.items():
         (folder / f"trials_to_{part}.txt").write_text("".join(f"{n}.aedat\n" for n in listed))
     return folder
+
+
+def read_whole(path: Path, **options: Any) -> torch.Tensor:
+    return read_file(path, "estl.data.DVSGesture", {"by": "count"} | options)
 
 
 def test_each_labeled_interval_is_an_item_of_its_own(tmp_path: Path) -> None:
@@ -84,7 +90,7 @@ def test_a_batch_has_frames_of_the_size_asked_for(tmp_path: Path) -> None:
 
 def test_one_file_is_read_whole(tmp_path: Path) -> None:
     path = write_recording(tmp_path, "user01_led", [])
-    frames = DVSGesture.read(path, T=4, size=32, by="count", root="ignored")
+    frames = read_whole(path, T=4, size=32, root="ignored")
     assert frames.shape == (4, 2, 32, 32)
     assert frames.sum((1, 2, 3)).tolist() == [25] * 4
 
@@ -94,9 +100,9 @@ def test_only_the_packets_of_an_interval_are_decoded(
 ) -> None:
     data = DVSGesture(write_set(tmp_path, 2, 1), T=1)
     read: list[int] = []
-    plain = gesture.to_frames
+    plain = reading.to_frames
     monkeypatch.setattr(
-        gesture, "to_frames", lambda e, *a, **k: (read.append(len(e)), plain(e, *a, **k))[1]
+        reading, "to_frames", lambda e, *a, **k: (read.append(len(e)), plain(e, *a, **k))[1]
     )
     item = data.splits["test"][0]
     assert item.events is not None
@@ -106,7 +112,7 @@ def test_only_the_packets_of_an_interval_are_decoded(
     assert data.load(item)[0].sum() == 10
     assert read == [10]
     with pytest.raises(ValueError, match="time runs backwards"):
-        DVSGesture.read(item.events, T=1, size=64, by="count")
+        read_whole(item.events, T=1, size=64)
 
 
 def test_the_fingerprint_knows_the_intervals(tmp_path: Path) -> None:
@@ -128,9 +134,11 @@ def test_an_interval_without_events_names_the_file_and_the_interval(tmp_path: Pa
 
 
 def test_labels_are_read_by_the_sets_own_numbers(tmp_path: Path) -> None:
-    path = tmp_path / "a_labels.csv"
-    path.write_text(TITLE + "".join(f"{i},{i},{i + 9}\r\n" for i in range(1, 12)) + "\n")
-    assert read_labels(path) == [(name, (i, i + 9)) for i, name in enumerate(GESTURES, 1)]
+    lines = "".join(f"{i},{i},{i + 9}\r\n" for i in range(1, 12))
+    (tmp_path / "a_labels.csv").write_text(TITLE + lines + "\n")
+    assert read_labels(tmp_path / "a.aedat") == [
+        (name, (i, i + 9)) for i, name in enumerate(GESTURES, 1)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -148,10 +156,9 @@ def test_labels_are_read_by_the_sets_own_numbers(tmp_path: Path) -> None:
     ],
 )
 def test_broken_labels_are_refused_with_their_line(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "a_labels.csv"
-    path.write_text(text)
+    (tmp_path / "a_labels.csv").write_text(text)
     with pytest.raises(ValueError, match=f"a_labels.csv: {message}") as error:
-        read_labels(path)
+        read_labels(tmp_path / "a.aedat")
     assert "\n" not in str(error.value)
 
 
@@ -172,7 +179,7 @@ def test_a_recording_in_both_lists_or_twice_in_one_is_refused(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        ("trials_to_test.txt", r"no list .*trials_to_test\.txt: point --data-path at DVS128"),
+        ("trials_to_test.txt", r"no list trials_to_test\.txt in .*: point --data-path at DVS128"),
         ("user01_led.aedat", r"no recording .*user01_led\.aedat"),
         ("user03_led_labels.csv", r"no labels .*user03_led_labels\.csv"),
     ],
@@ -188,7 +195,7 @@ def test_frames_are_the_same_whether_cut_by_packet_or_from_the_whole(tmp_path: P
     data = DVSGesture(write_set(tmp_path, 2, 1), T=1, size=128)
     item = data.splits["test"][2]
     assert item.events is not None
-    whole = DVSGesture.read(item.events, T=1, size=128, by="count")
+    whole = read_whole(item.events, T=1, size=128)
     start, stop = interval(item)
     keep = torch.zeros(128)
     keep[start // 10 : (stop + 9) // 10] = 1

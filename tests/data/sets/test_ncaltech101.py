@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from estl.data.formats.atis import read_events
 from estl.data.formats.images import read_rgb, read_size
-from estl.data.sets.ncaltech101 import NCaltech101Pairs, extent, seen, sensor_size
+from estl.data.reading import extent, read_file, seen, sensor_size
+from estl.data.sets.ncaltech101 import NCaltech101Pairs
 
 
 def encode(events: list[tuple[int, int, int, int]]) -> bytes:
@@ -97,7 +98,8 @@ def test_frames_hold_every_event_of_a_real_recording(pairs: Path) -> None:
             assert frames.shape == (6, 2, 48, 48)
             assert frames.sum() == item.events.stat().st_size // 5
             assert image.shape == (3, 32, 32)
-        read = data.read(item.events, T=6, size=48, by="count")
+        options = {"T": 6, "size": 48, "rgb": 32, "by": "count"}
+        read = read_file(item.events, "estl.data.NCaltech101Pairs", options)
         assert torch.equal(read, frames)  # its size from x and y is that from the photograph
         assert item.image is not None
         assert torch.equal(data.read_image(item.image), image)
@@ -178,10 +180,10 @@ def test_a_recording_without_photograph_is_an_error_or_a_counted_skip(tmp_path: 
     (tmp_path / "101_ObjectCategories" / "cat" / "image_0003.jpg").unlink()
     (tmp_path / "101_ObjectCategories" / "BACKGROUND_Google" / "image_0001.jpg").unlink()
     (tmp_path / "Caltech101" / "cat" / "image_0005.bin").unlink()
-    with pytest.raises(FileNotFoundError, match=r"0002\.bin has no image .*\(1 more") as error:
+    with pytest.raises(FileNotFoundError, match=r"2 recordings have no .*0002\.bin") as error:
         NCaltech101Pairs(tmp_path)
     assert "\n" not in str(error.value)
-    with pytest.warns(UserWarning, match=r"2 recordings without a photograph .*image_0002\.bin"):
+    with pytest.warns(UserWarning, match=r"2 recordings have no image, .*image_0002\.bin"):
         data = NCaltech101Pairs(tmp_path, missing="skip")
     assert [path.stem for path in data.alone] == ["image_0002", "image_0003"]
     assert data.extra_images == 1
@@ -200,7 +202,7 @@ def test_a_missing_set_says_where_to_point(tmp_path: Path) -> None:
         NCaltech101Pairs(tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore:1 recordings without")
+@pytest.mark.filterwarnings("ignore:1 recordings have no image")
 def test_published_lists_name_the_splits(tmp_path: Path) -> None:
     write_set(tmp_path, [*names_of("cat", 6), *names_of("Faces", 1)])
     (tmp_path / "101_ObjectCategories" / "cat" / "image_0006.jpg").unlink()

@@ -66,7 +66,7 @@ class CIFAR(SplitData):
     ) -> None:
         root, row = Path(root), BY_NAME[f"cifar{classes}"]
         no_training = row.test_alone(root)
-        train, test = row.part("train").files, row.part("test").files
+        train, test = row.files["train"], row.files["test"]
         folder = test.folder(root) or train.folder(root) or root
         names = read_names(folder / _META[classes][0], classes)
 

@@ -20,7 +20,7 @@ def find_recordings(root: Path) -> list[Item]:
     """
     row = BY_NAME["cifar10dvs"]
     classes = [Path(archive.into).name for archive in row.archives]
-    raw, converted = (part.files for part in row.parts)
+    raw, converted = row.files["raw"], row.files["converted"]
     found: dict[Item, Path] = {}
     for path in (raw if raw.folder(root) else converted).find(root):
         item = Item(path.parent.name, path.stem, events=path)

@@ -72,8 +72,8 @@ class DVSGesture(ItemData):
     ) -> None:
         root, row = Path(root), BY_NAME["dvsgesture"]
         no_training = row.test_alone(root)
-        training = [] if no_training else _listed(row.part("train").files, root)
-        test = _listed(row.part("test").files, root)
+        training = [] if no_training else _listed(row.files["train"], root)
+        test = _listed(row.files["test"], root)
         if both := sorted(set(training) & set(test)):
             raise ValueError(
                 f"{both[0]} is listed in trials_to_train.txt and in trials_to_test.txt"

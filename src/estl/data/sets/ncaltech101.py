@@ -68,9 +68,9 @@ class NCaltech101Pairs(SplitData):
         leave_out: tuple[str, ...] = LEFT_OUT,
         **loading: Any,
     ) -> None:
-        part = BY_NAME["ncaltech101"].part("all")
+        files = BY_NAME["ncaltech101"].files["all"]
         options: dict[str, Any] = {"images": images, "leave_out": leave_out, "missing": missing}
-        pairing = find_pairs(part, Path(root), **options)
+        pairing = find_pairs(files, Path(root), **options)
         absent = {f"{path.parent.name}/{path.stem}" for path in pairing.alone}
         super().__init__(
             pairing.items,

@@ -65,8 +65,8 @@ class NMNISTPairs(SplitData):
     ) -> None:
         root, row = Path(root), BY_NAME["nmnist"]
         no_training = row.test_alone(root)
-        train = [] if no_training else find_pairs(row.part("train"), root, images=images).items
-        test = find_pairs(row.part("test"), root, images=images).items
+        train = [] if no_training else find_pairs(row.files["train"], root, images=images).items
+        test = find_pairs(row.files["test"], root, images=images).items
         super().__init__(
             train,
             partial(read_nmnist, T=T, by=by),

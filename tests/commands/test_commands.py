@@ -99,7 +99,10 @@ def test_tse_and_tet_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> N
         (["--lamb=0.3", "--tse"], "--tet"),
         (["--student.init_args.classes=7"], "classes"),
         (["--student.init_args.in_channels=3"], "in_channels"),
-        (["--dataset=nmnist", "--data-path=/nowhere"], "fit: no recordings /nowhere/Train"),
+        (
+            ["--dataset=nmnist", "--data-path=/nowhere"],
+            "fit: no recordings <class>/<name>.bin in /nowhere",
+        ),
         (["--student.init_args.layers=[AP]"], "fit: layers="),
         (["--config=/nowhere/recipe.yaml"], "/nowhere/recipe.yaml"),
         (["--resume", "/nowhere/run"], "--resume"),

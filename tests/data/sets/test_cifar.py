@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tiny import NAMES, pickled, pixels, python2, write, write_cifar10, write_cifar100
 
 from estl.data.sets.cifar import CIFAR, MEAN, STD, read_batch, read_names, read_pickle
 from estl.types import is_static
@@ -23,54 +24,9 @@ class Evil:
         return open, (str(self.path), "w")
 
 
-def python2(value: Any) -> bytes:
-    """Opcodes of one value as Python 2 and its numpy wrote them (protocol 2)."""
-    if isinstance(value, dict):
-        pairs = b"".join(python2(k) + python2(v) for k, v in value.items())
-        return b"}(" + pairs + b"u"
-    if isinstance(value, list):
-        return b"](" + b"".join(map(python2, value)) + b"e"
-    if isinstance(value, str):
-        text = value.encode("latin1")
-        return b"U" + bytes([len(text)]) + text
-    if isinstance(value, int):
-        return b"J" + struct.pack("<i", value)
-    text = value.tobytes()
-    minus_one = b"J\xff\xff\xff\xff"
-    dtype = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNN" + 2 * minus_one + b"K\x00tb"
-    return (
-        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01"
-        + (python2(value.shape[0]) + python2(value.shape[1]) + b"\x86" + dtype + b"\x89T")
-        + (struct.pack("<i", len(text)) + text + b"tb")
-    )
-
-
-def write(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"\x80\x02" + python2(content) + b".")
-
-
-def pixels(n: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (n, 3072), dtype=np.uint8)
-
-
-NAMES = [
-    *("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-]
-
-
-def write_cifar10(root: Path, n: int = 20) -> Path:
-    folder = root / "cifar-10-batches-py"
-    for i, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
-        labels = [row % 10 for row in range(n)]
-        write(folder / name, {"batch_label": name, "labels": labels, "data": pixels(n, i)})
-    write(folder / "batches.meta", {"num_cases_per_batch": n, "label_names": NAMES})
-    return root
-
-
 def test_cifar10_is_one_image_at_every_step(tmp_path: Path) -> None:
     data = CIFAR(write_cifar10(tmp_path), T=3, images=True, batch_size=4, val_fraction=0.2)
-    assert data.classes == tuple(NAMES)
+    assert data.classes == NAMES
     assert data.sizes == {"train": 80, "val": 20, "test": 20}
     assert (data.in_channels, data.frame_size, data.T) == (3, (32, 32), 3)
     item = next(item for item in data.splits["test"] if item.number == "test_batch_00013")
@@ -105,16 +61,7 @@ def test_the_fingerprint_knows_the_pixels(tmp_path: Path) -> None:
 
 def test_cifar100_has_fine_labels_and_its_folder_may_be_the_root(tmp_path: Path) -> None:
     names = [f"class{i:02d}" for i in range(100)]
-    for part, seed in (("train", 0), ("test", 1)):
-        content = {
-            "filenames": ["x.png"] * 200,
-            "fine_labels": [i % 100 for i in range(200)],
-            "coarse_labels": [0] * 200,
-            "data": pixels(200, seed),
-        }
-        write(tmp_path / part, content)
-    write(tmp_path / "meta", {"fine_label_names": names, "coarse_label_names": ["all"]})
-    data = CIFAR(tmp_path, classes=100, val_fraction=0.5, per_class=1)
+    data = CIFAR(write_cifar100(tmp_path), classes=100, val_fraction=0.5, per_class=1)
     assert data.classes == tuple(names)
     assert data.sizes == {"train": 100, "val": 100, "test": 200}
     item = data.splits["test"][3]
@@ -168,7 +115,7 @@ def test_nothing_but_arrays_is_made(tmp_path: Path, code: bytes) -> None:
 
 def array(**changes: Any) -> bytes:
     """A batch whose array says something else of itself."""
-    code = b"\x80\x02" + python2({"labels": [0, 1], "data": pixels(2, 0)}) + b"."
+    code = pickled({"labels": [0, 1], "data": pixels(2, 0)})
     for old, new in changes.values():
         assert old in code
         code = code.replace(old, new, 1)
@@ -204,8 +151,8 @@ def test_what_is_no_batch_is_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_names_must_be_those_of_the_classes(tmp_path: Path) -> None:
-    for names in (NAMES[:9], [*NAMES[:9], "airplane"], [1] * 10, "airplane"):
-        write(tmp_path / "meta", {"label_names": names})
+    for names in ([*NAMES[:9]], [*NAMES[:9], "airplane"], [1] * 10, "airplane"):
+        write(tmp_path / "meta", pickled({"label_names": names}))
         with pytest.raises(ValueError, match=r"meta is not .*'label_names' of 10 names"):
             read_names(tmp_path / "meta", 10)
 

@@ -4,42 +4,11 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import TITLE, write_gestures, write_recording
 
 from estl.data import reading
 from estl.data.reading import GESTURES, interval, read_file, read_labels
 from estl.data.sets.gesture import DVSGesture
-
-HEAD = b"#!AER-DAT3.1\r\n#Format: RAW\r\n#Source 1: DVS128\r\n#!END-HEADER\r\n"
-TITLE = "class,startTime_usec,endTime_usec\n"
-
-
-def write_recording(folder: Path, name: str, labels: list[tuple[int, int, int]]) -> Path:
-    """An event every 10 us up to 1 ms, at x = t / 10, y = the number of `name`, 5 a packet."""
-    folder.mkdir(parents=True, exist_ok=True)
-    y = int(name[4:6])
-    events = [struct.pack("<Ii", (t // 10) << 17 | y << 2 | 3, t) for t in range(0, 1000, 10)]
-    data = HEAD
-    for i in range(0, 100, 5):
-        data += struct.pack("<hhiiiiii", 1, 1, 8, 4, 0, 5, 5, 5) + b"".join(events[i : i + 5])
-    path = folder / f"{name}.aedat"
-    path.write_bytes(data)
-    lines = "".join(f"{a},{b},{c}\n" for a, b, c in labels)
-    (folder / f"{name}_labels.csv").write_text(TITLE + lines)
-    return path
-
-
-def write_set(folder: Path, training: int = 20, test: int = 2) -> Path:
-    names = {"train": [], "test": []}  # type: dict[str, list[str]]
-    for i in range(1, training + test + 1):
-        for light in ("led", "natural"):
-            name = f"user{i:02d}_{light}"
-            write_recording(
-                folder, name, [(1, 100, 200), (8, 200, 445), (8, 600, 700), (11, 0, 55)]
-            )
-            names["train" if i <= training else "test"].append(name)
-    for part, listed in names.items():
-        (folder / f"trials_to_{part}.txt").write_text("".join(f"{n}.aedat\n" for n in listed))
-    return folder
 
 
 def read_whole(path: Path, **options: Any) -> torch.Tensor:
@@ -47,7 +16,7 @@ def read_whole(path: Path, **options: Any) -> torch.Tensor:
 
 
 def test_each_labeled_interval_is_an_item_of_its_own(tmp_path: Path) -> None:
-    data = DVSGesture(write_set(tmp_path, training=2, test=1), val_fraction=0.0)
+    data = DVSGesture(write_gestures(tmp_path, training=2, test=1), val_fraction=0.0)
     assert [str(item) for item in data.splits["test"]] == [
         f"{label}/user03_{light}/{i}"
         for light in ("led", "natural")
@@ -57,7 +26,7 @@ def test_each_labeled_interval_is_an_item_of_its_own(tmp_path: Path) -> None:
 
 
 def test_an_item_holds_the_events_of_its_interval_and_no_others(tmp_path: Path) -> None:
-    data = DVSGesture(write_set(tmp_path), T=2, size=128)
+    data = DVSGesture(write_gestures(tmp_path), T=2, size=128)
     for items in data.splits.values():
         item = items[1]
         start, stop = interval(item)
@@ -71,7 +40,7 @@ def test_an_item_holds_the_events_of_its_interval_and_no_others(tmp_path: Path) 
 
 
 def test_validation_and_test_are_of_people_who_are_not_in_training(tmp_path: Path) -> None:
-    data = DVSGesture(write_set(tmp_path))
+    data = DVSGesture(write_gestures(tmp_path))
     users = {name: {item.number[:6] for item in items} for name, items in data.splits.items()}
     assert {name: len(found) for name, found in users.items()} == {"train": 18, "val": 2, "test": 2}
     assert not users["train"] & users["val"]
@@ -81,7 +50,7 @@ def test_validation_and_test_are_of_people_who_are_not_in_training(tmp_path: Pat
 
 
 def test_a_batch_has_frames_of_the_size_asked_for(tmp_path: Path) -> None:
-    data = DVSGesture(write_set(tmp_path / "DvsGesture", 4, 1).parent, batch_size=4)
+    data = DVSGesture(write_gestures(tmp_path / "DvsGesture", 4, 1).parent, batch_size=4)
     batch = next(iter(data.train_dataloader()))
     assert batch.events.shape == (4, 16, 2, 64, 64)
     assert batch.image is None
@@ -98,7 +67,7 @@ def test_one_file_is_read_whole(tmp_path: Path) -> None:
 def test_only_the_packets_of_an_interval_are_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = DVSGesture(write_set(tmp_path, 2, 1), T=1)
+    data = DVSGesture(write_gestures(tmp_path, 2, 1), T=1)
     read: list[int] = []
     plain = reading.to_frames
     monkeypatch.setattr(
@@ -116,7 +85,7 @@ def test_only_the_packets_of_an_interval_are_decoded(
 
 
 def test_the_fingerprint_knows_the_intervals(tmp_path: Path) -> None:
-    data = DVSGesture(write_set(tmp_path, 2, 1))
+    data = DVSGesture(write_gestures(tmp_path, 2, 1))
     before = data.fingerprint
     assert DVSGesture(tmp_path).fingerprint == before
     labels = tmp_path / "user03_led_labels.csv"
@@ -125,7 +94,7 @@ def test_the_fingerprint_knows_the_intervals(tmp_path: Path) -> None:
 
 
 def test_an_interval_without_events_names_the_file_and_the_interval(tmp_path: Path) -> None:
-    write_set(tmp_path, 2, 1)
+    write_gestures(tmp_path, 2, 1)
     (tmp_path / "user03_led_labels.csv").write_text(TITLE + "1,5000,6000\n")
     data = DVSGesture(tmp_path)
     item = next(item for item in data.splits["test"] if "led" in item.number)
@@ -163,7 +132,7 @@ def test_broken_labels_are_refused_with_their_line(tmp_path: Path, text: str, me
 
 
 def test_a_recording_in_both_lists_or_twice_in_one_is_refused(tmp_path: Path) -> None:
-    write_set(tmp_path, 2, 1)
+    write_gestures(tmp_path, 2, 1)
     test = tmp_path / "trials_to_test.txt"
     listed = test.read_text()
     test.write_text(listed + "user01_led.aedat\n")
@@ -185,14 +154,14 @@ def test_a_recording_in_both_lists_or_twice_in_one_is_refused(tmp_path: Path) ->
     ],
 )
 def test_what_is_missing_is_named(tmp_path: Path, missing: str, message: str) -> None:
-    write_set(tmp_path, 2, 1)
+    write_gestures(tmp_path, 2, 1)
     (tmp_path / missing).unlink()
     with pytest.raises(FileNotFoundError, match=message):
         DVSGesture(tmp_path)
 
 
 def test_frames_are_the_same_whether_cut_by_packet_or_from_the_whole(tmp_path: Path) -> None:
-    data = DVSGesture(write_set(tmp_path, 2, 1), T=1, size=128)
+    data = DVSGesture(write_gestures(tmp_path, 2, 1), T=1, size=128)
     item = data.splits["test"][2]
     assert item.events is not None
     whole = read_whole(item.events, T=1, size=128)

@@ -1,14 +1,14 @@
 from collections import Counter
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from estl.data.catalog import Files
-from estl.data.items import Item, Pairing, find_pairs, fingerprint, pair
+from estl.data.items import Item, Pairing, find_pairs, fingerprint
 from estl.data.splits import read_splits, select_items, split_items
 
 ITEMS = [
@@ -24,18 +24,17 @@ def write_pairs(root: Path, names: list[str]) -> tuple[Path, Path]:
     return root / "rec", root / "img"
 
 
-def pair_folders(rec: Path, img: Path | None = None, leave_out: Sequence[str] = ()) -> Pairing:
-    images = None if img is None else [*img.glob("*/*")]
-    return pair(sorted(rec.glob("*/*")), images, leave_out)
+def pair_folders(rec: Path, img: Path | None = None, **options: Any) -> Pairing:
+    """As a set pairs them: recordings in the folder `rec`, images in the folder `img`."""
+    images = None
+    if img is not None:
+        images = Files("images", (img.name,), ("*/*.png", "*/*.jpg"), "the images")
+    files = Files("recordings", (rec.name,), ("*/*.bin",), "the recordings", images)
+    return find_pairs(files, rec.parent, **options)
 
 
 def list_items(rec: Path, img: Path | None = None) -> list[Item]:
-    """As a set finds them: recordings in the folder `rec`, images in the folder `img`."""
-    images = None
-    if img is not None:
-        images = Files("images", (img.name,), ("*/*.png", "*/*.jpg"), "images")
-    files = Files("recordings", (rec.name,), ("*/*.bin",), "recordings", images)
-    return find_pairs(files, rec.parent, images=img is not None).items
+    return pair_folders(rec, img).items
 
 
 def labels(items: list[Item]) -> dict[str, int]:
@@ -165,7 +164,7 @@ def test_recordings_alone_and_images_alone_are_told_apart(tmp_path: Path) -> Non
     (img / "a" / "2.png").unlink()
     (rec / "a" / "3.bin").unlink()
     (rec / "b" / "1.bin").unlink()
-    pairing = pair_folders(rec, img)
+    pairing = pair_folders(rec, img, missing="skip")
     assert [str(item) for item in pairing.items] == ["a/1", "c/1"]
     assert pairing.alone == [rec / "a" / "2.bin"]
     assert pairing.extra == [img / "a" / "3.png", img / "b" / "1.png"]

@@ -36,16 +36,17 @@ class Files:
         folders = (root / place for place in self.places)
         return next((f for f in folders if any(any(f.glob(p)) for p in self.patterns)), None)
 
-    def find(self, root: Path) -> list[Path]:
-        """These files, sorted.
-
-        Raises:
-            FileNotFoundError: there are none.
-        """
-        folder = self.folder(root)
-        if folder is None:
-            raise FileNotFoundError(self.missing(root))
+    def glob(self, root: Path) -> list[Path]:
+        """These files, sorted."""
+        if (folder := self.folder(root)) is None:
+            return []
         return sorted({path for pattern in self.patterns for path in folder.glob(pattern)})
+
+    def find(self, root: Path) -> list[Path]:
+        """These files, sorted; FileNotFoundError if there are none."""
+        if not (found := self.glob(root)):
+            raise FileNotFoundError(self.missing(root))
+        return found
 
     def missing(self, root: Path) -> str:
         """What to tell a user who has none of these files below `root`."""
@@ -280,4 +281,4 @@ CATALOG = (
 BY_NAME = {row.name: row for row in CATALOG}
 
 PAIRS = [(s.name, f, f.images) for s in CATALOG for f in s.files.values() if f.images is not None]
-"""The sets of recordings and images that belong together, with both kinds of files."""
+"""(name of the set, recordings, images) of all that belong together."""

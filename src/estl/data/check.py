@@ -16,7 +16,7 @@ import numpy as np
 
 from estl.data.cache import Load, decode
 from estl.data.catalog import PAIRS
-from estl.data.items import Item, evenly, file_content, pair
+from estl.data.items import Item, evenly, file_content, find_pairs
 from estl.data.module import EventData, ItemData, with_items
 from estl.data.similar import near, perceptual_hash
 
@@ -142,7 +142,7 @@ def missing_partners(root: Path) -> tuple[list[Path], list[Path]]:
     extra: list[Path] = []
     for _, recordings, images in PAIRS:
         if recordings.folder(root) and any((root / place).is_dir() for place in images.places):
-            found = pair(recordings.find(root), images.find(root) if images.folder(root) else [])
+            found = find_pairs(recordings, root, missing="skip")
             alone += found.alone
             extra += found.extra
     return alone, extra

@@ -5,7 +5,6 @@ of the training split is the twin of a test recording.
 """
 
 import hashlib
-import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,26 +51,8 @@ class Pairing:
     alone: list[Path]
     extra: list[Path]
 
-
-def pair(
-    recordings: Iterable[Path], images: Iterable[Path] | None, leave_out: Collection[str] = ()
-) -> Pairing:
-    """Files `<class>/<name>`, paired; classes in `leave_out` are passed over.
-
-    >>> found = pair([Path("cat/1.bin"), Path("cat/2.bin")], [Path("cat/2.png")])
-    >>> [str(item) for item in found.items], [path.name for path in found.alone]
-    (['cat/2'], ['1.bin'])
-    """
-
-    def named(paths: Iterable[Path]) -> dict[tuple[str, str], Path]:
-        return {(p.parent.name, p.stem): p for p in paths if p.parent.name not in leave_out}
-
-    events, partners = named(recordings), named(images or ())
-    pairs = [Item(*key, events=path, image=partners.get(key)) for key, path in events.items()]
-    alone = [] if images is None else sorted(events[key] for key in events.keys() - partners.keys())
-    extra = sorted(partners[key] for key in partners.keys() - events.keys())
-    items = pairs if images is None else [item for item in pairs if item.image is not None]
-    return Pairing(sorted(items), alone, extra)
+    def __str__(self) -> str:
+        return f"{len(self.alone)} recordings have no image, the first {self.alone[0]}"
 
 
 def find_pairs(
@@ -82,27 +63,32 @@ def find_pairs(
     leave_out: Collection[str] = (),
     missing: Literal["raise", "skip"] = "raise",
 ) -> Pairing:
-    """The recordings of a set below `root`, with their images if they are asked for.
+    """The recordings below `root`, with their images if they are asked for.
 
     Args:
         files: where they lie, from the catalog.
         root: the set's folder.
         images: whether every recording needs its image.
         leave_out: classes that are passed over.
-        missing: "raise" if a recording has no image, or "skip" such recordings with a warning.
+        missing: "raise" if a recording has no image, or "skip" such recordings.
 
     Raises:
-        FileNotFoundError: no recordings, no images, or a recording without its image.
+        FileNotFoundError: no recordings, or one without its image.
     """
-    recordings = files.find(root)
+
+    def named(paths: Iterable[Path]) -> dict[tuple[str, str], Path]:
+        return {(p.parent.name, p.stem): p for p in paths if p.parent.name not in leave_out}
+
+    events = named(files.find(root))
     if not images or files.images is None:
-        return pair(recordings, None, leave_out)
-    found = pair(recordings, files.images.find(root), leave_out)
-    if found.alone:
-        what = f"{len(found.alone)} recordings have no image, the first {found.alone[0]}"
-        if missing == "raise":
-            raise FileNotFoundError(f"{what}: point --data-path at {files.images.source}")
-        warnings.warn(f"{what}: they are left out", stacklevel=3)
+        return Pairing(sorted(Item(*key, events=path) for key, path in events.items()), [], [])
+    partners = named((files.images.find if missing == "raise" else files.images.glob)(root))
+    both = events.keys() & partners.keys()
+    items = sorted(Item(*key, events=events[key], image=partners[key]) for key in both)
+    alone, extra = ([x[k] for k in sorted(x.keys() - both)] for x in (events, partners))
+    found = Pairing(items, alone, extra)
+    if alone and missing == "raise":
+        raise FileNotFoundError(f"{found}: point --data-path at {files.images.source}")
     return found
 
 
@@ -130,12 +116,8 @@ def fingerprint(
 ) -> str:
     """Twelve hexadecimal digits that stand for a data set and its splits.
 
-    SHA-256 of the splits' names, the items' names and their content, in the given order of splits
+    SHA-256 of the splits' names, the items' names and their `content`, in the given order of splits
     and the sorted order of items: another item, a changed file or another split gives another one.
-
-    Args:
-        splits: the items by name of split.
-        content: what an item holds, in pieces.
     """
     digest = hashlib.sha256()
 

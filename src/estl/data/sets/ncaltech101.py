@@ -1,5 +1,6 @@
 """N-Caltech101, alone or with the Caltech101 photographs that it was recorded from."""
 
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -69,8 +70,10 @@ class NCaltech101Pairs(SplitData):
         **loading: Any,
     ) -> None:
         files = BY_NAME["ncaltech101"].files["all"]
-        options: dict[str, Any] = {"images": images, "leave_out": leave_out, "missing": missing}
-        pairing = find_pairs(files, Path(root), **options)
+        how: dict[str, Any] = {"images": images, "leave_out": leave_out, "missing": missing}
+        pairing = find_pairs(files, Path(root), **how)
+        if pairing.alone:
+            warnings.warn(f"{pairing}: they are left out", stacklevel=2)
         absent = {f"{path.parent.name}/{path.stem}" for path in pairing.alone}
         super().__init__(
             pairing.items,

@@ -50,7 +50,7 @@ class Files:
 
     def missing(self, root: Path) -> str:
         """What to tell a user who has none of these files below `root`."""
-        name = self.patterns[0].replace("*/*", "<class>/<name>")
+        name = self.patterns[0].replace("*/", "<class>/").replace("*", "<name>")
         places = " or ".join(self.places)
         return f"no {self.what} {name} in {root} ({places}): point --data-path at {self.source}"
 
@@ -171,7 +171,7 @@ def _gesture(split: str) -> Files:
 
 
 def _cifar10dvs(suffix: str, *places: str) -> Files:
-    patterns = tuple(f"{level}/*.{suffix}" for level in ("*", "*/*", "*/*/*"))
+    patterns = tuple(f"{level}/cifar10_*.{suffix}" for level in ("*", "*/*", "*/*/*"))
     return Files("recordings", places, patterns, "CIFAR10-DVS (Li et al. 2017)")
 
 
@@ -197,7 +197,7 @@ CATALOG = (
             "all": Files(
                 "recordings",
                 ("Caltech101", "N-Caltech101", "N-Caltech101/Caltech101", "."),
-                ("*/*.bin",),
+                ("*/image_*.bin",),
                 _N_CALTECH101,
                 Files(
                     "photographs",

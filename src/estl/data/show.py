@@ -154,7 +154,7 @@ def partner(path: Path) -> tuple[str, Path] | None:
         for here, there in ((recordings, images), (images, recordings)):
             for root, place in product(here.roots(path), there.places):
                 for twin in (root / place / path.parent.name).glob(f"{escape(path.stem)}.*"):
-                    if f"*/*{twin.suffix}" in there.patterns and twin != path:
+                    if any(twin.match(pattern) for pattern in there.patterns):
                         return name, twin
     return None
 

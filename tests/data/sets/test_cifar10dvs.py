@@ -62,11 +62,11 @@ def test_no_recordings_no_class_and_the_same_recording_twice_are_refused(tmp_pat
         FileNotFoundError, match=r"no recordings .*point --data-path at CIFAR10-DVS"
     ):
         find_recordings(tmp_path)
-    twice = write_aedat(tmp_path / "a" / "bird" / "e.aedat")
-    write_aedat(tmp_path / "b" / "bird" / "e.aedat")
-    with pytest.raises(ValueError, match=rf"b/bird/e\.aedat and {twice} are the same recording"):
+    twice = write_aedat(tmp_path / "a" / "bird" / "cifar10_bird_0.aedat")
+    write_aedat(tmp_path / "b" / "bird" / "cifar10_bird_0.aedat")
+    with pytest.raises(ValueError, match=rf"b/bird/cifar10_bird_0\.aedat and {twice} are the same recording"):
         find_recordings(tmp_path)
-    wrong = write_aedat(tmp_path / "a" / "e.aedat")
+    wrong = write_aedat(tmp_path / "a" / "cifar10_a_0.aedat")
     with pytest.raises(ValueError, match=rf"{wrong}: its folder is not named as one of airplane"):
         find_recordings(tmp_path)
 

@@ -49,6 +49,11 @@ class Group:
     members: tuple[Member, ...]
 
     @property
+    def items(self) -> set[Item]:
+        """The members' items."""
+        return {m.item for m in self.members}
+
+    @property
     def leak(self) -> bool:
         """Whether the members are in more than one split."""
         return len({m.split for m in self.members}) > 1
@@ -185,12 +190,12 @@ class Report:
             yield from _listed("classes without an item", sorted(classes - counts.keys()))
         total = sum(counts.total() for counts in self.counts.values())
         yield f"decoded: {self.decoded} of {total} items"
+        unreadable = [f"{item}: {error}" for item, error in self.unreadable.items()]
+        leaks, rest = ([f"{g.what}: {g}" for g in self.same if g.leak == x] for x in (True, False))
         yield from _listed("recordings without their image", self.no_image)
         yield from _listed("images without a recording (not used)", self.no_recording)
-        yield from _listed("unreadable", [f"{i}: {e}" for i, e in self.unreadable.items()])
-        leaks = [g for g in self.same if g.leak]
-        yield from _listed("LEAKS, the same in two splits", [f"{g.what}: {g}" for g in leaks])
-        rest = [f"{g.what}: {g}" for g in self.same if not g.leak]
+        yield from _listed("unreadable", unreadable)
+        yield from _listed("LEAKS, the same in two splits", leaks)
         yield from _listed("the same twice in one split", rest)
         yield from _listed("near duplicates across splits, to look at", self.near)
         yield "something is wrong" if self.wrong else "nothing is wrong"
@@ -225,34 +230,24 @@ def check(
     data = with_items(data)
     no_image, no_recording = missing_partners(root) if root else ([], [])
     members = [Member(s, item) for s, items in data.splits.items() for item in evenly(items, limit)]
-    unreadable: dict[Item, str] = {}
-    seen: list[tuple[Member, bytes]] = []
-    looks: list[tuple[Member, int]] = []
-    probe = partial(_probe, load=data.decode)
-    found = decode([m.item for m in members], probe, data.num_workers, "Checking")
-    for member, (item, result) in zip(members, found, strict=True):
-        if isinstance(result, Exception):
-            unreadable[item] = str(result)
-            continue
-        seen.append((member, result[0]))
-        if result[1] is not None:
-            looks.append((member, result[1]))
+    found = decode(
+        [m.item for m in members], partial(_probe, load=data.decode), data.num_workers, "Checking"
+    )
+    results = [(member, result) for member, (_, result) in zip(members, found, strict=True)]
+    unreadable = {m.item: str(result) for m, result in results if isinstance(result, Exception)}
+    seen = {m: result for m, result in results if m.item not in unreadable}
 
     same = repeated(data)
-    known = {frozenset(m.item for m in g.members) for g in same}
-    pixels = dict(seen)
-    for alike in _alike([list(pixels)], pixels.__getitem__):
-        twins = frozenset(m.item for m in alike)
-        if len(twins) > 1 and not any(twins <= group for group in known):
-            same.append(Group("pixels", tuple(alike)))
-            known.add(twins)
+    known = [g.items for g in same]
+    for alike in _alike([list(seen)], lambda m: seen[m][0]):
+        twins = Group("pixels", tuple(alike))
+        if len(twins.items) > 1 and not any(twins.items <= group for group in known):
+            same.append(twins)
+            known.append(twins.items)
+    looks = [(m, look) for m, (_, look) in seen.items() if look is not None]
     hashes = np.array([look for _, look in looks], np.uint64)
     pairs = (Group("look", (looks[i][0], looks[j][0])) for i, j in near(hashes, distance))
-    close = [
-        pair
-        for pair in pairs
-        if pair.leak and not any({m.item for m in pair.members} <= group for group in known)
-    ]
+    close = [p for p in pairs if p.leak and not any(p.items <= group for group in known)]
     counts = {s: Counter(i.label for i in items) for s, items in data.splits.items()}
     return Report(counts, len(members), no_image, no_recording, unreadable, same, close)
 

@@ -64,7 +64,9 @@ def test_no_recordings_no_class_and_the_same_recording_twice_are_refused(tmp_pat
         find_recordings(tmp_path)
     twice = write_aedat(tmp_path / "a" / "bird" / "cifar10_bird_0.aedat")
     write_aedat(tmp_path / "b" / "bird" / "cifar10_bird_0.aedat")
-    with pytest.raises(ValueError, match=rf"b/bird/cifar10_bird_0\.aedat and {twice} are the same recording"):
+    with pytest.raises(
+        ValueError, match=rf"b/bird/cifar10_bird_0\.aedat and {twice} are the same recording"
+    ):
         find_recordings(tmp_path)
     wrong = write_aedat(tmp_path / "a" / "cifar10_a_0.aedat")
     with pytest.raises(ValueError, match=rf"{wrong}: its folder is not named as one of airplane"):

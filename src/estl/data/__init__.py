@@ -31,33 +31,12 @@ _HOMES = [row.home for row in CATALOG] + [
     *("frames.normalize", "frames.to_frames", "simulator.simulate", "simulator.simulate_events"),
     *("module.EventData", "module.ItemData", "splits.SplitData"),
 ]
+_MODULES = {name: module for module, _, name in (home.rpartition(".") for home in _HOMES)}
+
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    for home in _HOMES:
-        module, _, given = home.rpartition(".")
-        if given == name:
-            return getattr(import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-__all__ = [
-    "CIFAR",
-    "CIFAR10DVS",
-    "EVENT",
-    "DVSGesture",
-    "Digits",
-    "EventData",
-    "ImageFolder",
-    "ItemData",
-    "NCaltech101Pairs",
-    "NMNISTPairs",
-    "Shards",
-    "SplitData",
-    "normalize",
-    "read_events",
-    "read_recording",
-    "simulate",
-    "simulate_events",
-    "to_frames",
-]
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -22,23 +22,16 @@ class Stream(IterableDataset[Sample]):
     """One split's part of one process, in a new order each epoch if it is shuffled.
 
     The shards, in an order drawn from (seed, epoch), are one line of n samples. Of R processes,
-    process r takes the r-th of R pieces of n // R (training: what is left over, fewer than R
-    samples, rests for this epoch) or of ceil(n / R) (other splits: the last pieces overlap). So
-    every process has equally many batches. Loading workers cut the piece further, at whole batches,
+    process r takes the r-th of R pieces of n // R (training: up to R - 1 leftover samples are
+    skipped this epoch) or of ceil(n / R) (other splits: the last pieces overlap). So every process
+    has equally many batches. Loading workers cut the piece further, at whole batches,
     and each mixes its own in a buffer: together they give each sample once.
 
     Args:
         root: folder or web address of the shards.
         shards: the split's shards, as in the index.
-        classes: the classes' names.
-        T: number of frames.
-        batch_size: samples a batch.
-        scaling: how frames are normalized.
-        shuffle: whether this is for training.
+        rank: r, and `processes`: R.
         buffer: samples that a worker mixes at a time.
-        seed: of all orders.
-        rank: number of this process.
-        processes: R.
     """
 
     def __init__(
@@ -56,19 +49,13 @@ class Stream(IterableDataset[Sample]):
         rank: int = 0,
         processes: int = 1,
     ) -> None:
-        self.root = root
-        self.shards = shards
+        self.root, self.shards = root, shards
         self.number = {name: i for i, name in enumerate(classes)}
-        self.T = T
-        self.batch_size = batch_size
-        self.scaling = scaling
-        self.shuffle = shuffle
-        self.buffer = buffer
-        self.seed = seed
-        self.rank = rank
-        self.samples = sum(shard["samples"] for shard in shards)
-        share = self.samples // processes if shuffle else -(-self.samples // processes)
-        self.start = max(0, min(rank * share, self.samples - share))
+        self.T, self.batch_size, self.scaling = T, batch_size, scaling
+        self.shuffle, self.buffer, self.seed, self.rank = shuffle, buffer, seed, rank
+        samples = sum(shard["samples"] for shard in shards)
+        share = samples // processes if shuffle else -(-samples // processes)
+        self.start = max(0, min(rank * share, samples - share))
         # A batch of one sample has no statistics.
         self.size = share - (shuffle and share > 1 and share % batch_size == 1)
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers see it change
@@ -85,15 +72,13 @@ class Stream(IterableDataset[Sample]):
             self.start + min(batches * w // workers * self.batch_size, self.size)
             for w in (worker, worker + 1)
         )
-        epoch = int(self.epoch)
-        shards = list(self.shards)
-        if self.shuffle:
-            random.Random(f"{self.seed}/{epoch}").shuffle(shards)
-        samples = self._between(shards, first, last)
-        if self.shuffle:
-            rng = random.Random(f"{self.seed}/{epoch}/{self.rank}/{worker}")
-            samples = wds.shuffle(self.buffer, initial=self.buffer, rng=rng)(samples)
-        yield from samples
+        if not self.shuffle:
+            return self._between(self.shards, first, last)
+        name, shards = f"{self.seed}/{int(self.epoch)}", list(self.shards)
+        random.Random(name).shuffle(shards)
+        rng = random.Random(f"{name}/{self.rank}/{worker}")
+        mix = wds.shuffle(self.buffer, initial=self.buffer, rng=rng)
+        return iter(mix(self._between(shards, first, last)))
 
     def _between(
         self, shards: Sequence[Mapping[str, Any]], first: int, last: int

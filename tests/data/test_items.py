@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from estl.data.catalog import Files
 from estl.data.items import Item, Pairing, find_pairs, fingerprint
-from estl.data.splits import read_splits, select_items, split_items
+from estl.data.splits import SplitData, read_splits, select_items, split_items
 
 ITEMS = [
     Item(label, f"{i:04d}") for label, n in (("cat", 20), ("dog", 7), ("eel", 1)) for i in range(n)
@@ -180,6 +181,17 @@ def test_a_class_with_one_item_keeps_it_for_training() -> None:
     assert "eel" in labels(split_items(ITEMS, 0.5)[1])  # floor(1/2 + 1/2) of one is one
 
 
+class Listed(SplitData):
+    """Items without content."""
+
+    def __init__(self, items: list[Item], **options: Any) -> None:
+        super().__init__(items, load_nothing, T=1, frame_size=(1, 1), **options)
+
+
+def load_nothing(item: Item) -> tuple[torch.Tensor, None]:
+    return torch.zeros(1, 2, 1, 1), None
+
+
 def write_lists(folder: Path, **lists: str) -> Path:
     folder.mkdir(exist_ok=True)
     for name, text in lists.items():
@@ -208,9 +220,21 @@ def test_without_a_list_the_validation_split_is_taken_from_the_training_list(
 ) -> None:
     cats = [item for item in ITEMS if item.label == "cat"]
     lists = write_lists(tmp_path, train="\n".join(map(str, cats)), test="dog/0001")
-    splits = read_splits(lists, ITEMS, val_fraction=0.2, seed=3)
+    splits = Listed(ITEMS, splits=lists, val_fraction=0.2, split_seed=3).splits
     assert (splits["train"], splits["val"]) == split_items(cats, 0.2, 3)
-    assert read_splits(lists, ITEMS)["val"] == []
+    assert list(splits) == ["train", "val", "test"]
+    assert Listed(ITEMS, splits=lists, val_fraction=0.0).splits["val"] == []
+    (lists / "val.txt").write_text("dog/0002")
+    splits = Listed(ITEMS, splits=lists, val_fraction=0.2).splits
+    assert (splits["train"], splits["val"]) == (cats, [Item("dog", "0002")])
+
+
+def test_a_set_with_a_test_split_of_its_own_keeps_it() -> None:
+    data = Listed(ITEMS[:20], test=ITEMS[20:], val_fraction=0.2, per_class=3)
+    assert data.splits["test"] == ITEMS[20:]
+    assert (data.sizes["train"], data.sizes["val"]) == (3, 4)
+    with pytest.raises(ValueError, match=r"test_fraction=0\.3: the set has a test split"):
+        Listed(ITEMS[:20], test=ITEMS[20:], test_fraction=0.3)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ Sample = tuple[Tensor, int, Tensor | None]
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """(events, label, image) of each sample, stacked; of direct coding one step (`direct_code`)."""
+    """Stack the samples; direct-coded events are stored once and expanded (`direct_code`)."""
     events, labels, images = zip(*samples, strict=True)
     if all(is_static(frames[None]) for frames in events):
         stacked = direct_code(torch.stack([frames[0] for frames in events]), len(events[0]))
@@ -117,35 +117,34 @@ class EventData(L.LightningDataModule):
         """
         if unknown := sorted(set(self.classes) - set(classes)):
             raise ValueError(
-                f"the data have {len(unknown)} classes that the checkpoint was not trained on, the "
-                f"first {unknown[0]!r}: give data of its classes ({', '.join(classes[:3])}, ...)"
+                f"the data have a class {unknown[0]!r}, none of the {len(classes)} "
+                f"of the checkpoint ({', '.join(classes[:3])}, ...): give other data"
             )
         self.classes = tuple(classes)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Augment a training batch, on the device where it now is, and normalize it then."""
+        """Augment a training batch on its device, and normalize it then."""
         if self.augment is None or self.trainer is None or not self.trainer.training:
             return batch
         batch = self.augment(batch, len(self.classes))
         return replace(batch, events=normalize(batch.events, self.normalize))
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """The trainer's training batches: this process's share of them."""
-        return self._shared("train", shuffle=True)
+        """What the trainer's process trains on."""
+        return self.loader("train", shuffle=True, **self._place())
 
     def val_dataloader(self) -> DataLoader[Sample]:
-        """The trainer's validation batches: this process's share of them."""
-        return self._shared("val")
+        """What the trainer's process validates on."""
+        return self.loader("val", **self._place())
 
     def test_dataloader(self) -> DataLoader[Sample]:
-        """The trainer's test batches: this process's share of them."""
-        return self._shared("test")
+        """What the trainer's process tests on."""
+        return self.loader("test", **self._place())
 
-    def _shared(self, split: str, shuffle: bool = False) -> DataLoader[Sample]:
-        if self.trainer is None:
-            return self.loader(split, shuffle=shuffle)
-        rank, processes = self.trainer.global_rank, self.trainer.world_size
-        return self.loader(split, shuffle=shuffle, rank=rank, world_size=processes)
+    def _place(self) -> dict[str, Any]:
+        """This process among the trainer's."""
+        t = self.trainer
+        return {} if t is None else {"rank": t.global_rank, "world_size": t.world_size}
 
     def _scaling(self, shuffle: bool) -> Normalization:
         """How frames are scaled when they are loaded: augmentation is of counts."""
@@ -153,13 +152,9 @@ class EventData(L.LightningDataModule):
 
     def _loading(self) -> dict[str, Any]:
         """What all loaders are given."""
-        return {
-            "batch_size": self.batch_size,
-            "collate_fn": collate,
-            "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
-            "pin_memory": torch.cuda.is_available(),
-        }
+        workers = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
+        memory = {"collate_fn": collate, "pin_memory": torch.cuda.is_available()}
+        return {"batch_size": self.batch_size} | workers | memory
 
 
 class Split(Dataset[Sample]):
@@ -274,16 +269,10 @@ class ItemData(EventData):
 
 
 def with_items(data: EventData) -> ItemData:
-    """`data`, if it is a set of items.
-
-    Raises:
-        ValueError: it is one of shards.
-    """
-    if not isinstance(data, ItemData):
-        raise ValueError(
-            f"{type(data).__name__} has no single items: give the set it was made from"
-        )
-    return data
+    """`data`, or ValueError if it is no set of items but of shards."""
+    if isinstance(data, ItemData):
+        return data
+    raise ValueError(f"{type(data).__name__} has no single items: give the set it was made from")
 
 
 @rank_zero_only

@@ -55,15 +55,15 @@ class SplitData(ItemData):
                 f"test_fraction={test_fraction}: the set has a test split of its own: leave it out"
             )
         if splits is not None:
-            every = [*items, *(test or ())]
-            parts = read_splits(splits, every, val_fraction, split_seed, left_out)
+            parts = read_splits(splits, [*items, *(test or ())], left_out)
+        elif test is None:
+            share = 0.2 if test_fraction is None else test_fraction
+            parts = dict(zip(("train", "test"), split_items(items, share, split_seed), strict=True))
         else:
-            rest = items
-            if test is None:
-                share = 0.2 if test_fraction is None else test_fraction
-                rest, test = split_items(items, share, split_seed)
-            train, val = split_items(rest, val_fraction, split_seed)
-            parts = {"train": train, "val": val, "test": list(test)}
+            parts = {"train": sorted(items), "test": sorted(test)}
+        if "val" not in parts:
+            drawn = split_items(parts["train"], val_fraction, split_seed)
+            parts = {"train": drawn[0], "val": drawn[1], "test": parts["test"]}
         if per_class is not None:
             parts["train"] = select_items(parts["train"], per_class, split_seed)
         super().__init__(parts, load, **loading)
@@ -77,13 +77,8 @@ def split_items(
     Of n items of a class, the second part takes those with the smallest hashes: floor(fraction n +
     1/2), but at least one where n > 1 and `fraction` > 0.
 
-    Args:
-        items: in any order.
-        fraction: in [0,1).
-        seed: another one gives another split.
-
     Raises:
-        ValueError: `fraction` out of range, or an item listed twice.
+        ValueError: `fraction` outside [0,1), or an item listed twice.
 
     >>> rest, part = split_items([Item("cat", str(i)) for i in range(10)], fraction=0.2)
     >>> len(rest), len(part), set(rest) & set(part)
@@ -123,18 +118,13 @@ def select_items(items: Iterable[Item], per_class: int, seed: int = 0) -> list[I
 
 
 def read_splits(
-    folder: Path,
-    items: Iterable[Item],
-    val_fraction: float = 0.0,
-    seed: int = 0,
-    left_out: Collection[str] = (),
+    folder: Path, items: Iterable[Item], left_out: Collection[str] = ()
 ) -> dict[str, list[Item]]:
-    """Splits that others published: lists of names in `train.txt`, `val.txt` and `test.txt`.
+    """Splits that others published: lists of names in `train.txt`, `test.txt` and maybe `val.txt`.
 
     A line is `class/number`, with or without a suffix such as `.bin`; empty lines do not count.
-    Items that no list names are in no split. Without `val.txt`, the validation split is drawn from
-    the training list (`split_items` by `val_fraction` and `seed`). `left_out` are names, or whole
-    classes as `class/`, that the lists may hold although they are no items.
+    Items that no list names are in no split. `left_out` are names, or whole classes as `class/`,
+    that the lists may hold although they are no items.
 
     Raises:
         FileNotFoundError: no `train.txt` or no `test.txt`.
@@ -146,9 +136,9 @@ def read_splits(
     splits: dict[str, list[Item]] = {}
     for split in ("train", "val", "test"):
         path = folder / f"{split}.txt"
+        if split == "val" and not path.is_file():
+            continue
         if not path.is_file():
-            if split == "val":
-                continue
             raise FileNotFoundError(f"no list {path}: a folder of splits has train.txt, test.txt")
         splits[split] = []
         try:
@@ -172,9 +162,7 @@ def read_splits(
             splits[split].append(item)
         if not splits[split]:
             raise ValueError(f"{path}: no items in this list")
-    if "val" not in splits:
-        splits["train"], splits["val"] = split_items(splits["train"], val_fraction, seed)
-    return {split: sorted(splits[split]) for split in ("train", "val", "test")}
+    return {split: sorted(items) for split, items in splits.items()}
 
 
 def _ranked_classes(items: Iterable[Item], seed: int) -> list[list[Item]]:

@@ -18,7 +18,7 @@ from estl.data.formats.images import read_rgb, read_size
 from estl.data.formats.recording import read_recording
 from estl.data.frames import to_frames
 from estl.data.items import evenly
-from estl.data.reading import extent, read_digit, seen, sensor_size
+from estl.data.reading import NMNIST_SENSOR, extent, read_digit, seen, sensor_size
 from estl.data.simulator import simulate_events
 
 if TYPE_CHECKING:
@@ -32,14 +32,9 @@ _LEGEND = (("#ff0000", "ON: brighter"), ("#0000ff", "OFF: darker"), ("#000000", 
 
 @dataclass(frozen=True)
 class View:
-    """One row of a page.
+    """One row of a page: a recording by a sensor of (H,W), and its image (3,h,w) or None.
 
-    Args:
-        title: where it is from.
-        events: the recording.
-        size: the sensor's (H,W).
-        image: (3,h,w) of the same field of view, or None.
-        simulated: whether the events were made from the image.
+    Both share one field of view; `simulated` events were made from the image.
     """
 
     title: str
@@ -73,35 +68,25 @@ def show(path: Path, out: Path, *, steps: int = 6, rows: int = 6) -> int:
 
 
 def views(root: Path, rows: int) -> list[View]:
-    """At most `rows` of a folder: the items of the set that lies there, or else any files below.
-
-    Raises:
-        FileNotFoundError: neither recordings nor images.
-    """
-    row = recognize(root)
-    if row is None:
+    """At most `rows` of a folder: items of the set that lies there, or else any files below."""
+    if (row := recognize(root)) is None:
         return [view(path) for path in evenly(list_files(root), rows)]
     from estl.data.module import with_items
 
     make = row.import_class()
-    # Partners are found by `view`, one by one; images that are in no files are asked for.
+    # `view` finds the partner of a file; images that are in no files are asked for.
     takes = "images" in inspect.signature(make).parameters
     options = {"images": all(f.images is None for f in row.files.values())} if takes else {}
     data = with_items(make(root, **row.init_args, **options))
     items = sorted(item for split in data.splits.values() for item in split)
-    files = dict.fromkeys(path for i in items if (path := i.events or i.image) is not None)
-    if files:
-        return [view(path) for path in evenly(list(files), rows)]
+    if files := list(dict.fromkeys(path for i in items if (path := i.events or i.image))):
+        return [view(path) for path in evenly(files, rows)]
     images = ((str(item), data.load(item)[1]) for item in evenly(items, rows))
     return [simulated(title, image) for title, image in images if image is not None]
 
 
 def list_files(root: Path) -> list[Path]:
-    """The recordings below `root`; if there are none, the images.
-
-    Raises:
-        FileNotFoundError: neither.
-    """
+    """The recordings below `root`; if there are none, the images; or else FileNotFoundError."""
     paths = sorted(root.rglob("*"))
     for suffixes in (RECORDINGS, IMAGE_SUFFIXES):
         if files := [path for path in paths if path.suffix.lower() in suffixes]:
@@ -113,23 +98,20 @@ def view(path: Path) -> View:
     """A recording with its image, or an image with its recording or simulated events."""
     if not path.is_file():
         raise FileNotFoundError(f"no file or folder {path}")
-    found = partner(path)
     title = "/".join(path.parts[-2:])
     is_image = path.suffix.lower() in IMAGE_SUFFIXES
-    if is_image and found is None:
-        return simulated(title, read_rgb(path))
-    other = None if found is None else found[1]
+    if (found := partner(path)) is None:
+        if is_image:
+            return simulated(title, read_rgb(path))
+        events, sensor = read_recording(path)
+        return View(title, events, sensor or extent(events))
+    name, other = found
     recording, photograph = (other, path) if is_image else (path, other)
-    assert recording is not None
-    events, sensor = read_recording(recording)
-    if sensor is None:
-        sensor = extent(events)
-    if found is None or photograph is None:
-        return View(title, events, sensor)
-    if found[0] == "nmnist":
-        return View(title, events, (34, 34), read_digit(photograph))
+    events, _ = read_recording(recording)
+    if name == "nmnist":
+        return View(title, events, NMNIST_SENSOR, read_digit(photograph))
     whole = read_size(photograph)  # as the photographs of N-Caltech101 were shown
-    H, W = (max(pair) for pair in zip(sensor, sensor_size(whole), strict=True))
+    H, W = (max(pair) for pair in zip(extent(events), sensor_size(whole), strict=True))
     return View(title, events, (H, W), read_rgb(photograph, 2 * _LARGEST, seen(whole, (H, W))))
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from glob import escape
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -165,48 +165,37 @@ def draw(views: list[View], steps: int) -> "Figure":
     from matplotlib.patches import Patch
 
     images = any(v.image is not None for v in views)
-    columns = steps + images
-    side = 1.7
+    columns, side = steps + images, 1.7
     heights = [min(2.0, max(0.5, v.size[0] / v.size[1])) for v in views]
-    figure = Figure(
-        figsize=(side * columns, side * sum(heights) + 0.45 * len(views) + 0.5),
-        layout="constrained",
-    )
+    inches = side * columns, side * sum(heights) + 0.45 * len(views) + 0.5
+    figure = Figure(figsize=inches, layout="constrained")
     grid = figure.subplots(len(views), columns, squeeze=False, height_ratios=heights)
     for axes, v in zip(grid, views, strict=True):
         H, W = v.size
         for ax in axes:
             ax.set(xticks=[], yticks=[], xlim=(0, W), ylim=(H, 0), aspect="equal")
         ms = (int(v.events["t"][-1]) - int(v.events["t"][0])) / 1000
-        what = "simulated " if v.simulated else ""
-        size = f"{len(v.events):,} {what}events\n{W} by {H} pixels, {ms:.0f} ms"
-        if images:
-            if v.image is None:
-                axes[0].text(W / 2, H / 2, "no image", ha="center", va="center", color="#777777")
-                axes[0].spines[:].set_visible(False)
-            else:
-                axes[0].imshow(v.image.movedim(0, -1), extent=(0, W, H, 0), aspect="equal")
-            axes[0].set_title(_short(v.title), fontsize=7, loc="left")
+        what = "simulated events" if v.simulated else "events"
+        size = f"{len(v.events):,} {what}\n{W} by {H} pixels, {ms:.0f} ms"
         axes[0].set_xlabel(size, fontsize=7)
+        title = v.title if len(v.title) <= 26 else f"…{v.title[-25:]}"
+        if not images:
+            axes[0].set_ylabel(title, fontsize=7)
+        else:
+            axes[0].set_title(title, fontsize=7, loc="left")
+        if v.image is not None:
+            axes[0].imshow(v.image.movedim(0, -1), extent=(0, W, H, 0), aspect="equal")
+        elif images:
+            axes[0].text(W / 2, H / 2, "no image", ha="center", va="center", color="#777777")
+            axes[0].spines[:].set_visible(False)
         frames = to_frames(v.events, steps, v.size, by="time")
-        busy = frames[frames > 0]
-        most = max(1.0, float(busy.quantile(0.98))) if len(busy) < 1 << 24 else float(busy.max())
+        most = max(1.0, float(np.quantile(frames[frames > 0], 0.98)))
         for t, ax in enumerate(axes[images:]):
             picture = event_picture(frames[t], most).movedim(0, -1)
             ax.imshow(picture, extent=(0, W, H, 0), interpolation="nearest")
             window = f"{ms * t / steps:.0f}-{ms * (t + 1) / steps:.0f} ms"
             ax.set_title(f"t = {t + 1}   {window}", fontsize=7)
-        if not images:
-            axes[0].set_ylabel(_short(v.title), fontsize=7)
-    figure.legend(
-        handles=[Patch(color=color, label=label) for color, label in _LEGEND],
-        loc="outside lower center",
-        ncols=3,
-        frameon=False,
-        fontsize=8,
-    )
+    handles = [Patch(color=color, label=label) for color, label in _LEGEND]
+    how: dict[str, Any] = {"loc": "outside lower center", "ncols": 3, "frameon": False}
+    figure.legend(handles=handles, fontsize=8, **how)
     return figure
-
-
-def _short(title: str, most: int = 26) -> str:
-    return title if len(title) <= most else f"…{title[1 - most :]}"

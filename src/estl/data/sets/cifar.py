@@ -117,9 +117,7 @@ def _pixels(item: Item, folder: Path, classes: Classes) -> np.ndarray:
 def read_batch(path: Path, classes: Classes) -> tuple[np.ndarray, list[int]]:
     """Pixels (n,3072), bytes in the order color, row, column, and labels of a batch.
 
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a batch of this set; the text names the file.
+    Errors are those of `read_pickle`.
     """
     content = read_pickle(path)
     pixels, labels = content.get("data"), content.get(_LABELS[classes])
@@ -127,19 +125,13 @@ def read_batch(path: Path, classes: Classes) -> tuple[np.ndarray, list[int]]:
         _refuse(path, "it has no array 'data'")
     if not isinstance(labels, list) or len(labels) != len(pixels):
         _refuse(path, f"it has no list {_LABELS[classes]!r} of {len(pixels)} labels")
-    for label in labels:
-        if type(label) is not int or not 0 <= label < classes:
-            _refuse(path, f"label {str(label)[:20]} is not in 0 to {classes - 1}")
+    if not all(type(label) is int and 0 <= label < classes for label in labels):
+        _refuse(path, f"not all of its labels are in 0 to {classes - 1}")
     return pixels, labels
 
 
 def read_names(path: Path, classes: Classes) -> list[str]:
-    """The classes' names, in the order of their labels.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not the names of this set; the text names the file.
-    """
+    """The classes' names, in the order of their labels; errors are those of `read_pickle`."""
     names: Any = read_pickle(path).get(_META[classes][1])
     texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
     if not texts or not len(names) == len(set(names)) == classes:

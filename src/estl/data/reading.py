@@ -57,22 +57,21 @@ def read_file(path: Path, class_path: str, init_args: Mapping[str, Any]) -> Tens
         path: a recording, or for `ImageFolder` an image.
         class_path: of the data set. One that is not of the catalog is imported, and its own
             `read(path, **init_args)` is called.
-        init_args: the data set's arguments; the function of the set takes those that it knows.
+        init_args: the data set's arguments.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: a broken file, or a data set without event files.
     """
-    name = next((row.name for row in CATALOG if row.class_path == class_path), None)
-    if name is None:
-        module, _, cls = class_path.rpartition(".")
-        frames: Tensor = getattr(import_module(module), cls).read(path, **init_args)
+    module, _, name = class_path.rpartition(".")
+    if class_path not in {row.class_path for row in CATALOG}:
+        frames: Tensor = getattr(import_module(module), name).read(path, **init_args)
         return frames
     if name not in READERS:
         raise ValueError(f"{path}: a student of {class_path} has no event files to predict")
     reader = READERS[name]
     options = {k: init_args[k] for k in inspect.signature(reader).parameters if k in init_args}
-    kind = "image" if name == "folder" else "events"
+    kind = "image" if reader is read_photograph else "events"
     return reader(Item(path.parent.name, path.stem, **{kind: path}), **options)[0]
 
 
@@ -84,11 +83,7 @@ def read_nmnist(item: Item, T: int, by: Slicing) -> tuple[Frames, Image | None]:
 
 
 def read_digit(path: Path) -> Float[Tensor, "3 34 34"]:
-    """An MNIST image in the middle of black pixels, where the sensor sees it.
-
-    Raises:
-        ValueError: not 28x28; the text names the file.
-    """
+    """An MNIST image in the middle of black pixels, where the sensor sees it."""
     digit = read_rgb(path)
     H, W = digit.shape[-2:]
     if (H, W) != (28, 28):
@@ -154,9 +149,6 @@ def read_cifar10dvs(item: Item, T: int, size: int, by: Slicing) -> tuple[Frames,
     Of an `.aedat` file, as jAER shows it, rows and columns are exchanged: SpikingJelly's conversion
     to `.npz`, on which most published figures rest, lays them out so, and a recording gives the
     same frames from either file.
-
-    Raises:
-        ValueError: a broken recording; the text names the file.
     """
     assert item.events is not None
     events, _ = read_recording(item.events)
@@ -169,10 +161,7 @@ def read_cifar10dvs(item: Item, T: int, size: int, by: Slicing) -> tuple[Frames,
 
 
 def read_gesture(item: Item, T: int, size: int, by: Slicing) -> tuple[Frames, None]:
-    """Event counts of one gesture, or of a whole recording whose item names none.
-
-    Of the recording only the packets of the gesture are decoded.
-    """
+    """Event counts of one gesture, whose packets alone are decoded, or of a whole recording."""
     assert item.events is not None
     events, _ = read_aedat(item.events, DVS128, interval(item) if "/" in item.number else None)
     return to_frames(events, T, (size, size), by, sensor=DVS128), None
@@ -188,12 +177,8 @@ def read_labels(recording: Path) -> list[tuple[str, Between]]:
     """Gestures of `user01_led.aedat` and when they were made, from `user01_led_labels.csv`.
 
     Below the head "class,startTime_usec,endTime_usec" each line holds one gesture's number, 1 to
-    11, and the interval, its end excluded, by the recording's clock.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: another head, or a line that is not such a gesture; the text names file and
-            line.
+    11, and the interval, its end excluded, by the recording's clock. Of a line that does not, the
+    ValueError names the file and the number.
     """
     path = recording.with_name(f"{recording.stem}_labels.csv")
     if not path.is_file():
@@ -208,14 +193,10 @@ def read_labels(recording: Path) -> list[tuple[str, Between]]:
         try:
             gesture, start, stop = (int(field) for field in line.split(","))
         except ValueError:
-            raise ValueError(
-                f"{path}: line {i} is {line[:60]!r}, not three whole numbers"
-            ) from None
+            raise ValueError(f"{path}: line {i} is {line[:60]!r}, not three numbers") from None
         if not (1 <= gesture <= len(GESTURES) and 0 <= start < stop < 1 << 62):
-            raise ValueError(
-                f"{path}: line {i}, {line[:60]!r}, is not a class of 1 to {len(GESTURES)}, a start "
-                "and a later end"
-            )
+            what = f"a class of 1 to {len(GESTURES)}, a start and a later end"
+            raise ValueError(f"{path}: line {i}, {line[:60]!r}, is not {what}")
         found.append((GESTURES[gesture - 1], (start, stop)))
     return found
 
@@ -232,10 +213,10 @@ def read_photograph(
 
 
 READERS: dict[str, Callable[..., tuple[Tensor, Tensor | None]]] = {
-    "nmnist": read_nmnist,
-    "ncaltech101": read_ncaltech101,
-    "cifar10dvs": read_cifar10dvs,
-    "dvsgesture": read_gesture,
-    "folder": read_photograph,
+    "NMNISTPairs": read_nmnist,
+    "NCaltech101Pairs": read_ncaltech101,
+    "CIFAR10DVS": read_cifar10dvs,
+    "DVSGesture": read_gesture,
+    "ImageFolder": read_photograph,
 }
-"""By the names of the catalog; the other sets have no event files."""
+"""By their classes; the other sets of the catalog have no event files."""

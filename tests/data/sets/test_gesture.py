@@ -115,7 +115,7 @@ def test_labels_are_read_by_the_sets_own_numbers(tmp_path: Path) -> None:
     [
         ("", "line 1 is ''"),
         ("start,stop\n1,2\n", "line 1 is 'start,stop'"),
-        (TITLE + "1,2,3\n1,2\n", "line 3 is '1,2', not three whole numbers"),
+        (TITLE + "1,2,3\n1,2\n", "line 3 is '1,2', not three numbers"),
         (TITLE + "1,2,3,4\n", "line 2 is '1,2,3,4', not three"),
         (TITLE + "one,2,3\n", "line 2 is 'one,2,3', not three"),
         (TITLE + "0,2,3\n", "line 2, '0,2,3', is not a class of 1 to 11"),

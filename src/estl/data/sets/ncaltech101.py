@@ -29,11 +29,10 @@ class NCaltech101Pairs(SplitData):
 
     Geometry: recordings differ in size. The photograph was shown as large as 240×180 pixels of the
     sensor allow, each side rounded up to an even number, and the recording is a window of it that
-    is 7 pixels smaller and starts at row 4.5, column 4. Three pairs, 188×300, 223×300 and 300×193,
-    have exactly this size; the offset has, of all half pixels, the highest correlation of event
-    counts with the photographs' gradients. What lies outside is cut from the photograph, so that
-    image and events share one field of view; both are then scaled to squares, the events by
-    binning them straight into the grid. Without a photograph the largest x and y give the size.
+    is 7 pixels smaller and starts at row 4.5, column 4. What lies outside is cut from the
+    photograph, so that image and events share one field of view; both are then scaled to squares,
+    the events by binning them straight into the grid. Without a photograph the largest x and y give
+    the size.
 
     Args:
         root: the folder that holds both sets.

@@ -35,12 +35,9 @@ class NMNISTPairs(SplitData):
     public archive has no folder N-MNIST: `root/{Train,Test}` is read too. With Test alone the set
     can be tested.
 
-    Events are counts, neither scaled nor clipped. The 28×28 digit is laid in the middle of 34×34
-    black pixels, so that image and events share one field of view. Of all whole-pixel offsets,
-    (3,3) gives the digits' gradients the highest correlation with the event counts; the recordings
-    of the test set lie half a pixel higher and more to the left than those of the training set.
-    Polarity is that of dark digits on a bright ground: a stroke that moves onto a pixel, bright in
-    MNIST, is an OFF event.
+    The 28×28 digit is laid in the middle of 34×34 black pixels, so that image and events share one
+    field of view. Polarity is that of dark digits on a bright ground: a stroke that moves onto a
+    pixel, bright in MNIST, is an OFF event.
 
     Args:
         root: the folder that holds the recordings.

@@ -118,6 +118,32 @@ def test_processes_share_the_items_without_overlap() -> None:
     assert sorted(seen) == list(range(10))
 
 
+def test_one_process_reads_a_whole_split_while_a_trainer_is_there() -> None:
+    data = numbers(train=10, batch_size=4)
+    data.trainer = SimpleNamespace(world_size=2, global_rank=1)  # type: ignore[assignment]
+    assert order(data.val_dataloader()) == [[101, 100]]  # its share, the last one a repeat
+    assert order(data.loader("val")) == [[100, 101, 102]]
+    assert order(data.loader("train")) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    parts = [order(data.loader("val", rank=rank, world_size=2)) for rank in range(2)]
+    assert parts == [[[100, 102]], [[101, 100]]]
+
+
+def test_an_empty_split_is_refused_where_it_is_needed() -> None:
+    data = numbers(train=0)
+    data.require("val")
+    with pytest.raises(ValueError, match="the train split is empty: ItemData has no such items"):
+        data.require("train")
+
+
+def test_labels_follow_given_classes() -> None:
+    data = numbers(train=4)
+    data.follow(("zebra", "b", "a"))
+    assert data.classes == ("zebra", "b", "a")
+    assert torch.cat([batch.label for batch in data.loader("val")]).tolist() == [2, 2, 1]
+    with pytest.raises(ValueError, match=r"a class 'zebra', none of the 2 of the checkpoint"):
+        data.follow(("a", "b"))
+
+
 def test_workers_load_the_same_batches() -> None:
     expected = order(numbers(train=10).train_dataloader())
     assert order(numbers(train=10, num_workers=2).train_dataloader()) == expected

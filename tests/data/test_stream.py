@@ -12,11 +12,12 @@ from torch.utils.data import DataLoader
 
 from estl.commands import main
 from estl.data.augment import Augment
-from estl.data.check import refuse_leaks
+from estl.data.check import check, refuse_leaks
 from estl.data.items import Item
-from estl.data.module import ItemData
+from estl.data.module import ItemData, with_items
 from estl.data.sets.digits import Digits
 from estl.data.sets.folder import ImageFolder
+from estl.data.sets.photographs import Photographs
 from estl.data.shards import decode, read_shard, write_shards
 from estl.data.stream import Shards, Stream
 from estl.training.recipe import parse
@@ -265,6 +266,17 @@ def test_a_run_on_shards_is_trained_tested_and_tested_again(
     assert len(per_step) == 3
     assert main(["test", f"--ckpt={tmp_path / 'run' / 'last.ckpt'}"]) == 0
     assert f"test accuracy: {100 * per_step[-1]:.2f} %" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_shards_have_no_single_items_and_follow_given_classes(root: Path, tmp_path: Path) -> None:
+    data = Shards(root, batch_size=4)
+    for takes_items in (with_items, check, Photographs, lambda d: write_shards(d, tmp_path / "x")):
+        with pytest.raises(ValueError, match="Shards has no single items: give the set it was"):
+            takes_items(data)
+    labels = torch.cat([batch.label for batch in data.loader("val")])
+    data.follow(("b", "c", "a"))
+    followed = torch.cat([batch.label for batch in data.loader("val")])
+    assert torch.equal(followed, torch.tensor([2, 0])[labels])
 
 
 def test_leaks_that_were_allowed_have_to_be_allowed_again(tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def test_what_rests_changes_from_epoch_to_epoch(root: Path) -> None:
         seen: list[int] = []
         for rank in range(2):
             part = stream(root, rank, processes=2)
-            part.epoch.fill_(epoch)
+            part.epoch = epoch
             seen += [int(frames[0, 0]) for frames, _, _ in part]
         rested |= set(range(61)) - set(seen)
     assert len(rested) > 4

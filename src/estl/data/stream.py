@@ -4,12 +4,11 @@
 """
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
 import webdataset as wds
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -30,8 +29,9 @@ class Stream(IterableDataset[Sample]):
     Args:
         root: folder or web address of the shards.
         shards: the split's shards, as in the index.
-        rank: r, and `processes`: R.
         buffer: samples that a worker mixes at a time.
+        rank: r, and `processes`: R.
+        epoch: that of the first pass; each pass is the next one.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class Stream(IterableDataset[Sample]):
         seed: int = 0,
         rank: int = 0,
         processes: int = 1,
+        epoch: int = 0,
     ) -> None:
         self.root, self.shards = root, shards
         self.number = {name: i for i, name in enumerate(classes)}
@@ -58,7 +59,7 @@ class Stream(IterableDataset[Sample]):
         self.start = max(0, min(rank * share, samples - share))
         # A batch of one sample has no statistics.
         self.size = share - (shuffle and share > 1 and share % batch_size == 1)
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers see it change
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return self.size
@@ -74,7 +75,7 @@ class Stream(IterableDataset[Sample]):
         )
         if not self.shuffle:
             return self._between(self.shards, first, last)
-        name, shards = f"{self.seed}/{int(self.epoch)}", list(self.shards)
+        name, shards = f"{self.seed}/{self.epoch}", list(self.shards)
         random.Random(name).shuffle(shards)
         rng = random.Random(f"{name}/{self.rank}/{worker}")
         mix = wds.shuffle(self.buffer, initial=self.buffer, rng=rng)
@@ -92,25 +93,11 @@ class Stream(IterableDataset[Sample]):
                         yield parts
 
     def __iter__(self) -> Iterator[Sample]:
-        for parts in self.parts():
+        samples = self.parts()
+        self.epoch += 1  # each worker counts, and is kept from epoch to epoch
+        for parts in samples:
             item, frames, image = decode(parts, self.T)
             yield normalize(frames, self.scaling), self.number[item.label], image
-
-
-class Loader(DataLoader[Sample]):
-    """A `DataLoader` of a `Stream`, which is told its epoch when a pass over it begins."""
-
-    def __init__(self, stream: Stream, epoch: Callable[[], int | None], **options: Any) -> None:
-        super().__init__(stream, **options)
-        self.stream = stream
-        self.told = epoch
-        self.passes = 0
-
-    def __iter__(self) -> Any:
-        told = self.told()
-        self.stream.epoch.fill_(self.passes if told is None else told)
-        self.passes += 1
-        return super().__iter__()
 
 
 class Shards(EventData):
@@ -160,6 +147,7 @@ class Shards(EventData):
         self, split: str, *, shuffle: bool = False, rank: int = 0, world_size: int = 1
     ) -> Stream:
         """The samples of a split; the options are those of `loader`."""
+        epoch = self.trainer.current_epoch if self.trainer else 0
         return Stream(
             self.root,
             self.shards[split],
@@ -172,14 +160,12 @@ class Shards(EventData):
             seed=self.seed,
             rank=rank,
             processes=world_size,
+            epoch=epoch,
         )
 
     def loader(
         self, split: str, *, shuffle: bool = False, rank: int = 0, world_size: int = 1
     ) -> DataLoader[Sample]:
         """Batches of a split, see `EventData.loader`."""
-        return Loader(
-            self.stream(split, shuffle=shuffle, rank=rank, world_size=world_size),
-            lambda: self.trainer.current_epoch if self.trainer else None,
-            **self._loading(),
-        )
+        stream = self.stream(split, shuffle=shuffle, rank=rank, world_size=world_size)
+        return DataLoader(stream, **self._loading())

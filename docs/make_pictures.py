@@ -131,7 +131,7 @@ def draw_training(ax: Axes, label: int) -> None:
 
 def data_path() -> None:
     """Image to events to student to supervision, with one digit of the embedded set."""
-    events, label, image = Digits(T=T, size=SIZE).datasets["train"][460]
+    events, label, image = Digits(T=T, size=SIZE).dataset("train")[460]
     assert image is not None
     figure = plt.figure(figsize=(12, 6.54))
     ax = figure.add_axes((0, 0, 1, 1))

@@ -126,7 +126,10 @@ def test_tse_and_tet_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> N
         (["--lamb=0.3", "--tse"], "--tet"),
         (["--student.init_args.classes=7"], "classes"),
         (["--student.init_args.in_channels=3"], "in_channels"),
-        (["--dataset=nmnist", "--data-path=/nowhere"], "fit: no recordings /nowhere/Train"),
+        (
+            ["--dataset=nmnist", "--data-path=/nowhere"],
+            "fit: no recordings <class>/<name>.bin in /nowhere",
+        ),
         (["--student.init_args.layers=[AP]"], "fit: layers="),
         (["--config=/nowhere/recipe.yaml"], "/nowhere/recipe.yaml"),
         (["--resume", "/nowhere/run"], "--resume"),
@@ -212,11 +215,11 @@ def test_a_checkpoint_names_only_public_classes_and_trusted_modules(
         f"open({str(mark)!r}, 'w').close()\nfrom estl.students import VGGSNN as Student\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    init_args = {"layers": [4, "AP"], "image_size": [8, 8]}
+    init_args = {"layers": [4, "AP"], "frame_size": [8, 8]}
     student = {"class_path": path, "init_args": init_args}
     checkpoint = tmp_path / "stranger.ckpt"
     recipe = {"student": student, "data": {"class_path": path, "init_args": {}}, "seed": 0}
-    state = VGGSNN(layers=(4, "AP"), image_size=(8, 8)).state_dict()
+    state = VGGSNN(layers=(4, "AP"), frame_size=(8, 8)).state_dict()
     torch.save({"recipe": recipe, "state_dict": state, "classes": []}, checkpoint)
     name = path.partition(".")[0]
     for use in (

@@ -13,7 +13,7 @@ from estl.commands import main
 from estl.commands.flags import DataFlags
 from estl.data.formats.atis import read_events
 from estl.data.sets.digits import Digits
-from estl.data.show import View, colored, draw, partner, view
+from estl.data.show import View, draw, event_picture, partner, view
 from estl.training.recipe import build_data, parse
 
 
@@ -97,7 +97,8 @@ def test_a_recording_without_its_image_is_listed(
     (tmp_path / "MNIST/Train").mkdir()
     status, out, err = run(capsys, "check", "--root", tmp_path)
     assert status == 2
-    assert "has no image" in err
+    assert "no images" in err
+    assert "MNIST/Train" in err
     assert len(out.splitlines()) == len(list((tmp_path / "N-MNIST/Train/0").iterdir()))
 
 
@@ -150,7 +151,7 @@ def test_a_set_is_packed_and_named_for_fit(
     assert len(list(root.glob("*.tar"))) == 5
     status, _, err = run(capsys, "check", "--dataset", "shards", "--data-path", root)
     assert status == 2
-    assert "check the set it was made from" in err
+    assert "give the set it was made from" in err
 
 
 def test_partners_are_found_both_ways(shared: Path) -> None:
@@ -159,11 +160,11 @@ def test_partners_are_found_both_ways(shared: Path) -> None:
         ("ncaltech101-pairs", "Caltech101/chair/image_0001.bin", None),
     ):
         recording = shared / "data" / root / there
-        image = partner(recording)
-        assert image is not None
+        name, image = partner(recording) or ("", Path())
+        assert name == root.removesuffix("-pairs")
         assert image.is_file()
         assert here is None or image == shared / "data" / root / here
-        assert partner(image) == recording
+        assert partner(image) == (name, recording)
     assert partner(shared / "golden" / "golden.json") is None
 
 
@@ -190,7 +191,7 @@ def test_colors_are_those_of_the_legend() -> None:
     counts = torch.zeros(2, 1, 4)
     counts[0, 0, :2] = 5.0
     counts[1, 0, 1:3] = 5.0
-    got = colored(counts, most=4.0)[0]
+    got = event_picture(counts, most=4.0)[:, 0].T
     assert got.tolist() == [[0, 0, 1], [0, 0, 0], [1, 0, 0], [1, 1, 1]]
 
 

@@ -22,7 +22,7 @@ from estl.data import cache
 from estl.data.cache import Cache, describe, open_cache
 from estl.data.columns import COUNTS, PIXELS
 from estl.data.items import Item
-from estl.data.module import EventData, collate
+from estl.data.module import ItemData, collate
 from estl.data.sets.digits import Digits
 from estl.data.sets.folder import ImageFolder
 from estl.data.sets.nmnist import NMNISTPairs
@@ -117,7 +117,7 @@ def test_real_pairs_come_back_bit_by_bit(shared: Path, tmp_path: Path, workers: 
     plain = NMNISTPairs(root, T=4, per_class=3)
     kept = NMNISTPairs(root, T=4, per_class=3, cache=tmp_path, num_workers=workers)
     for split in ("train", "test"):
-        loaders = [DataLoader(d.datasets[split], 16, collate_fn=collate) for d in (plain, kept)]
+        loaders = [DataLoader(d.dataset(split), 16, collate_fn=collate) for d in (plain, kept)]
         for a, b in zip(*loaders, strict=True):
             assert torch.equal(a.events, b.events)
             assert torch.equal(a.label, b.label)
@@ -125,7 +125,7 @@ def test_real_pairs_come_back_bit_by_bit(shared: Path, tmp_path: Path, workers: 
     batches = list(kept.val_dataloader())
     assert sum(len(b.label) for b in batches) == kept.sizes["val"]
     assert plain.fingerprint == kept.fingerprint
-    assert len(pickle.dumps(kept.datasets["train"].load)) < 500
+    assert len(pickle.dumps(kept.dataset("train").load)) < 500
 
 
 def test_simulated_sets_come_back_bit_by_bit(shared: Path, tmp_path: Path) -> None:
@@ -136,9 +136,9 @@ def test_simulated_sets_come_back_bit_by_bit(shared: Path, tmp_path: Path) -> No
     )
     for make in makers:
         data = [make(), make(cache=tmp_path)]  # type: ignore[operator]
-        for split in data[0].datasets:
+        for split in data[0].splits:
             for i in range(min(20, data[0].sizes[split])):
-                a, b = (d.datasets[split][i] for d in data)
+                a, b = (d.dataset(split)[i] for d in data)
                 assert torch.equal(a[0], b[0])
                 assert torch.equal(a[2], b[2])
 
@@ -215,19 +215,19 @@ def test_broken_items_are_left_out_and_counted(
 ) -> None:
     splits = {"train": ITEMS[:3], "val": ITEMS[3:4], "test": ITEMS[4:]}
 
-    def make(**options: object) -> EventData:
-        return EventData(
+    def make(**options: object) -> ItemData:
+        return ItemData(
             splits,
             load_broken,
             T=2,
-            image_size=(2, 2),
+            frame_size=(2, 2),
             content=no_content,
             **options,  # type: ignore[arg-type]
         )
 
     data = make(cache=tmp_path, skip_broken=True)
     assert data.sizes == {"train": 2, "val": 1, "test": 0}
-    assert len(data.datasets["train"]) == 2
+    assert len(data.dataset("train")) == 2
     said = capsys.readouterr().err
     assert "2 broken items are left out" in said
     assert "a/2: broken" in said
@@ -354,7 +354,7 @@ def test_loading_takes_less_than_a_twentieth_of_a_training_step(
     data = NMNISTPairs(root, T=5, batch_size=32, images=False, cache=tmp_path)
     student = VGGSNN(
         classes=10,
-        image_size=(34, 34),
+        frame_size=(34, 34),
         layers=(16, "AP", 32, "AP", 64, "AP", 128),
         pooled=True,
     )

@@ -21,7 +21,7 @@ from estl.data.formats.atis import read_events
 from estl.data.formats.images import read_rgb
 from estl.data.frames import to_frames
 from estl.data.items import Item
-from estl.data.module import EventData
+from estl.data.module import ItemData
 from estl.data.sets.digits import Digits
 from estl.data.sets.nmnist import NMNISTPairs
 from estl.data.similar import near, perceptual_hash
@@ -55,9 +55,9 @@ def load(item: Item) -> tuple[Tensor, Tensor | None]:
     return torch.zeros(2, 2, 4, 4), None if item.image is None else read_rgb(item.image)
 
 
-def listed(train: list[Item], test: list[Item]) -> EventData:
+def listed(train: list[Item], test: list[Item]) -> ItemData:
     """A set by lists of names."""
-    return EventData({"train": train, "val": [], "test": test}, load, T=2, image_size=(4, 4))
+    return ItemData({"train": train, "val": [], "test": test}, load, T=2, frame_size=(4, 4))
 
 
 def test_real_sets_have_no_leak(shared: Path) -> None:
@@ -119,9 +119,9 @@ def test_sets_without_files_are_compared_by_their_content() -> None:
     def content(item: Item) -> list[bytes]:
         return [b"same" if item.number in "13" else item.number.encode()]
 
-    def data(test: str) -> EventData:
+    def data(test: str) -> ItemData:
         splits = {"train": [Item("a", "1"), Item("a", "2")], "test": [Item("b", test)]}
-        return EventData(splits, load, T=2, image_size=(4, 4), content=content)
+        return ItemData(splits, load, T=2, frame_size=(4, 4), content=content)
 
     refuse_leaks(data("4"))
     with pytest.raises(ValueError, match="a/1 and test item b/3 have the same content"):

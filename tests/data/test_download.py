@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from estl.data import download
-from estl.data.download import SETS, Archive, prepare, read_idx
+from estl.data.catalog import Archive
+from estl.data.download import SETS, prepare, read_idx
 from estl.data.formats.images import read_rgb
 
 
@@ -148,7 +149,7 @@ def test_no_network_and_no_page_are_one_line(
 def test_a_set_behind_a_click_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"cannot be fetched .* open https://ibm.* put it"):
         prepare("dvsgesture", tmp_path)
-    with pytest.raises(ValueError, match="no data set 'x': choose from ncaltech101, nmnist"):
+    with pytest.raises(ValueError, match="no data set 'x': choose from nmnist, ncaltech101"):
         prepare("x", tmp_path)
 
 

@@ -1,20 +1,16 @@
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from estl.data.items import (
-    Item,
-    fingerprint,
-    list_items,
-    pair_items,
-    read_splits,
-    select_items,
-    split_items,
-)
+from estl.data.catalog import Files
+from estl.data.items import Item, Pairing, find_pairs, fingerprint
+from estl.data.splits import SplitData, read_splits, select_items, split_items
 
 ITEMS = [
     Item(label, f"{i:04d}") for label, n in (("cat", 20), ("dog", 7), ("eel", 1)) for i in range(n)
@@ -27,6 +23,19 @@ def write_pairs(root: Path, names: list[str]) -> tuple[Path, Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(str(path))
     return root / "rec", root / "img"
+
+
+def pair_folders(rec: Path, img: Path | None = None, **options: Any) -> Pairing:
+    """As a set pairs them: recordings in the folder `rec`, images in the folder `img`."""
+    images = None
+    if img is not None:
+        images = Files("images", (img.name,), ("*/*.png", "*/*.jpg"), "the images")
+    files = Files("recordings", (rec.name,), ("*/*.bin",), "the recordings", images)
+    return find_pairs(files, rec.parent, **options)
+
+
+def list_items(rec: Path, img: Path | None = None) -> list[Item]:
+    return pair_folders(rec, img).items
 
 
 def labels(items: list[Item]) -> dict[str, int]:
@@ -111,7 +120,7 @@ def test_recordings_are_paired_with_the_image_of_the_same_class_and_number(tmp_p
 def test_a_recording_without_its_image_is_refused(tmp_path: Path) -> None:
     rec, img = write_pairs(tmp_path, ["a/1", "a/2"])
     (img / "a" / "2.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"recording .*2\.bin has no image"):
+    with pytest.raises(FileNotFoundError, match=r"1 recordings have no image, the first .*2\.bin"):
         list_items(rec, img)
 
 
@@ -156,14 +165,13 @@ def test_recordings_alone_and_images_alone_are_told_apart(tmp_path: Path) -> Non
     (img / "a" / "2.png").unlink()
     (rec / "a" / "3.bin").unlink()
     (rec / "b" / "1.bin").unlink()
-    pairing = pair_items(rec, img)
+    pairing = pair_folders(rec, img, missing="skip")
     assert [str(item) for item in pairing.items] == ["a/1", "c/1"]
     assert pairing.alone == [rec / "a" / "2.bin"]
-    assert pairing.extra_images == 2
-    assert pair_items(rec, img, leave_out=["a"]) == pair_items(rec, img, leave_out=("a",))
-    assert [str(item) for item in pair_items(rec, img, leave_out=["a"]).items] == ["c/1"]
-    without = pair_items(rec)
-    assert (len(without.items), without.alone, without.extra_images) == (3, [], 0)
+    assert pairing.extra == [img / "a" / "3.png", img / "b" / "1.png"]
+    assert [str(item) for item in pair_folders(rec, img, leave_out=["a"]).items] == ["c/1"]
+    without = pair_folders(rec)
+    assert (len(without.items), without.alone, without.extra) == (3, [], [])
 
 
 def test_a_class_with_one_item_keeps_it_for_training() -> None:
@@ -171,6 +179,17 @@ def test_a_class_with_one_item_keeps_it_for_training() -> None:
     assert labels(rest)["eel"] == 1
     assert "eel" not in labels(part)
     assert "eel" in labels(split_items(ITEMS, 0.5)[1])  # floor(1/2 + 1/2) of one is one
+
+
+class Listed(SplitData):
+    """Items without content."""
+
+    def __init__(self, items: list[Item], **options: Any) -> None:
+        super().__init__(items, load_nothing, T=1, frame_size=(1, 1), **options)
+
+
+def load_nothing(item: Item) -> tuple[torch.Tensor, None]:
+    return torch.zeros(1, 2, 1, 1), None
 
 
 def write_lists(folder: Path, **lists: str) -> Path:
@@ -201,9 +220,21 @@ def test_without_a_list_the_validation_split_is_taken_from_the_training_list(
 ) -> None:
     cats = [item for item in ITEMS if item.label == "cat"]
     lists = write_lists(tmp_path, train="\n".join(map(str, cats)), test="dog/0001")
-    splits = read_splits(lists, ITEMS, val_fraction=0.2, seed=3)
+    splits = Listed(ITEMS, splits=lists, val_fraction=0.2, split_seed=3).splits
     assert (splits["train"], splits["val"]) == split_items(cats, 0.2, 3)
-    assert read_splits(lists, ITEMS)["val"] == []
+    assert list(splits) == ["train", "val", "test"]
+    assert Listed(ITEMS, splits=lists, val_fraction=0.0).splits["val"] == []
+    (lists / "val.txt").write_text("dog/0002")
+    splits = Listed(ITEMS, splits=lists, val_fraction=0.2).splits
+    assert (splits["train"], splits["val"]) == (cats, [Item("dog", "0002")])
+
+
+def test_a_set_with_a_test_split_of_its_own_keeps_it() -> None:
+    data = Listed(ITEMS[:20], test=ITEMS[20:], val_fraction=0.2, per_class=3)
+    assert data.splits["test"] == ITEMS[20:]
+    assert (data.sizes["train"], data.sizes["val"]) == (3, 4)
+    with pytest.raises(ValueError, match=r"test_fraction=0\.3: the set has a test split"):
+        Listed(ITEMS[:20], test=ITEMS[20:], test_fraction=0.3)
 
 
 @pytest.mark.parametrize(

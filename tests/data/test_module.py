@@ -21,7 +21,7 @@ from estl.data.cache import Load
 from estl.data.formats.atis import read_events
 from estl.data.frames import Normalization
 from estl.data.items import Item
-from estl.data.module import EventData
+from estl.data.module import ItemData
 from estl.data.sets.digits import Digits
 from estl.data.sets.nmnist import NMNISTPairs
 from estl.training.checkpoint import make
@@ -33,18 +33,18 @@ def load_number(item: Item) -> tuple[Tensor, None]:
     return torch.full((2, 2, 3, 3), float(item.number)), None
 
 
-def numbers(train: int, batch_size: int = 4, seed: int = 0, num_workers: int = 0) -> EventData:
+def numbers(train: int, batch_size: int = 4, seed: int = 0, num_workers: int = 0) -> ItemData:
     """A set whose sample i is full of i."""
     splits = {
         "train": [Item("ab"[i % 2], str(i)) for i in range(train)],
         "val": [Item("a", "100"), Item("a", "101"), Item("b", "102")],
         "test": [Item("b", "200")],
     }
-    return EventData(
+    return ItemData(
         splits,
         load_number,
         T=2,
-        image_size=(3, 3),
+        frame_size=(3, 3),
         batch_size=batch_size,
         seed=seed,
         num_workers=num_workers,
@@ -118,6 +118,32 @@ def test_processes_share_the_items_without_overlap() -> None:
     assert sorted(seen) == list(range(10))
 
 
+def test_one_process_reads_a_whole_split_while_a_trainer_is_there() -> None:
+    data = numbers(train=10, batch_size=4)
+    data.trainer = SimpleNamespace(world_size=2, global_rank=1)  # type: ignore[assignment]
+    assert order(data.val_dataloader()) == [[101, 100]]  # its share, the last one a repeat
+    assert order(data.loader("val")) == [[100, 101, 102]]
+    assert order(data.loader("train")) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    parts = [order(data.loader("val", rank=rank, world_size=2)) for rank in range(2)]
+    assert parts == [[[100, 102]], [[101, 100]]]
+
+
+def test_an_empty_split_is_refused_where_it_is_needed() -> None:
+    data = numbers(train=0)
+    data.require("val")
+    with pytest.raises(ValueError, match="the train split is empty: ItemData has no such items"):
+        data.require("train")
+
+
+def test_labels_follow_given_classes() -> None:
+    data = numbers(train=4)
+    data.follow(("zebra", "b", "a"))
+    assert data.classes == ("zebra", "b", "a")
+    assert torch.cat([batch.label for batch in data.loader("val")]).tolist() == [2, 2, 1]
+    with pytest.raises(ValueError, match=r"a class 'zebra', none of the 2 of the checkpoint"):
+        data.follow(("a", "b"))
+
+
 def test_workers_load_the_same_batches() -> None:
     expected = order(numbers(train=10).train_dataloader())
     assert order(numbers(train=10, num_workers=2).train_dataloader()) == expected
@@ -174,9 +200,9 @@ def static(item: Item) -> tuple[Tensor, None]:
     return direct_code(torch.arange(27.0).view(1, 3, 3, 3), 4)[0], None
 
 
-def one_item(load: Load, T: int, **options: Any) -> EventData:
+def one_item(load: Load, T: int, **options: Any) -> ItemData:
     splits = {name: [Item("a", "2")] for name in ("train", "val", "test")}
-    return EventData(splits, load, T=T, image_size=(3, 3), content=lambda item: [], **options)
+    return ItemData(splits, load, T=T, frame_size=(3, 3), content=lambda item: [], **options)
 
 
 @pytest.mark.parametrize("how", ["none", "max", "std"])
@@ -188,7 +214,7 @@ def test_frames_are_normalized_after_the_cache(
     raw = ramp(Item("a", "2"))[0]
     assert torch.equal(data.load(Item("a", "2"))[0], raw)
     divisor = {"none": 1.0, "max": raw.max(), "std": raw.std(correction=0)}[how]
-    torch.testing.assert_close(data.datasets["train"][0][0], raw / divisor)
+    torch.testing.assert_close(data.dataset("train")[0][0], raw / divisor)
 
 
 def test_directly_coded_frames_are_normalized_and_stacked_as_one_step() -> None:
@@ -264,7 +290,7 @@ def test_nmnist_has_its_sizes_classes_and_shapes(nmnist: NMNISTPairs) -> None:
     assert nmnist.classes == tuple("0123456789")
     assert sum(nmnist.sizes.values()) == 800
     assert nmnist.sizes["test"] == 100
-    assert (nmnist.in_channels, nmnist.T, nmnist.image_size) == (2, 4, (34, 34))
+    assert (nmnist.in_channels, nmnist.T, nmnist.frame_size) == (2, 4, (34, 34))
     batch = next(iter(nmnist.val_dataloader()))
     assert batch.events.shape == (50, 4, 2, 34, 34)
     assert batch.image is not None
@@ -276,7 +302,7 @@ def test_nmnist_has_its_sizes_classes_and_shapes(nmnist: NMNISTPairs) -> None:
 def test_nmnist_pairs_a_recording_with_its_digit_and_label(nmnist: NMNISTPairs) -> None:
     for index in (0, 40, 99):
         item = nmnist.splits["test"][index]
-        events, label, image = nmnist.datasets["test"][index]
+        events, label, image = nmnist.dataset("test")[index]
         assert item.events is not None
         assert item.image is not None
         assert image is not None
@@ -364,7 +390,13 @@ def test_nmnist_without_an_image_says_which_and_what_to_do(shared: Path, tmp_pat
     source = shared / "data" / "nmnist-pairs"
     for path in ("N-MNIST/Train/0", "N-MNIST/Test/0", "MNIST/Test/0"):
         shutil.copytree(source / path, tmp_path / path)
-    with pytest.raises(FileNotFoundError, match=r"has no image .*--data-path.*images=false"):
+    with pytest.raises(FileNotFoundError, match=r"MNIST/Train.*--data-path.*images=false"):
+        NMNISTPairs(tmp_path)
+    images = sorted((source / "MNIST/Train/0").iterdir())
+    (tmp_path / "MNIST/Train/0").mkdir(parents=True)
+    shutil.copy(images[0], tmp_path / "MNIST/Train/0")
+    missing = rf"{len(images) - 1} recordings have no image, the first .*{images[1].stem}\.bin"
+    with pytest.raises(FileNotFoundError, match=rf"{missing}: point --data-path.*images=false"):
         NMNISTPairs(tmp_path)
 
 
@@ -395,7 +427,7 @@ def test_digits_have_their_sizes_classes_and_shapes(digits: Digits) -> None:
     assert digits.sizes["val"] == pytest.approx(0.08 * 1797, abs=5)
     batch = next(iter(digits.train_dataloader()))
     assert batch.events.shape == (50, 6, 2, 32, 32)
-    assert (digits.in_channels, digits.T, digits.image_size) == (2, 6, (32, 32))
+    assert (digits.in_channels, digits.T, digits.frame_size) == (2, 6, (32, 32))
     assert batch.image is not None
     assert batch.image.shape == (50, 3, 32, 32)
     assert batch.image.min() == 0
@@ -412,7 +444,7 @@ def test_a_digit_is_the_scan_of_its_number(digits: Digits) -> None:
     scans, target = load_digits(return_X_y=True)
     for index in (0, 100, 300):
         item = digits.splits["test"][index]
-        _, label, image = digits.datasets["test"][index]
+        _, label, image = digits.dataset("test")[index]
         assert image is not None
         assert label == target[int(item.number)]
         small = nn.functional.adaptive_avg_pool2d(image[:1, 4:28, 4:28], 8).flatten()
@@ -423,13 +455,13 @@ def test_a_digit_is_the_scan_of_its_number(digits: Digits) -> None:
 def test_digits_are_the_same_each_time_and_differ_with_the_split(digits: Digits) -> None:
     again, other = Digits(seed=3), Digits(split_seed=1)
     assert again.fingerprint == digits.fingerprint != other.fingerprint
-    assert torch.equal(again.datasets["val"][5][0], digits.datasets["val"][5][0])
+    assert torch.equal(again.dataset("val")[5][0], digits.dataset("val")[5][0])
     assert Digits(per_class=5).sizes["train"] == 50
 
 
 def test_digits_can_be_told_apart_by_their_events(digits: Digits) -> None:
     def counts(name: str) -> tuple[Tensor, Tensor]:
-        samples = [digits.datasets[name][i] for i in range(digits.sizes[name])]
+        samples = [digits.dataset(name)[i] for i in range(digits.sizes[name])]
         x = torch.stack([s[0] for s in samples]).flatten(1)[:, ::7]
         return nn.functional.pad(x, (0, 1), value=1.0), torch.tensor([s[1] for s in samples])
 

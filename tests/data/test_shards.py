@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from estl.data.items import Item
-from estl.data.module import EventData
+from estl.data.module import ItemData
 from estl.data.shards import pack_sample, read_index, read_shard, unpack_sample, write_shards
 from estl.types import direct_code, is_static
 
@@ -19,11 +19,11 @@ def load(item: Item) -> tuple[Tensor, None]:
     return torch.full((2, 2, 1, 1), float(item.number)), None
 
 
-def small(leak: int = 0, **loading: Any) -> EventData:
+def small(leak: int = 0, **loading: Any) -> ItemData:
     """14 training items, 4 for validation, 2 for testing and `leak` of the training items again."""
     splits = {"train": ITEMS[:14], "val": ITEMS[14:18], "test": ITEMS[18:] + ITEMS[:leak]}
-    return EventData(
-        splits, load, T=2, image_size=(1, 1), content=lambda i: [str(i).encode()], **loading
+    return ItemData(
+        splits, load, T=2, frame_size=(1, 1), content=lambda i: [str(i).encode()], **loading
     )
 
 

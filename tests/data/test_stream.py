@@ -12,13 +12,15 @@ from torch.utils.data import DataLoader
 
 from estl.commands import main
 from estl.data.augment import Augment
-from estl.data.check import refuse_leaks
+from estl.data.check import check, refuse_leaks
 from estl.data.items import Item
-from estl.data.module import EventData
+from estl.data.module import ItemData, with_items
 from estl.data.sets.digits import Digits
 from estl.data.sets.folder import ImageFolder
+from estl.data.sets.photographs import Photographs
 from estl.data.shards import read_shard, unpack_sample, write_shards
 from estl.data.stream import Shards, Stream
+from estl.training.recipe import parse
 from estl.types import Batch
 
 
@@ -44,12 +46,12 @@ def number(item: Item, steps: int = 2) -> tuple[Tensor, None]:
     return torch.full((steps, 2, 1, 1), float(item.number)), None
 
 
-def numbered(n: int, **loading: Any) -> EventData:
+def numbered(n: int, **loading: Any) -> ItemData:
     """Training items 0 to n - 1, validation items n to n + 6, test items n + 7 to n + 10."""
     items = [Item("ab"[i % 2], f"{i:03d}") for i in range(n + 11)]
     splits = {"train": items[:n], "val": items[n : n + 7], "test": items[n + 7 :]}
-    return EventData(
-        splits, number, T=2, image_size=(1, 1), content=lambda i: [str(i).encode()], **loading
+    return ItemData(
+        splits, number, T=2, frame_size=(1, 1), content=lambda i: [str(i).encode()], **loading
     )
 
 
@@ -78,7 +80,7 @@ def test_shards_of_photographs_hold_what_the_folder_holds(source: ImageFolder, r
     assert data.classes == source.classes
     assert data.sizes == source.sizes
     assert data.fingerprint == source.fingerprint
-    assert (data.T, data.image_size, data.in_channels) == (3, (16, 16), 2)
+    assert (data.T, data.frame_size, data.in_channels) == (3, (16, 16), 2)
     assert data.sizes["train"] > 64  # so that there are several shards
     for split in ("train", "val", "test"):
         items = {str(item): item for item in source.splits[split]}
@@ -151,7 +153,7 @@ def test_what_rests_changes_from_epoch_to_epoch(root: Path) -> None:
         seen: list[int] = []
         for rank in range(2):
             part = stream(root, rank, processes=2)
-            part.epoch.fill_(epoch)
+            part.epoch = epoch
             seen += [int(frames[0, 0]) for frames, _, _ in part]
         rested |= set(range(61)) - set(seen)
     assert len(rested) > 4
@@ -229,8 +231,8 @@ def test_a_missing_shard_is_named(root: Path) -> None:
 
 
 def test_options_that_make_no_sense_are_refused(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cache="):
-        Shards(root, cache=tmp_path / "cache")
+    with pytest.raises(ValueError, match="'cache' is not accepted"):
+        parse(["--dataset=shards", f"--data-path={root}", f"--data.init_args.cache={tmp_path}"])
     with pytest.raises(ValueError, match="buffer=0"):
         Shards(root, buffer=0)
 
@@ -264,6 +266,17 @@ def test_a_run_on_shards_is_trained_tested_and_tested_again(
     assert len(per_step) == 3
     assert main(["test", f"--ckpt={tmp_path / 'run' / 'last.ckpt'}"]) == 0
     assert f"test accuracy: {100 * per_step[-1]:.2f} %" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_shards_have_no_single_items_and_follow_given_classes(root: Path, tmp_path: Path) -> None:
+    data = Shards(root, batch_size=4)
+    for takes_items in (with_items, check, Photographs, lambda d: write_shards(d, tmp_path / "x")):
+        with pytest.raises(ValueError, match="Shards has no single items: give the set it was"):
+            takes_items(data)
+    labels = torch.cat([batch.label for batch in data.loader("val")])
+    data.follow(("b", "c", "a"))
+    followed = torch.cat([batch.label for batch in data.loader("val")])
+    assert torch.equal(followed, torch.tensor([2, 0])[labels])
 
 
 def test_leaks_that_were_allowed_have_to_be_allowed_again(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from lightning import Trainer
 from PIL import Image
 
 from estl.data.sets.digits import Digits
+from estl.data.show import event_picture
 from estl.guidance.tower import ClipTower
-from estl.report.pictures import Pictures, event_picture, guided_part
+from estl.report.pictures import Pictures, first_saccade, guided_part
 from estl.students import VGGSNN
 from estl.supervision import TSE, EdgeGuidedDistillation, MeanCE, Sum
 from estl.training.learner import Learner, owner
@@ -34,7 +35,7 @@ def fit(supervision: Supervision, folder: Path) -> Trainer:
         callbacks=[Pictures(every=2, samples=2)],
         default_root_dir=folder,
     )
-    student = VGGSNN(image_size=(16, 16), layers=(8, "AP"), pooled=True)
+    student = VGGSNN(frame_size=(16, 16), layers=(8, "AP"), pooled=True)
     trainer.fit(Learner(student, supervision), Digits(T=3, size=16, per_class=2))
     return trainer
 
@@ -70,7 +71,7 @@ def test_on_is_red_and_off_is_blue() -> None:
     events[0, 0, 0, 0, 0] = 4.0
     events[0, 0, 1, 0, 1] = 4.0
     events[0, 1, 1, 0, 2] = 4.0  # not of the first third
-    picture = event_picture(events)[0, :, 0].T.tolist()
+    picture = event_picture(first_saccade(events))[0, :, 0].T.tolist()
     assert picture == [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [1.0, 1.0, 1.0]]
 
 

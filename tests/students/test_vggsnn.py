@@ -78,7 +78,7 @@ def _step_by_step(net: VGGSNN, events: Tensor) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("pooled", [False, True])
 def test_the_net_equals_a_loop_over_steps_in_output_and_gradient(pooled: bool) -> None:
-    net = VGGSNN(5, 3, image_size=(8, 12), layers=(6, "AP", 8, 10, "AP"), pooled=pooled).double()
+    net = VGGSNN(5, 3, frame_size=(8, 12), layers=(6, "AP", 8, 10, "AP"), pooled=pooled).double()
     events = torch.rand(3, 5, 3, 8, 12, dtype=torch.float64) * 2
     net(events)  # moves the running statistics
     for module in net.modules():
@@ -100,7 +100,7 @@ def test_the_net_equals_a_loop_over_steps_in_output_and_gradient(pooled: bool) -
 
 
 def test_the_flattened_head_reads_places_and_refuses_pooled_features() -> None:
-    net = VGGSNN(5, image_size=(8, 8), layers=(6, "AP"))
+    net = VGGSNN(5, frame_size=(8, 8), layers=(6, "AP"))
     output = net(torch.rand(2, 3, 2, 8, 8))
     assert not output.pooled_head
     assert torch.equal(output.classify(output.features.flatten(2)), output.logits)
@@ -109,7 +109,7 @@ def test_the_flattened_head_reads_places_and_refuses_pooled_features() -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("options", [{"pooled": True}, {"image_size": (2, 2)}])
+@pytest.mark.parametrize("options", [{"pooled": True}, {"frame_size": (2, 2)}])
 def test_a_pooled_head_or_one_place_classifies_pooled_features(options: dict) -> None:
     net = VGGSNN(5, layers=(6, "AP"), **options)
     output = net(torch.rand(2, 3, 2, 2, 2))
@@ -124,17 +124,17 @@ def test_the_pooled_net_takes_any_size_and_drops_the_last_row_of_an_odd_one() ->
     assert net(torch.rand(1, 2, 2, 9, 15)).features.shape == (1, 2, 8, 2, 3)
 
 
-def test_the_flattened_net_takes_an_odd_image_size() -> None:
-    net = VGGSNN(5, image_size=(9, 15), layers=(6, "AP", 8, "AP"))
+def test_the_flattened_net_takes_an_odd_frame_size() -> None:
+    net = VGGSNN(5, frame_size=(9, 15), layers=(6, "AP", 8, "AP"))
     assert net.head.in_features == 8 * 2 * 3
     assert net(torch.rand(1, 2, 2, 9, 15)).logits.shape == (1, 2, 5)
 
 
 def test_wrong_sizes_and_layers_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"8x10.*image_size=\(8, 8\)"):
-        VGGSNN(image_size=(8, 8), layers=(4,))(torch.rand(1, 2, 2, 8, 10))
+    with pytest.raises(ValueError, match=r"8x10.*frame_size=\(8, 8\)"):
+        VGGSNN(frame_size=(8, 8), layers=(4,))(torch.rand(1, 2, 2, 8, 10))
     with pytest.raises(ValueError, match="3x8 is too small for 2 poolings"):
-        VGGSNN(image_size=(3, 8), layers=(4, "AP", "AP"))
+        VGGSNN(frame_size=(3, 8), layers=(4, "AP", "AP"))
     with pytest.raises(ValueError, match="3x8 is too small for 2 poolings"):
         VGGSNN(layers=(4, "AP", "AP"), pooled=True)(torch.rand(1, 2, 2, 3, 8))
     with pytest.raises(ValueError, match=r"layers=\('AP',\) holds no convolution"):
@@ -144,7 +144,7 @@ def test_wrong_sizes_and_layers_are_refused_by_name() -> None:
 
 
 def test_the_neuron_can_be_changed_by_name() -> None:
-    net = VGGSNN(image_size=(4, 4), layers=(4, "AP", 4), neuron={"detach_reset": True})
+    net = VGGSNN(frame_size=(4, 4), layers=(4, "AP", 4), neuron={"detach_reset": True})
     options = [m.options for m in net.layers if hasattr(m, "options")]
     assert len(options) == 2
     assert all(o["detach_reset"] and o["threshold"] == 1.0 for o in options)

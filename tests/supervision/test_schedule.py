@@ -137,7 +137,7 @@ def train(
 ) -> tuple[Learner, Trainer, list[float]]:
     tse = TSE(Schedule(0.9, 0.1, "linear", warmup=0.5), learn_kappa=True)
     diary = Diary(tse)
-    student = VGGSNN(classes=3, image_size=(8, 8), layers=(4, "AP"), pooled=True)
+    student = VGGSNN(classes=3, frame_size=(8, 8), layers=(4, "AP"), pooled=True)
     learner = Learner(
         student, Sum([tse, diary]), weight_decay=0.5, part_lr={"kappa": 0.25}, recipe={"seed": 1}
     )

@@ -29,7 +29,7 @@ class WithPart(Supervision):
 
 
 def tiny(supervision: Supervision, **options: object) -> Learner:
-    student = VGGSNN(classes=3, in_channels=2, image_size=(8, 8), layers=(4, "AP"))
+    student = VGGSNN(classes=3, in_channels=2, frame_size=(8, 8), layers=(4, "AP"))
     return Learner(student, supervision, **options)  # type: ignore[arg-type]
 
 
@@ -162,7 +162,7 @@ def test_a_checkpoint_holds_the_students_keys_and_resumes(
 
 
 def test_evaluate_equals_counting_by_hand() -> None:
-    student = VGGSNN(classes=3, in_channels=2, image_size=(8, 8), layers=(4, "AP"))
+    student = VGGSNN(classes=3, in_channels=2, frame_size=(8, 8), layers=(4, "AP"))
     found = evaluate(student, batches(), torch.device("cpu"))
     hits = [0, 0]
     for batch in batches():

@@ -77,19 +77,17 @@ def check(
         for recording in missing_partners(root)[0] if root else []:
             print(f"recording without its image: {recording}")
         raise
-    if not any(data.splits.values()):
-        raise ValueError(f"{type(data).__name__} lists no items: check the set it was made from")
     report = run(data, root, limit=limit, distance=near)
     print("\n".join(report.lines()))
     return int(report.wrong)
 
 
 def dataset(root: Path) -> str:
-    """The set whose first folder lies in `root`; otherwise a folder of images."""
-    from estl.data.download import SETS
+    """The set whose files lie in `root`; otherwise a folder of images."""
+    from estl.data.catalog import recognize
 
-    named = (name for name, archives in SETS.items() if (root / archives[0].into).is_dir())
-    return next(named, "folder")
+    found = recognize(root)
+    return found.name if found else "folder"
 
 
 @app.command

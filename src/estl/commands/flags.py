@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import yaml
 from cyclopts import Parameter
 
+from estl.data.catalog import CATALOG
+
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 ARCHS = {
@@ -20,15 +22,11 @@ ARCHS = {
     "spikformer": ["--student=estl.students.Spikformer"],
 }
 DATASETS = {
-    "digits": ["--data=estl.data.Digits"],
-    "folder": ["--data=estl.data.ImageFolder"],
-    "nmnist": ["--data=estl.data.NMNISTPairs"],
-    "ncaltech101": ["--data=estl.data.NCaltech101Pairs"],
-    "cifar10": ["--data=estl.data.CIFAR"],
-    "cifar100": ["--data=estl.data.CIFAR", "--data.init_args.classes=100"],
-    "cifar10dvs": ["--data=estl.data.CIFAR10DVS"],
-    "dvsgesture": ["--data=estl.data.DVSGesture"],
-    "shards": ["--data=estl.data.Shards"],
+    row.name: [
+        f"--data={row.class_path}",
+        *(f"--data.init_args.{key}={value}" for key, value in row.init_args.items()),
+    ]
+    for row in CATALOG
 }
 SUPERVISIONS = {"tse": "estl.supervision.TSE", "tet": "estl.supervision.TET"}
 OWNERS = {"tau_f": "tse", "kappa": "tse", "means": "tet", "lamb": "tet"}

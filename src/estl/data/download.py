@@ -1,7 +1,4 @@
-"""The data sets' public homes: fetch an archive, verify it, unpack it where the readers look.
-
-Addresses and MD5 sums are those that several published readers of these sets agree on.
-"""
+"""Fetch the archives of the catalog, verify them, unpack them where the readers look."""
 
 import gzip
 import hashlib
@@ -11,150 +8,16 @@ import sys
 import tempfile
 import warnings
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pooch
 from PIL import Image
 
+from estl.data.catalog import CATALOG, Archive
 from estl.data.formats.archives import unpack
 
-
-@dataclass(frozen=True)
-class Archive:
-    """One file to fetch and the folder that it becomes.
-
-    Args:
-        file: its name in the root folder.
-        url: where it is; a page to be clicked through if `by_hand`.
-        md5: its checksum, None if none is known.
-        into: the folder under the root that it becomes. Inside the archive this is the folder of
-            the same name, or else everything.
-        inner: archive within the archive that holds this folder.
-        also: other places where the unpacked folder may lie.
-        by_hand: whether the page has no address that a program can fetch.
-        labels: MNIST: the labels of these images, which become PNG files.
-    """
-
-    file: str
-    url: str
-    md5: str | None
-    into: str
-    inner: str | None = None
-    also: tuple[str, ...] = ()
-    by_hand: bool = False
-    labels: "Archive | None" = None
-
-
-_MENDELEY = "https://data.mendeley.com/public-files/datasets"
-_MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist"
-_FIGSHARE = "https://ndownloader.figshare.com/files"
-
-
-def _mnist(part: str, images: str, labels: str, image_md5: str, label_md5: str) -> Archive:
-    return Archive(
-        images,
-        f"{_MNIST}/{images}",
-        image_md5,
-        f"MNIST/{part}",
-        labels=Archive(labels, f"{_MNIST}/{labels}", label_md5, ""),
-    )
-
-
-N_CALTECH101 = Archive(
-    "Caltech101.zip",
-    f"{_MENDELEY}/cy6cvx3ryv/files/36b5c52a-b49d-4853-addb-a836a8883e49/file_downloaded",
-    "66201824eabb0239c7ab992480b50ba3",
-    "Caltech101",
-    also=("N-Caltech101", "N-Caltech101/Caltech101"),
-)
-CALTECH101 = Archive(
-    "caltech-101.zip",
-    "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip",
-    "3138e1922a9193bfa496528edbbc45d0",
-    "101_ObjectCategories",
-    inner="101_ObjectCategories.tar.gz",
-    also=("caltech-101/101_ObjectCategories",),
-)
-N_MNIST = (
-    Archive(
-        "Train.zip",
-        f"{_MENDELEY}/468j46mzdv/files/39c25547-014b-4137-a934-9d29fa53c7a0/file_downloaded",
-        "20959b8e626244a1b502305a9e6e2031",
-        "N-MNIST/Train",
-        also=("Train",),
-    ),
-    Archive(
-        "Test.zip",
-        f"{_MENDELEY}/468j46mzdv/files/05a4d654-7e03-4c15-bdfa-9bb2bcbea494/file_downloaded",
-        "69ca8762b2fe404d9b9bad1103e97832",
-        "N-MNIST/Test",
-        also=("Test",),
-    ),
-)
-MNIST = (
-    _mnist(
-        "Train",
-        "train-images-idx3-ubyte.gz",
-        "train-labels-idx1-ubyte.gz",
-        "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-        "d53e105ee54ea40749a09fcbcd1e9432",
-    ),
-    _mnist(
-        "Test",
-        "t10k-images-idx3-ubyte.gz",
-        "t10k-labels-idx1-ubyte.gz",
-        "9fb629c4189551a2d022fa330f9573f3",
-        "ec29112dd5afa0611ce80d1b7f02629c",
-    ),
-)
-CIFAR10_DVS = tuple(
-    Archive(f"{name}.zip", f"{_FIGSHARE}/{number}", md5, f"CIFAR10-DVS/{name}", also=(name,))
-    for name, number, md5 in (
-        ("airplane", 7712788, "0afd5c4bf9ae06af762a77b180354fdd"),
-        ("automobile", 7712791, "8438dfeba3bc970c94962d995b1b9bdd"),
-        ("bird", 7712794, "a9c207c91c55b9dc2002dc21c684d785"),
-        ("cat", 7712812, "52c63c677c2b15fa5146a8daf4d56687"),
-        ("deer", 7712815, "b6bf21f6c04d21ba4e23fc3e36c8a4a3"),
-        ("dog", 7712818, "f379ebdf6703d16e0a690782e62639c3"),
-        ("frog", 7712842, "cad6ed91214b1c7388a5f6ee56d08803"),
-        ("horse", 7712851, "e7cbbf77bec584ffbf913f00e682782a"),
-        ("ship", 7712836, "41c7bd7d6b251be82557c6cce9a7d5c9"),
-        ("truck", 7712839, "89f3922fd147d9aeff89e76a2b0b70a7"),
-    )
-)
-
-SETS: dict[str, tuple[Archive, ...]] = {
-    "ncaltech101": (N_CALTECH101, CALTECH101),
-    "nmnist": (*N_MNIST, *MNIST),
-    "cifar10": (
-        Archive(
-            "cifar-10-python.tar.gz",
-            "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-            "c58f30108f718f92721af3b95e74349a",
-            "cifar-10-batches-py",
-        ),
-    ),
-    "cifar100": (
-        Archive(
-            "cifar-100-python.tar.gz",
-            "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-            "eb9058c3a382ffc7106e4002c42a8d85",
-            "cifar-100-python",
-        ),
-    ),
-    "cifar10dvs": CIFAR10_DVS,
-    "dvsgesture": (
-        Archive(
-            "DvsGesture.tar.gz",
-            "https://ibm.ent.box.com/s/3hiq58ww1pbbjrinh367ykfdf60xsfm8/folder/50167556794",
-            "8a5c71fb11e24e5ca5b11866ca6c00a1",
-            "DvsGesture",
-            by_hand=True,
-        ),
-    ),
-}
+SETS = {row.name: row.archives for row in CATALOG if row.archives}
 """The archives of each data set by its name on the command line."""
 
 

@@ -91,7 +91,7 @@ def normalize(
         "std":   f / sqrt(mean (f - mean f)^2)
 
     Nothing is subtracted, so that a pixel without events stays 0. A sample without any events is
-    left as it is.
+    left as it is. Directly coded frames, one step expanded over time, are scaled as that one step.
 
     Raises:
         ValueError: an unknown `how`.
@@ -101,6 +101,8 @@ def normalize(
     """
     if how == "none":
         return frames
+    if frames.shape[-4] > 1 and frames.stride(-4) == 0:
+        return normalize(frames.narrow(-4, 0, 1), how).expand(frames.shape)
     if how == "max":
         scale = frames.amax((-4, -3, -2, -1), keepdim=True)
     elif how == "std":

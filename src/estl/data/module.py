@@ -1,7 +1,7 @@
-"""What all data sets are to the trainer: splits of items, and batches of them.
+"""What a data set is to the trainer: facts, and batches; and what a set of items is beside that.
 
-A set is a subclass of `EventData` whose `__init__` lists its items, splits them, and names the
-function that loads one (see `nmnist.py`).
+The sets are subclasses of `estl.data.splits.SplitData`, whose `__init__` list their items and name
+the function that loads one (see `sets/nmnist.py`).
 """
 
 import sys
@@ -13,7 +13,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from jaxtyping import Float
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
@@ -21,8 +20,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from estl.data.augment import Augment
 from estl.data.cache import Cache, Content, Load, open_cache
 from estl.data.formats.images import read_rgb
-from estl.data.frames import Normalization
-from estl.data.frames import normalize as normalize_frames
+from estl.data.frames import Normalization, normalize
 from estl.data.items import Item, file_content, fingerprint
 from estl.types import Batch, direct_code, is_static
 
@@ -30,7 +28,7 @@ Sample = tuple[Tensor, int, Tensor | None]
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """(events, label, image) of each sample, stacked; of direct coding one step (`direct_code`)."""
+    """Stack the samples; direct-coded events are stored once and expanded (`direct_code`)."""
     events, labels, images = zip(*samples, strict=True)
     if all(is_static(frames[None]) for frames in events):
         stacked = direct_code(torch.stack([frames[0] for frames in events]), len(events[0]))
@@ -40,29 +38,134 @@ def collate(samples: Sequence[Sample]) -> Batch:
     return Batch(stacked, torch.tensor(labels), image)
 
 
-def scaled(frames: Float[Tensor, "*B T C H W"], how: Normalization) -> Float[Tensor, "*B T C H W"]:
-    """`estl.data.frames.normalize`, of directly coded frames for one step that stands for all."""
-    if how == "none":
-        return frames
-    if frames.shape[-4] == 1 or frames.stride(-4) != 0:
-        return normalize_frames(frames, how)
-    return normalize_frames(frames.narrow(-4, 0, 1), how).expand(frames.shape)
+class EventData(L.LightningDataModule):
+    """What a trainer needs of a data set; the batches are those of a subclass's `loader`.
+
+    The order of training batches depends on `seed` and the epoch alone, so a run that was killed
+    and resumed sees the batches it would have seen.
+
+    Args:
+        classes: the classes' names; a label is an index into them.
+        sizes: number of samples of "train", "val" and "test".
+        T: number of frames.
+        frame_size: (H,W) of the frames.
+        in_channels: C of the frames.
+        batch_size: samples a batch and process.
+        seed: of the order of the training batches.
+        num_workers: processes that load.
+        augment: random changes of the training batches, on the device; None for none.
+        normalize: how frames are scaled (`estl.data.frames.normalize`): when they are loaded, or,
+            of training batches that are augmented, after that.
+        allow_leaks: train although the same thing is in two splits (`estl.data.check`).
+
+    Attributes:
+        fingerprint: stands for the items, their content and their splits.
+        no_training: what is missing where a folder holds the test split alone.
+    """
+
+    fingerprint: str
+    no_training: str | None = None
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        sizes: Mapping[str, int],
+        *,
+        T: int,
+        frame_size: tuple[int, int],
+        in_channels: int = 2,
+        batch_size: int = 50,
+        seed: int = 0,
+        num_workers: int = 0,
+        augment: Augment | None = None,
+        normalize: Normalization = "none",
+        allow_leaks: bool = False,
+    ) -> None:
+        super().__init__()
+        self.classes, self.sizes = tuple(classes), dict(sizes)
+        self.T, self.frame_size, self.in_channels = T, frame_size, in_channels
+        self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
+        self.augment, self.normalize = augment, normalize
+        self.allow_leaks = allow_leaks
+
+    def loader(
+        self, split: str, *, shuffle: bool = False, rank: int = 0, world_size: int = 1
+    ) -> DataLoader[Sample]:
+        """Batches of a split, by default the whole of it, in the order of its items.
+
+        Args:
+            split: "train", "val" or "test".
+            shuffle: for training: in an order drawn from (`seed`, epoch), without a last batch of a
+                single sample (statistics over a batch have no meaning there), and left as counts
+                where they are to be augmented.
+            rank: number of this process.
+            world_size: number of processes that share the split.
+        """
+        raise NotImplementedError
+
+    def require(self, split: str) -> None:
+        """Raise ValueError, saying why, if a split is empty."""
+        if not self.sizes.get(split):
+            why = self.no_training or f"{type(self).__name__} has no such items"
+            raise ValueError(f"the {split} split is empty: {why}")
+
+    def follow(self, classes: Sequence[str]) -> None:
+        """Number the labels as in `classes`, those that a checkpoint was trained on.
+
+        Raises:
+            ValueError: a class of the data is not among them.
+        """
+        if unknown := sorted(set(self.classes) - set(classes)):
+            raise ValueError(
+                f"the data have a class {unknown[0]!r}, none of the {len(classes)} "
+                f"of the checkpoint ({', '.join(classes[:3])}, ...): give other data"
+            )
+        self.classes = tuple(classes)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Augment a training batch on its device, and normalize it then."""
+        if self.augment is None or self.trainer is None or not self.trainer.training:
+            return batch
+        batch = self.augment(batch, len(self.classes))
+        return replace(batch, events=normalize(batch.events, self.normalize))
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """What the trainer's process trains on."""
+        return self.loader("train", shuffle=True, **self._place())
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """What the trainer's process validates on."""
+        return self.loader("val", **self._place())
+
+    def test_dataloader(self) -> DataLoader[Sample]:
+        """What the trainer's process tests on."""
+        return self.loader("test", **self._place())
+
+    def _place(self) -> dict[str, Any]:
+        """This process among the trainer's."""
+        t = self.trainer
+        return {} if t is None else {"rank": t.global_rank, "world_size": t.world_size}
+
+    def _scaling(self, shuffle: bool) -> Normalization:
+        """How frames are scaled when they are loaded: augmentation is of counts."""
+        return "none" if shuffle and self.augment is not None else self.normalize
+
+    def _loading(self) -> dict[str, Any]:
+        """What all loaders are given."""
+        workers = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
+        memory = {"collate_fn": collate, "pin_memory": torch.cuda.is_available()}
+        return {"batch_size": self.batch_size} | workers | memory
 
 
 class Split(Dataset[Sample]):
     """One split: an item is loaded, and its frames normalized, when it is asked for."""
 
     def __init__(
-        self,
-        items: Sequence[Item],
-        classes: Sequence[str],
-        load: Load,
-        normalize: Normalization = "none",
+        self, items: Sequence[Item], classes: Sequence[str], load: Load, scaling: Normalization
     ) -> None:
         self.items = list(items)
         self.number = {name: i for i, name in enumerate(classes)}
-        self.load = load
-        self.normalize = normalize
+        self.load, self.scaling = load, scaling
 
     def __len__(self) -> int:
         return len(self.items)
@@ -78,41 +181,29 @@ class Split(Dataset[Sample]):
         else:
             loaded = [self.load(item) for item in items]
         return [
-            (scaled(frames, self.normalize), self.number[item.label], image)
+            (normalize(frames, self.scaling), self.number[item.label], image)
             for item, (frames, image) in zip(items, loaded, strict=True)
         ]
 
 
-class EventData(L.LightningDataModule):
-    """Base of the data sets.
+class ItemData(EventData):
+    """A set of items, each of which can be loaded by itself.
 
-    The order of training batches depends on `seed` and the epoch alone, so a run that was killed
-    and resumed sees the batches it would have seen. A last training batch of a single sample is
-    left out: statistics over a batch have no meaning there. With several processes each gets its
-    share (`DistributedSampler`; where a split does not divide evenly, some samples count twice).
+    With several processes each gets its share (`DistributedSampler`; where a split does not divide
+    evenly, some samples count twice).
 
     Args:
         splits: the items of "train", "val" and "test".
         load: loads one item; it must pickle for `num_workers` > 0 (a `functools.partial` of a plain
             function does).
-        T: number of frames that `load` returns.
-        image_size: (H,W) of these frames.
-        in_channels: C of these frames.
-        batch_size: samples a batch and process.
-        seed: of the order of the training batches.
         num_workers: processes that load.
         cache: folder where decoded items are kept (`estl.data.cache`), None to decode every time.
         skip_broken: leave out items that cannot be read, count them, and list them in the cache;
             without, the first one ends the run. It needs `cache`.
-        augment: random changes of the training batches, on the device; None for none.
-        normalize: how frames are scaled (`estl.data.frames.normalize`): when they are loaded, of
-            training batches that are augmented after that.
-        allow_leaks: train although the same thing is in two splits (`estl.data.check`).
         content: what the fingerprint knows of an item; by default its files.
+        loading: arguments of `EventData`.
 
     Attributes:
-        classes: the classes' names; a label is an index into them.
-        sizes: number of items of each split.
         load: gives an item's frames and image, from the cache if there is one.
         decode: gives them as the set was given, without the cache.
 
@@ -125,127 +216,63 @@ class EventData(L.LightningDataModule):
         splits: Mapping[str, Sequence[Item]],
         load: Load,
         *,
-        T: int,
-        image_size: tuple[int, int],
-        in_channels: int = 2,
-        batch_size: int = 50,
-        seed: int = 0,
         num_workers: int = 0,
         cache: Path | None = None,
         skip_broken: bool = False,
-        augment: Augment | None = None,
-        normalize: Normalization = "none",
-        allow_leaks: bool = False,
         content: Content = file_content,
+        **loading: Any,
     ) -> None:
-        super().__init__()
         self.decode = load
         if cache is not None:
-            everything = (item for items in splits.values() for item in items)
-            load = opened = open_cache(
-                everything,
-                load,
-                cache,
-                content,
-                num_workers=num_workers,
-                skip_broken=skip_broken,
-            )
-            if opened.broken:
-                splits = {name: [i for i in items if i in opened] for name, items in splits.items()}
-                _tell_broken(opened.broken, opened.folder)
+            everything = [item for items in splits.values() for item in items]
+            how: dict[str, Any] = {"num_workers": num_workers, "skip_broken": skip_broken}
+            load = kept = open_cache(everything, load, cache, content, **how)
+            if kept.broken:
+                splits = {name: [i for i in items if i in kept] for name, items in splits.items()}
+                _tell_broken(kept.broken, kept.folder)
         elif skip_broken:
             raise ValueError(
                 "skip_broken=true needs a cache, where broken items are listed: "
                 "add --data.init_args.cache=FOLDER"
             )
-        self.splits = splits
-        self.load = load
-        self.content = content
-        self.classes = tuple(sorted({item.label for items in splits.values() for item in items}))
-        self.sizes = {name: len(items) for name, items in splits.items()}
-        # Augmentation is of counts, so that augmented frames are normalized after it.
-        late = {"train"} if augment is not None else set()
-        self.datasets = {
-            name: Split(items, self.classes, load, "none" if name in late else normalize)
-            for name, items in splits.items()
-        }
-        self.T = T
-        self.image_size = image_size
-        self.in_channels = in_channels
-        self.batch_size = batch_size
-        self.seed = seed
-        self.num_workers = num_workers
-        self.augment = augment
-        self.normalize = normalize
-        self.allow_leaks = allow_leaks
+        self.splits, self.load, self.content = splits, load, content
+        super().__init__(
+            sorted({item.label for items in splits.values() for item in items}),
+            {name: len(items) for name, items in splits.items()},
+            num_workers=num_workers,
+            **loading,
+        )
 
     @cached_property
-    def fingerprint(self) -> str:
-        """Stands for the items, their content and their splits (`pairs.fingerprint`)."""
+    def fingerprint(self) -> str:  # type: ignore[override]
+        """Stands for the items, their content and their splits (`estl.data.items`)."""
         return fingerprint(self.splits, self.content)
-
-    @staticmethod
-    def read(path: Path, **options: Any) -> Tensor:
-        """Frames (T,C,H,W) of one file, as this set makes them; `options` are those of `__init__`.
-
-        Raises:
-            ValueError: here, and in sets that have no event files.
-        """
-        raise ValueError(f"{path}: a student of this data set has no event files to predict")
 
     def read_image(self, path: Path) -> Tensor:
         """Image (3,h,w) of one file, as this set makes it."""
         return read_rgb(path)
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Augment a training batch, on the device where it now is, and normalize it then."""
-        if self.augment is None or self.trainer is None or not self.trainer.training:
-            return batch
-        batch = self.augment(batch, len(self.classes))
-        return replace(batch, events=scaled(batch.events, self.normalize))
+    def dataset(self, split: str, *, shuffle: bool = False) -> Split:
+        """The samples of a split; `shuffle` as for `loader`."""
+        return Split(self.splits[split], self.classes, self.load, self._scaling(shuffle))
 
-    def train_dataloader(self) -> DataLoader[Sample]:
-        """Shuffled training batches."""
-        return self._loader("train", shuffle=True)
-
-    def val_dataloader(self) -> DataLoader[Sample]:
-        """Validation batches in the order of the items."""
-        return self._loader("val")
-
-    def test_dataloader(self) -> DataLoader[Sample]:
-        """Test batches in the order of the items."""
-        return self._loader("test")
-
-    def loader(self, name: str) -> DataLoader[Sample]:
-        """All of a split, in one process."""
-        self.trainer = None
-        return self._loader(name)
-
-    def use_classes(self, classes: Sequence[str]) -> None:
-        """Refuse other classes than these."""
-        if list(self.classes) != list(classes):
-            raise ValueError(f"the class names {self.classes[:3]} are not {classes[:3]}")
-
-    def _loader(self, name: str, shuffle: bool = False) -> DataLoader[Sample]:
-        dataset = self.datasets[name]
+    def loader(
+        self, split: str, *, shuffle: bool = False, rank: int = 0, world_size: int = 1
+    ) -> DataLoader[Sample]:
+        """Batches of a split, see `EventData.loader`."""
+        dataset = self.dataset(split, shuffle=shuffle)
         sampler: DistributedSampler[Sample] = DistributedSampler(
-            dataset,
-            num_replicas=self.trainer.world_size if self.trainer else 1,
-            rank=self.trainer.global_rank if self.trainer else 0,
-            shuffle=shuffle,
-            seed=self.seed,
+            dataset, num_replicas=world_size, rank=rank, shuffle=shuffle, seed=self.seed
         )
         single = len(sampler) > 1 and len(sampler) % self.batch_size == 1
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            sampler=sampler,
-            drop_last=shuffle and single,
-            collate_fn=collate,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+        return DataLoader(dataset, sampler=sampler, drop_last=shuffle and single, **self._loading())
+
+
+def with_items(data: EventData) -> ItemData:
+    """`data`, or ValueError if it is no set of items but of shards."""
+    if isinstance(data, ItemData):
+        return data
+    raise ValueError(f"{type(data).__name__} has no single items: give the set it was made from")
 
 
 @rank_zero_only

@@ -26,11 +26,11 @@ from estl.data.cache import Load, load_items
 from estl.data.check import refuse_leaks
 from estl.data.columns import narrowest
 from estl.data.items import Item
-from estl.data.module import EventData
+from estl.data.module import EventData, ItemData, with_items
 from estl.types import is_static
 
 INDEX = "index.json"
-_FORMAT = 1
+_FORMAT = 2
 
 Parts = dict[str, bytes]
 """A sample's files in a shard: frames.npy, image.png (in a set with images), item.json."""
@@ -49,7 +49,7 @@ def write_shards(
     same data give the same bytes.
 
     Args:
-        data: any data set; its `num_workers` processes decode.
+        data: any data set but `Shards`; its `num_workers` processes decode.
         folder: made if it is not there.
         shard_size: samples a shard; a reader holds one shard in memory.
         seed: of the order of the training items.
@@ -66,6 +66,7 @@ def write_shards(
     folder = Path(folder)
     if (folder / INDEX).exists():
         raise ValueError(f"{folder} already holds shards: choose another folder")
+    data = with_items(data)
     if not data.allow_leaks:
         refuse_leaks(data)
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +82,7 @@ def write_shards(
         "fingerprint": data.fingerprint,
         "classes": list(data.classes),
         "T": data.T,
-        "image_size": list(data.image_size),
+        "frame_size": list(data.frame_size),
         "in_channels": data.in_channels,
         "allow_leaks": data.allow_leaks,
         "splits": splits,
@@ -91,7 +92,7 @@ def write_shards(
 
 
 def _write_split(
-    data: EventData, items: Sequence[Item], pattern: str, shard_size: int
+    data: ItemData, items: Sequence[Item], pattern: str, shard_size: int
 ) -> list[dict[str, Any]]:
     """The shards of one split, as the index describes them."""
     if not items:

@@ -4,19 +4,16 @@
 """
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 import webdataset as wds
-from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from estl.data.frames import Normalization
-from estl.data.items import Item
-from estl.data.module import EventData, Sample, collate, scaled
+from estl.data.frames import Normalization, normalize
+from estl.data.module import EventData, Sample
 from estl.data.shards import Parts, read_index, read_shard, unpack_sample
 
 
@@ -24,23 +21,17 @@ class Stream(IterableDataset[Sample]):
     """One split's part of one process, in a new order each epoch if it is shuffled.
 
     The shards, in an order drawn from (seed, epoch), are one line of n samples. Of R processes,
-    process r takes the r-th of R pieces of n // R (training: what is left over, fewer than R
-    samples, rests for this epoch) or of ceil(n / R) (other splits: the last pieces overlap). So
-    every process has equally many batches. Loading workers cut the piece further, at whole batches,
+    process r takes the r-th of R pieces of n // R (training: up to R - 1 leftover samples are
+    skipped this epoch) or of ceil(n / R) (other splits: the last pieces overlap). So every process
+    has equally many batches. Loading workers cut the piece further, at whole batches,
     and each mixes its own in a buffer: together they give each sample once.
 
     Args:
         root: folder or web address of the shards.
         shards: the split's shards, as in the index.
-        classes: the classes' names.
-        T: number of frames.
-        batch_size: samples a batch.
-        normalize: how frames are scaled.
-        shuffle: whether this is the training split.
         buffer: samples that a worker mixes at a time.
-        seed: of all orders.
-        rank: number of this process.
-        processes: R.
+        rank: r, and `processes`: R.
+        epoch: that of the first pass; each pass is the next one.
     """
 
     def __init__(
@@ -51,29 +42,24 @@ class Stream(IterableDataset[Sample]):
         T: int,
         *,
         batch_size: int,
-        normalize: Normalization = "none",
+        scaling: Normalization = "none",
         shuffle: bool = False,
         buffer: int = 1000,
         seed: int = 0,
         rank: int = 0,
         processes: int = 1,
+        epoch: int = 0,
     ) -> None:
-        self.root = root
-        self.shards = shards
+        self.root, self.shards = root, shards
         self.number = {name: i for i, name in enumerate(classes)}
-        self.T = T
-        self.batch_size = batch_size
-        self.normalize = normalize
-        self.shuffle = shuffle
-        self.buffer = buffer
-        self.seed = seed
-        self.rank = rank
-        self.samples = sum(shard["samples"] for shard in shards)
-        share = self.samples // processes if shuffle else -(-self.samples // processes)
-        self.start = max(0, min(rank * share, self.samples - share))
+        self.T, self.batch_size, self.scaling = T, batch_size, scaling
+        self.shuffle, self.buffer, self.seed, self.rank = shuffle, buffer, seed, rank
+        samples = sum(shard["samples"] for shard in shards)
+        share = samples // processes if shuffle else -(-samples // processes)
+        self.start = max(0, min(rank * share, samples - share))
         # A batch of one sample has no statistics.
         self.size = share - (shuffle and share > 1 and share % batch_size == 1)
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers see it change
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return self.size
@@ -87,15 +73,13 @@ class Stream(IterableDataset[Sample]):
             self.start + min(batches * w // workers * self.batch_size, self.size)
             for w in (worker, worker + 1)
         )
-        epoch = int(self.epoch)
-        shards = list(self.shards)
-        if self.shuffle:
-            random.Random(f"{self.seed}/{epoch}").shuffle(shards)
-        samples = self._between(shards, first, last)
-        if self.shuffle:
-            rng = random.Random(f"{self.seed}/{epoch}/{self.rank}/{worker}")
-            samples = wds.shuffle(self.buffer, initial=self.buffer, rng=rng)(samples)
-        yield from samples
+        if not self.shuffle:
+            return self._between(self.shards, first, last)
+        name, shards = f"{self.seed}/{self.epoch}", list(self.shards)
+        random.Random(name).shuffle(shards)
+        rng = random.Random(f"{name}/{self.rank}/{worker}")
+        mix = wds.shuffle(self.buffer, initial=self.buffer, rng=rng)
+        return iter(mix(self._between(shards, first, last)))
 
     def _between(
         self, shards: Sequence[Mapping[str, Any]], first: int, last: int
@@ -109,25 +93,11 @@ class Stream(IterableDataset[Sample]):
                         yield parts
 
     def __iter__(self) -> Iterator[Sample]:
-        for parts in self.parts():
+        samples = self.parts()
+        self.epoch += 1  # each worker counts, and is kept from epoch to epoch
+        for parts in samples:
             item, frames, image = unpack_sample(parts, self.T)
-            yield scaled(frames, self.normalize), self.number[item.label], image
-
-
-class Loader(DataLoader[Sample]):
-    """A `DataLoader` of a `Stream`, which is told its epoch when a pass over it begins."""
-
-    def __init__(self, stream: Stream, epoch: Callable[[], int | None], **options: Any) -> None:
-        super().__init__(stream, **options)
-        self.stream = stream
-        self.told = epoch
-        self.passes = 0
-
-    def __iter__(self) -> Any:
-        told = self.told()
-        self.stream.epoch.fill_(self.passes if told is None else told)
-        self.passes += 1
-        return super().__iter__()
+            yield normalize(frames, self.scaling), self.number[item.label], image
 
 
 class Shards(EventData):
@@ -137,8 +107,8 @@ class Shards(EventData):
     and its checksum verified before any sample of it is used. The order of training batches
     depends on `seed`, the epoch and the numbers of processes and workers alone, so a run that was
     killed and resumed sees the batches it would have seen; how processes share the samples is said
-    in `Stream`. Items have no files here: `splits` is empty, and a command that needs single items
-    (`estl train-teacher`, `estl data check`) is to be given the set itself.
+    in `Stream`. There are no single items here: a command that needs them is to be given the set
+    itself.
 
     Args:
         root: folder with the shards and their index, or its web address.
@@ -147,22 +117,21 @@ class Shards(EventData):
 
     Raises:
         FileNotFoundError: no index.
-        ValueError: an index of another format, leaks that were allowed when it was written and are
-            not here, or `cache` given; on loading, a broken shard.
+        ValueError: an index of another format, or leaks that were allowed when it was written and
+            are not here; on loading, a broken shard.
     """
 
     def __init__(self, root: str | Path, *, buffer: int = 1000, **loading: Any) -> None:
-        if loading.get("cache") is not None:
-            raise ValueError(f"cache={loading['cache']}: shards are decoded already; leave it out")
         if buffer < 1:
             raise ValueError(f"buffer={buffer}: at least 1")
         root = str(root).rstrip("/")
         index = read_index(root)
+        self.shards: dict[str, list[dict[str, Any]]] = index["splits"]
         super().__init__(
-            {name: [] for name in index["splits"]},
-            _no_items,
+            index["classes"],
+            {split: sum(s["samples"] for s in shards) for split, shards in self.shards.items()},
             T=index["T"],
-            image_size=(index["image_size"][0], index["image_size"][1]),
+            frame_size=(index["frame_size"][0], index["frame_size"][1]),
             in_channels=index["in_channels"],
             **loading,
         )
@@ -171,43 +140,32 @@ class Shards(EventData):
                 f"{root} was written with allow_leaks: the same thing may be in two splits; write "
                 "it without, or train with --data.init_args.allow_leaks=true"
             )
-        self.root = root
-        self.buffer = buffer
-        self.shards: dict[str, list[dict[str, Any]]] = index["splits"]
-        self.classes = tuple(index["classes"])
-        self.sizes = {
-            name: sum(shard["samples"] for shard in shards) for name, shards in self.shards.items()
-        }
+        self.root, self.buffer = root, buffer
         self.fingerprint = index["fingerprint"]
 
-    def stream(self, name: Literal["train", "val", "test"], shuffle: bool = False) -> Stream:
-        """This process's part of a split."""
-        late = shuffle and self.augment is not None  # normalized after augmentation
+    def stream(
+        self, split: str, *, shuffle: bool = False, rank: int = 0, world_size: int = 1
+    ) -> Stream:
+        """The samples of a split; the options are those of `loader`."""
+        epoch = self.trainer.current_epoch if self.trainer else 0
         return Stream(
             self.root,
-            self.shards[name],
+            self.shards[split],
             self.classes,
             self.T,
             batch_size=self.batch_size,
-            normalize="none" if late else self.normalize,
+            scaling=self._scaling(shuffle),
             shuffle=shuffle,
             buffer=self.buffer,
             seed=self.seed,
-            rank=self.trainer.global_rank if self.trainer else 0,
-            processes=self.trainer.world_size if self.trainer else 1,
+            rank=rank,
+            processes=world_size,
+            epoch=epoch,
         )
 
-    def _loader(self, name: Any, shuffle: bool = False) -> DataLoader[Sample]:
-        return Loader(
-            self.stream(name, shuffle),
-            lambda: self.trainer.current_epoch if self.trainer else None,
-            batch_size=self.batch_size,
-            collate_fn=collate,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
-
-
-def _no_items(item: Item) -> tuple[Tensor, Tensor | None]:
-    raise ValueError(f"{item}: shards have no single items")
+    def loader(
+        self, split: str, *, shuffle: bool = False, rank: int = 0, world_size: int = 1
+    ) -> DataLoader[Sample]:
+        """Batches of a split, see `EventData.loader`."""
+        stream = self.stream(split, shuffle=shuffle, rank=rank, world_size=world_size)
+        return DataLoader(stream, **self._loading())

@@ -95,10 +95,9 @@ def train_teacher(
         callbacks=[ProgressBar()],
     )
     trainer.fit(learner, photographs)
-    photographs.trainer = None
     device = trainer.strategy.root_device
     found = {
-        split: evaluate(student, getattr(photographs, f"{split}_dataloader")(), device).final
+        split: evaluate(student, photographs.loader(split), device).final
         for split in ("val", "test")
     }
     record = TeacherRecord(

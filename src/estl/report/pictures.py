@@ -6,6 +6,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from estl.data.show import event_picture
 from estl.supervision.distillation import EdgeGuidedDistillation
 from estl.training.learner import Learner
 from estl.types import Batch, Supervision
@@ -52,7 +53,8 @@ class Pictures(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         assert batch.image is not None
         edges = torch.zeros_like(batch.image[:, :1]) if seen.edges is None else seen.edges
-        page = [batch.image, edges[:, 0], seen.teacher, seen.student, event_picture(batch.events)]
+        events = event_picture(first_saccade(batch.events))
+        page = [batch.image, edges[:, 0], seen.teacher, seen.student, events]
         draw(page, folder / f"epoch_{epoch + 1:03d}.png")
 
 
@@ -62,17 +64,12 @@ def guided_part(supervision: Supervision) -> EdgeGuidedDistillation | None:
     return next(parts, None)
 
 
-def event_picture(events: Tensor) -> Tensor:
-    """Events (B,T,2,H,W) as RGB (B,3,H,W) on white: ON red, OFF blue, the strongest pixel full.
+def first_saccade(events: Tensor) -> Tensor:
+    """Counts (B,2,H,W) of the first third of the steps of events (B,T,2,H,W).
 
-    Only the first third of the steps, one saccade: later ones draw the same edges the other way.
-
-    >>> event_picture(torch.zeros(1, 2, 2, 4, 4)).unique()
-    tensor([1.])
+    That is one saccade: later ones draw the same edges the other way.
     """
-    counts = events[:, : -(-events.shape[1] // 3)].sum(1)
-    off, on = (counts / counts.amax((1, 2, 3), keepdim=True).clamp(min=1.0)).sqrt().unbind(1)
-    return torch.stack((1 - off, 1 - torch.maximum(on, off), 1 - on), dim=1)
+    return events[:, : -(-events.shape[1] // 3)].sum(1)
 
 
 def draw(page: list[Tensor], path: Path) -> None:

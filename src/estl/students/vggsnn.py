@@ -23,7 +23,7 @@ class VGGSNN(nn.Module):
     Args:
         classes: number of classes K.
         in_channels: channels C of the events.
-        image_size: (H,W) of the events. The pooled variant also takes any other size.
+        frame_size: (H,W) of the events. The pooled variant also takes any other size.
         layers: widths of the convolutions, and "AP" for 2x2 average pooling, which drops the last
             row or column of an odd size.
         pooled: a linear layer on the mean over places (D -> K) instead of TET's on the flattened
@@ -32,10 +32,10 @@ class VGGSNN(nn.Module):
 
     Raises:
         ValueError: if `layers` has no width, or something other than widths and "AP", or pools
-            `image_size` to nothing.
+            `frame_size` to nothing.
 
     >>> import torch
-    >>> net = VGGSNN(classes=5, image_size=(8, 8), layers=(8, "AP", 16, "AP"))
+    >>> net = VGGSNN(classes=5, frame_size=(8, 8), layers=(8, "AP", 16, "AP"))
     >>> output = net(torch.rand(3, 4, 2, 8, 8))
     >>> output.logits.shape, output.features.shape
     (torch.Size([3, 4, 5]), torch.Size([3, 4, 16, 2, 2]))
@@ -45,7 +45,7 @@ class VGGSNN(nn.Module):
         self,
         classes: int = 10,
         in_channels: int = 2,
-        image_size: tuple[int, int] = (48, 48),
+        frame_size: tuple[int, int] = (48, 48),
         *,
         layers: Sequence[Layer] = (64, 128, "AP", 256, 256, "AP", 512, 512, "AP", 512, 512, "AP"),
         pooled: bool = False,
@@ -65,9 +65,9 @@ class VGGSNN(nn.Module):
         if len(stages) == list(layers).count("AP"):
             raise ValueError(f"layers={tuple(layers)} holds no convolution: add a width")
         self.classes, self.in_channels, self.dim = classes, in_channels, width
-        self.image_size, self.pooled = tuple(image_size), pooled
+        self.frame_size, self.pooled = tuple(frame_size), pooled
         self.poolings = list(layers).count("AP")
-        H, W = self._grid(*image_size)
+        H, W = self._grid(*frame_size)
         self.layers = nn.Sequential(*stages)
         self.head = nn.Linear(width if pooled else width * H * W, classes)
         if pooled:
@@ -90,10 +90,10 @@ class VGGSNN(nn.Module):
         """Logits and features of `events` (B,T,C,H,W); ValueError if these do not fit."""
         x = time_first(events, self.in_channels)
         size = tuple(x.shape[-2:])
-        if not self.pooled and size != self.image_size:
+        if not self.pooled and size != self.frame_size:
             raise ValueError(
                 f"events are {size[0]}x{size[1]}, but the head was built for"
-                f" image_size={self.image_size}: build the student with the size of the data"
+                f" frame_size={self.frame_size}: build the student with the size of the data"
             )
         self._grid(*size)
         features = self.layers(x)

@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 
 from estl.data.frames import normalize
+from estl.data.reading import read_file
 from estl.evaluation.accuracy import running_mean
 from estl.training.checkpoint import build_student, read_checkpoint
-from estl.training.names import import_path, refuse_strangers
+from estl.training.names import refuse_strangers
 
 
 @torch.inference_mode()
@@ -29,9 +30,10 @@ def predict(
     data = saved["recipe"].get("data")
     refuse_strangers(data, trust)
     student = build_student(saved, path, trust)
-    read, options = import_path(data["class_path"]).read, data["init_args"]
+    options = data["init_args"]
     for file in files:
-        frames = normalize(read(file, **options), options.get("normalize", "none"))
+        frames = read_file(file, data["class_path"], options)
+        frames = normalize(frames, options.get("normalize", "none"))
         probability, label = running_mean(student(frames[None]).logits)[0].softmax(-1).max(-1)
         names = [saved["classes"][k] for k in label.tolist()]
         yield file, list(zip(names, probability.tolist(), strict=True))

@@ -1,7 +1,7 @@
 """Recipes: the typed configuration of a run, from YAML files and dotted overrides.
 
 A recipe names classes and their arguments: `data`, `student`, `supervision`; and the arguments of
-`learner` and `trainer`. What the data decide (class count, channels, image size) is filled in where
+`learner` and `trainer`. What the data decide (class count, channels, frame size) is filled in where
 it is left out, and refused where it contradicts them.
 """
 
@@ -35,7 +35,9 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--output_dir", type=str | None, default=None, help="Run folder (default: a new one)."
     )
-    parser.add_subclass_arguments(EventData, "data", skip={"in_channels", "content"})
+    parser.add_subclass_arguments(
+        EventData, "data", skip={"in_channels", "content", "test", "left_out"}
+    )
     parser.add_subclass_arguments(nn.Module, "student")
     parser.add_subclass_arguments(Supervision, "supervision")
     parser.add_class_arguments(
@@ -169,7 +171,7 @@ def build(config: Namespace, given: Namespace) -> Parts:
     facts = {
         "classes": len(data.classes),
         "in_channels": data.in_channels,
-        "image_size": tuple(data.image_size),
+        "frame_size": tuple(data.frame_size),
     }
     _fill(config, given, "student", facts, of=type(data).__name__)
     student = make(parser, "student", config.student)

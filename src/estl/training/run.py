@@ -107,6 +107,7 @@ def fit(
     """
     seed_everything(config.seed, verbose=False)
     parts = build(config, given)
+    parts.data.require("train")
     if not parts.data.allow_leaks:
         refuse_leaks(parts.data)
     folder = resume or run_folder(config)
@@ -209,7 +210,8 @@ def test(
     if data_path is not None:
         recipe["data"]["init_args"]["root"] = data_path
     data = build_data(*parse_recipe({key: recipe[key] for key in ("seed", "data")}))
-    data.use_classes(saved["classes"])
+    data.follow(saved["classes"])
+    data.require("test")
     student = build_student(saved, path, trust)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     disturbed = {}

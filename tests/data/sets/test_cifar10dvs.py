@@ -1,39 +1,17 @@
-import struct
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from tiny import EVENTS, write_aedat, write_cifar10dvs, write_npz
 
-from estl.data.sets.cifar10dvs import CIFAR10DVS, find_recordings, read_frames
-
-Event = tuple[int, int, int, int]  # t, x, y, p as SpikingJelly's conversion gives them
-
-EVENTS: list[Event] = [(5, 0, 127, 1), (9, 100, 3, 0), (12, 64, 64, 1), (12, 64, 65, 1)]
-
-
-def write_aedat(path: Path, events: list[Event] = EVENTS) -> Path:
-    """The conversion is x = 127 - (bits 8 to 14), y = 127 - (bits 1 to 7), p = 1 - bit 0."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    body = [
-        struct.pack(">II", (127 - x) << 8 | (127 - y) << 1 | (1 - p), t) for t, x, y, p in events
-    ]
-    path.write_bytes(b"#!AER-DAT2.0\r\n# a test\r\n" + b"".join(body))
-    return path
+from estl.data.frames import Slicing
+from estl.data.items import Item
+from estl.data.reading import read_cifar10dvs, read_file
+from estl.data.sets.cifar10dvs import CIFAR10DVS, find_recordings
 
 
-def write_npz(path: Path, events: list[Event] = EVENTS) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, **dict(zip("txyp", np.array(events).T, strict=True)))  # type: ignore[arg-type]
-    return path
-
-
-def tree(root: Path, below: str = "", suffix: str = "aedat", each: int = 20) -> Path:
-    for label in ("airplane", "bird"):
-        for i in range(each):
-            name = root / below / label / f"cifar10_{label}_{i}.{suffix}"
-            write_aedat(name) if suffix == "aedat" else write_npz(name)
-    return root
+def read_frames(path: Path, T: int, size: int, by: Slicing) -> torch.Tensor:
+    return read_cifar10dvs(Item("bird", path.stem, events=path), T, size, by)[0]
 
 
 def test_frames_hold_each_event_where_the_fields_conversion_puts_it(tmp_path: Path) -> None:
@@ -55,7 +33,7 @@ def test_a_recording_gives_the_same_frames_from_aedat_and_from_npz(tmp_path: Pat
 @pytest.mark.parametrize("below", ["", "extract", "some/folder"])
 @pytest.mark.parametrize("suffix", ["aedat", "npz"])
 def test_recordings_are_found_in_any_layout(tmp_path: Path, below: str, suffix: str) -> None:
-    items = find_recordings(tree(tmp_path, below, suffix, each=2))
+    items = find_recordings(write_cifar10dvs(tmp_path, below, suffix, each=2))
     assert [str(item) for item in items] == [
         "airplane/cifar10_airplane_0",
         "airplane/cifar10_airplane_1",
@@ -70,11 +48,11 @@ def test_an_archive_unpacked_into_a_folder_of_its_name_is_read(tmp_path: Path) -
 
 
 def test_raw_recordings_win_and_of_converted_ones_frames_are_not_events(tmp_path: Path) -> None:
-    tree(tmp_path, "events_np", "npz", each=1)
-    tree(tmp_path, "frames_number_10_split_by_number", "npz", each=1)
+    write_cifar10dvs(tmp_path, "events_np", "npz", each=1)
+    write_cifar10dvs(tmp_path, "frames_number_10_split_by_number", "npz", each=1)
     found = {item.events.parts[-3] for item in find_recordings(tmp_path) if item.events}
     assert found == {"events_np"}
-    tree(tmp_path, "extract", "aedat", each=1)
+    write_cifar10dvs(tmp_path, "extract", "aedat", each=1)
     found = {item.events.parts[-3] for item in find_recordings(tmp_path) if item.events}
     assert found == {"extract"}
 
@@ -84,17 +62,19 @@ def test_no_recordings_no_class_and_the_same_recording_twice_are_refused(tmp_pat
         FileNotFoundError, match=r"no recordings .*point --data-path at CIFAR10-DVS"
     ):
         find_recordings(tmp_path)
-    twice = write_aedat(tmp_path / "a" / "bird" / "e.aedat")
-    write_aedat(tmp_path / "b" / "bird" / "e.aedat")
-    with pytest.raises(ValueError, match=rf"b/bird/e\.aedat and {twice} are the same recording"):
+    twice = write_aedat(tmp_path / "a" / "bird" / "cifar10_bird_0.aedat")
+    write_aedat(tmp_path / "b" / "bird" / "cifar10_bird_0.aedat")
+    with pytest.raises(
+        ValueError, match=rf"b/bird/cifar10_bird_0\.aedat and {twice} are the same recording"
+    ):
         find_recordings(tmp_path)
-    wrong = write_aedat(tmp_path / "a" / "e.aedat")
+    wrong = write_aedat(tmp_path / "a" / "cifar10_a_0.aedat")
     with pytest.raises(ValueError, match=rf"{wrong}: its folder is not named as one of airplane"):
         find_recordings(tmp_path)
 
 
 def test_nine_to_one_by_class_and_a_tenth_of_the_nine_for_validation(tmp_path: Path) -> None:
-    data = CIFAR10DVS(tree(tmp_path), batch_size=4)
+    data = CIFAR10DVS(write_cifar10dvs(tmp_path), batch_size=4)
     assert data.sizes == {"train": 32, "val": 4, "test": 4}
     assert {item.label for item in data.splits["test"]} == {"airplane", "bird"}
     names = [str(item) for items in data.splits.values() for item in items]
@@ -107,7 +87,7 @@ def test_nine_to_one_by_class_and_a_tenth_of_the_nine_for_validation(tmp_path: P
 
 
 def test_a_batch_has_frames_of_the_size_asked_for_and_no_image(tmp_path: Path) -> None:
-    data = CIFAR10DVS(tree(tmp_path, each=4), batch_size=4)
+    data = CIFAR10DVS(write_cifar10dvs(tmp_path, each=4), batch_size=4)
     batch = next(iter(data.train_dataloader()))
     assert batch.events.shape == (4, 10, 2, 48, 48)
     assert batch.image is None
@@ -117,10 +97,11 @@ def test_a_batch_has_frames_of_the_size_asked_for_and_no_image(tmp_path: Path) -
 
 
 def test_one_file_is_read_as_the_set_reads_it(tmp_path: Path) -> None:
-    data = CIFAR10DVS(tree(tmp_path, each=4))
+    data = CIFAR10DVS(write_cifar10dvs(tmp_path, each=4))
     item = data.splits["train"][0]
     assert item.events is not None
-    frames = CIFAR10DVS.read(item.events, T=10, size=48, by="count", root="ignored")
+    options = {"T": 10, "size": 48, "by": "count", "root": "ignored"}
+    frames = read_file(item.events, "estl.data.CIFAR10DVS", options)
     assert torch.equal(frames, data.load(item)[0])
 
 

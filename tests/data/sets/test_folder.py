@@ -8,6 +8,7 @@ from PIL import Image
 
 from estl.data.formats.images import read_rgb
 from estl.data.items import list_images
+from estl.data.reading import read_file
 from estl.data.sets.folder import ImageFolder
 from estl.data.simulator import simulate
 
@@ -63,7 +64,7 @@ def test_a_file_is_read_to_predict_as_its_item_is_loaded(folder: Path) -> None:
     item = data.splits["test"][0]
     assert item.image is not None
     options = {"T": 3, "size": 8, "rgb": 16, "amplitude": 5 / 240, "threshold": 0.35, "seed": 4}
-    assert torch.equal(ImageFolder.read(item.image, **options), data.load(item)[0])
+    assert torch.equal(read_file(item.image, "estl.data.ImageFolder", options), data.load(item)[0])
 
 
 def test_counts_are_kept_in_a_cache_that_knows_the_cameras_options(

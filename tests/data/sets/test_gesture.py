@@ -1,47 +1,22 @@
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tiny import TITLE, write_gestures, write_recording
 
-from estl.data.sets import gesture
-from estl.data.sets.gesture import GESTURES, DVSGesture, interval, read_labels
-
-HEAD = b"#!AER-DAT3.1\r\n#Format: RAW\r\n#Source 1: DVS128\r\n#!END-HEADER\r\n"
-TITLE = "class,startTime_usec,endTime_usec\n"
-
-
-def write_recording(folder: Path, name: str, labels: list[tuple[int, int, int]]) -> Path:
-    """An event every 10 us up to 1 ms, at x = t / 10, y = the number of `name`, 5 a packet."""
-    folder.mkdir(parents=True, exist_ok=True)
-    y = int(name[4:6])
-    events = [struct.pack("<Ii", (t // 10) << 17 | y << 2 | 3, t) for t in range(0, 1000, 10)]
-    data = HEAD
-    for i in range(0, 100, 5):
-        data += struct.pack("<hhiiiiii", 1, 1, 8, 4, 0, 5, 5, 5) + b"".join(events[i : i + 5])
-    path = folder / f"{name}.aedat"
-    path.write_bytes(data)
-    lines = "".join(f"{a},{b},{c}\n" for a, b, c in labels)
-    (folder / f"{name}_labels.csv").write_text(TITLE + lines)
-    return path
+from estl.data import reading
+from estl.data.reading import GESTURES, interval, read_file, read_labels
+from estl.data.sets.gesture import DVSGesture
 
 
-def write_set(folder: Path, training: int = 20, test: int = 2) -> Path:
-    names = {"train": [], "test": []}  # type: dict[str, list[str]]
-    for i in range(1, training + test + 1):
-        for light in ("led", "natural"):
-            name = f"user{i:02d}_{light}"
-            write_recording(
-                folder, name, [(1, 100, 200), (8, 200, 445), (8, 600, 700), (11, 0, 55)]
-            )
-            names["train" if i <= training else "test"].append(name)
-    for part, listed in names.items():
-        (folder / f"trials_to_{part}.txt").write_text("".join(f"{n}.aedat\n" for n in listed))
-    return folder
+def read_whole(path: Path, **options: Any) -> torch.Tensor:
+    return read_file(path, "estl.data.DVSGesture", {"by": "count"} | options)
 
 
 def test_each_labeled_interval_is_an_item_of_its_own(tmp_path: Path) -> None:
-    data = DVSGesture(write_set(tmp_path, training=2, test=1), val_fraction=0.0)
+    data = DVSGesture(write_gestures(tmp_path, training=2, test=1), val_fraction=0.0)
     assert [str(item) for item in data.splits["test"]] == [
         f"{label}/user03_{light}/{i}"
         for light in ("led", "natural")
@@ -51,7 +26,7 @@ def test_each_labeled_interval_is_an_item_of_its_own(tmp_path: Path) -> None:
 
 
 def test_an_item_holds_the_events_of_its_interval_and_no_others(tmp_path: Path) -> None:
-    data = DVSGesture(write_set(tmp_path), T=2, size=128)
+    data = DVSGesture(write_gestures(tmp_path), T=2, size=128)
     for items in data.splits.values():
         item = items[1]
         start, stop = interval(item)
@@ -65,7 +40,7 @@ def test_an_item_holds_the_events_of_its_interval_and_no_others(tmp_path: Path) 
 
 
 def test_validation_and_test_are_of_people_who_are_not_in_training(tmp_path: Path) -> None:
-    data = DVSGesture(write_set(tmp_path))
+    data = DVSGesture(write_gestures(tmp_path))
     users = {name: {item.number[:6] for item in items} for name, items in data.splits.items()}
     assert {name: len(found) for name, found in users.items()} == {"train": 18, "val": 2, "test": 2}
     assert not users["train"] & users["val"]
@@ -75,7 +50,7 @@ def test_validation_and_test_are_of_people_who_are_not_in_training(tmp_path: Pat
 
 
 def test_a_batch_has_frames_of_the_size_asked_for(tmp_path: Path) -> None:
-    data = DVSGesture(write_set(tmp_path / "DvsGesture", 4, 1).parent, batch_size=4)
+    data = DVSGesture(write_gestures(tmp_path / "DvsGesture", 4, 1).parent, batch_size=4)
     batch = next(iter(data.train_dataloader()))
     assert batch.events.shape == (4, 16, 2, 64, 64)
     assert batch.image is None
@@ -84,7 +59,7 @@ def test_a_batch_has_frames_of_the_size_asked_for(tmp_path: Path) -> None:
 
 def test_one_file_is_read_whole(tmp_path: Path) -> None:
     path = write_recording(tmp_path, "user01_led", [])
-    frames = DVSGesture.read(path, T=4, size=32, by="count", root="ignored")
+    frames = read_whole(path, T=4, size=32, root="ignored")
     assert frames.shape == (4, 2, 32, 32)
     assert frames.sum((1, 2, 3)).tolist() == [25] * 4
 
@@ -92,11 +67,11 @@ def test_one_file_is_read_whole(tmp_path: Path) -> None:
 def test_only_the_packets_of_an_interval_are_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = DVSGesture(write_set(tmp_path, 2, 1), T=1)
+    data = DVSGesture(write_gestures(tmp_path, 2, 1), T=1)
     read: list[int] = []
-    plain = gesture.to_frames
+    plain = reading.to_frames
     monkeypatch.setattr(
-        gesture, "to_frames", lambda e, *a, **k: (read.append(len(e)), plain(e, *a, **k))[1]
+        reading, "to_frames", lambda e, *a, **k: (read.append(len(e)), plain(e, *a, **k))[1]
     )
     item = data.splits["test"][0]
     assert item.events is not None
@@ -106,11 +81,11 @@ def test_only_the_packets_of_an_interval_are_decoded(
     assert data.load(item)[0].sum() == 10
     assert read == [10]
     with pytest.raises(ValueError, match="time runs backwards"):
-        DVSGesture.read(item.events, T=1, size=64, by="count")
+        read_whole(item.events, T=1, size=64)
 
 
 def test_the_fingerprint_knows_the_intervals(tmp_path: Path) -> None:
-    data = DVSGesture(write_set(tmp_path, 2, 1))
+    data = DVSGesture(write_gestures(tmp_path, 2, 1))
     before = data.fingerprint
     assert DVSGesture(tmp_path).fingerprint == before
     labels = tmp_path / "user03_led_labels.csv"
@@ -119,7 +94,7 @@ def test_the_fingerprint_knows_the_intervals(tmp_path: Path) -> None:
 
 
 def test_an_interval_without_events_names_the_file_and_the_interval(tmp_path: Path) -> None:
-    write_set(tmp_path, 2, 1)
+    write_gestures(tmp_path, 2, 1)
     (tmp_path / "user03_led_labels.csv").write_text(TITLE + "1,5000,6000\n")
     data = DVSGesture(tmp_path)
     item = next(item for item in data.splits["test"] if "led" in item.number)
@@ -128,9 +103,11 @@ def test_an_interval_without_events_names_the_file_and_the_interval(tmp_path: Pa
 
 
 def test_labels_are_read_by_the_sets_own_numbers(tmp_path: Path) -> None:
-    path = tmp_path / "a_labels.csv"
-    path.write_text(TITLE + "".join(f"{i},{i},{i + 9}\r\n" for i in range(1, 12)) + "\n")
-    assert read_labels(path) == [(name, (i, i + 9)) for i, name in enumerate(GESTURES, 1)]
+    lines = "".join(f"{i},{i},{i + 9}\r\n" for i in range(1, 12))
+    (tmp_path / "a_labels.csv").write_text(TITLE + lines + "\n")
+    assert read_labels(tmp_path / "a.aedat") == [
+        (name, (i, i + 9)) for i, name in enumerate(GESTURES, 1)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +115,7 @@ def test_labels_are_read_by_the_sets_own_numbers(tmp_path: Path) -> None:
     [
         ("", "line 1 is ''"),
         ("start,stop\n1,2\n", "line 1 is 'start,stop'"),
-        (TITLE + "1,2,3\n1,2\n", "line 3 is '1,2', not three whole numbers"),
+        (TITLE + "1,2,3\n1,2\n", "line 3 is '1,2', not three numbers"),
         (TITLE + "1,2,3,4\n", "line 2 is '1,2,3,4', not three"),
         (TITLE + "one,2,3\n", "line 2 is 'one,2,3', not three"),
         (TITLE + "0,2,3\n", "line 2, '0,2,3', is not a class of 1 to 11"),
@@ -148,15 +125,14 @@ def test_labels_are_read_by_the_sets_own_numbers(tmp_path: Path) -> None:
     ],
 )
 def test_broken_labels_are_refused_with_their_line(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "a_labels.csv"
-    path.write_text(text)
+    (tmp_path / "a_labels.csv").write_text(text)
     with pytest.raises(ValueError, match=f"a_labels.csv: {message}") as error:
-        read_labels(path)
+        read_labels(tmp_path / "a.aedat")
     assert "\n" not in str(error.value)
 
 
 def test_a_recording_in_both_lists_or_twice_in_one_is_refused(tmp_path: Path) -> None:
-    write_set(tmp_path, 2, 1)
+    write_gestures(tmp_path, 2, 1)
     test = tmp_path / "trials_to_test.txt"
     listed = test.read_text()
     test.write_text(listed + "user01_led.aedat\n")
@@ -172,23 +148,23 @@ def test_a_recording_in_both_lists_or_twice_in_one_is_refused(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        ("trials_to_test.txt", r"no list .*trials_to_test\.txt: point --data-path at DVS128"),
+        ("trials_to_test.txt", r"no list trials_to_test\.txt in .*: point --data-path at DVS128"),
         ("user01_led.aedat", r"no recording .*user01_led\.aedat"),
         ("user03_led_labels.csv", r"no labels .*user03_led_labels\.csv"),
     ],
 )
 def test_what_is_missing_is_named(tmp_path: Path, missing: str, message: str) -> None:
-    write_set(tmp_path, 2, 1)
+    write_gestures(tmp_path, 2, 1)
     (tmp_path / missing).unlink()
     with pytest.raises(FileNotFoundError, match=message):
         DVSGesture(tmp_path)
 
 
 def test_frames_are_the_same_whether_cut_by_packet_or_from_the_whole(tmp_path: Path) -> None:
-    data = DVSGesture(write_set(tmp_path, 2, 1), T=1, size=128)
+    data = DVSGesture(write_gestures(tmp_path, 2, 1), T=1, size=128)
     item = data.splits["test"][2]
     assert item.events is not None
-    whole = DVSGesture.read(item.events, T=1, size=128, by="count")
+    whole = read_whole(item.events, T=1, size=128)
     start, stop = interval(item)
     keep = torch.zeros(128)
     keep[start // 10 : (stop + 9) // 10] = 1

@@ -7,34 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import encode, names_of, write_ncaltech101
 from torch.nn import functional as F
 
 from estl.data.formats.atis import read_events
 from estl.data.formats.images import read_rgb, read_size
-from estl.data.sets.ncaltech101 import NCaltech101Pairs, extent, seen, sensor_size
-
-
-def encode(events: list[tuple[int, int, int, int]]) -> bytes:
-    """(t, x, y, p) in the ATIS format, one event at a time."""
-    return b"".join(bytes([x, y, p << 7 | t >> 16, t >> 8 & 255, t & 255]) for t, x, y, p in events)
-
-
-def write_set(root: Path, names: list[str], photograph: tuple[int, int] = (300, 200)) -> Path:
-    """One recording with an event in each corner, and a photograph (W,H), for each name."""
-    H, W = sensor_size(photograph[::-1])
-    corners = [(0, 0, 0, 1), (10, W - 1, 0, 0), (20, 0, H - 1, 1), (30, W - 1, H - 1, 0)]
-    for name in names:
-        recording = root / "Caltech101" / f"{name}.bin"
-        image = root / "101_ObjectCategories" / f"{name}.jpg"
-        recording.parent.mkdir(parents=True, exist_ok=True)
-        image.parent.mkdir(parents=True, exist_ok=True)
-        recording.write_bytes(encode(corners))
-        Image.new("RGB", photograph, (10, 20, 30)).save(image)
-    return root
-
-
-def names_of(label: str, n: int) -> list[str]:
-    return [f"{label}/image_{i:04d}" for i in range(1, n + 1)]
+from estl.data.reading import extent, read_file, seen, sensor_size
+from estl.data.sets.ncaltech101 import NCaltech101Pairs
 
 
 @pytest.fixture
@@ -97,7 +76,8 @@ def test_frames_hold_every_event_of_a_real_recording(pairs: Path) -> None:
             assert frames.shape == (6, 2, 48, 48)
             assert frames.sum() == item.events.stat().st_size // 5
             assert image.shape == (3, 32, 32)
-        read = data.read(item.events, T=6, size=48, by="count")
+        options = {"T": 6, "size": 48, "rgb": 32, "by": "count"}
+        read = read_file(item.events, "estl.data.NCaltech101Pairs", options)
         assert torch.equal(read, frames)  # its size from x and y is that from the photograph
         assert item.image is not None
         assert torch.equal(data.read_image(item.image), image)
@@ -107,7 +87,7 @@ def test_frames_hold_every_event_of_a_real_recording(pairs: Path) -> None:
 def test_the_corners_of_the_sensor_are_the_corners_of_frames_and_image(
     tmp_path: Path, photograph: tuple[int, int]
 ) -> None:
-    write_set(tmp_path, names_of("cat", 1), photograph)
+    write_ncaltech101(tmp_path, names_of("cat", 1), photograph)
     w, h = photograph
     ramp = np.stack(np.meshgrid(np.linspace(0, 255, w), np.linspace(0, 255, h)), -1)
     picture = np.concatenate((ramp, ramp[..., :1]), -1).astype(np.uint8)
@@ -127,7 +107,7 @@ def test_the_corners_of_the_sensor_are_the_corners_of_frames_and_image(
 
 
 def test_recordings_without_photographs_take_their_size_from_their_events(tmp_path: Path) -> None:
-    write_set(tmp_path, names_of("cat", 1))
+    write_ncaltech101(tmp_path, names_of("cat", 1))
     shutil.rmtree(tmp_path / "101_ObjectCategories")
     data = NCaltech101Pairs(
         tmp_path, T=1, size=4, images=False, val_fraction=0.0, test_fraction=0.0
@@ -138,7 +118,7 @@ def test_recordings_without_photographs_take_their_size_from_their_events(tmp_pa
 
 
 def test_a_recording_larger_than_its_photograph_says_loses_no_event(tmp_path: Path) -> None:
-    write_set(tmp_path, names_of("cat", 1))
+    write_ncaltech101(tmp_path, names_of("cat", 1))
     path = tmp_path / "Caltech101" / "cat" / "image_0001.bin"
     path.write_bytes(encode([(0, 0, 0, 1), (5, 239, 179, 1)]))
     data = NCaltech101Pairs(tmp_path, T=1, size=4, rgb=8, val_fraction=0.0, test_fraction=0.0)
@@ -149,7 +129,7 @@ def test_a_recording_larger_than_its_photograph_says_loses_no_event(tmp_path: Pa
 
 @pytest.mark.parametrize("folder", ["Caltech101", "N-Caltech101", "N-Caltech101/Caltech101", "."])
 def test_the_folders_people_have_are_found(tmp_path: Path, folder: str) -> None:
-    write_set(tmp_path / "set", names_of("cat", 4))
+    write_ncaltech101(tmp_path / "set", names_of("cat", 4))
     (tmp_path / "root" / folder).parent.mkdir(parents=True, exist_ok=True)
     shutil.move(tmp_path / "set" / "Caltech101", tmp_path / "new")
     shutil.copytree(tmp_path / "new", tmp_path / "root" / folder, dirs_exist_ok=True)
@@ -159,7 +139,7 @@ def test_the_folders_people_have_are_found(tmp_path: Path, folder: str) -> None:
 
 def test_background_and_faces_are_left_out_unless_asked_for(tmp_path: Path) -> None:
     names = [n for c in ("BACKGROUND_Google", "Faces", "Faces_easy", "cat") for n in names_of(c, 3)]
-    write_set(tmp_path, names)
+    write_ncaltech101(tmp_path, names)
     assert NCaltech101Pairs(tmp_path).classes == ("Faces_easy", "cat")
     with_all = NCaltech101Pairs(tmp_path, leave_out=())
     assert with_all.classes == ("BACKGROUND_Google", "Faces", "Faces_easy", "cat")
@@ -173,15 +153,15 @@ def test_the_hundred_classes_are_those_of_the_photographs_at_hand(shared: Path) 
 
 
 def test_a_recording_without_photograph_is_an_error_or_a_counted_skip(tmp_path: Path) -> None:
-    write_set(tmp_path, [*names_of("cat", 5), *names_of("BACKGROUND_Google", 2)])
+    write_ncaltech101(tmp_path, [*names_of("cat", 5), *names_of("BACKGROUND_Google", 2)])
     (tmp_path / "101_ObjectCategories" / "cat" / "image_0002.jpg").unlink()
     (tmp_path / "101_ObjectCategories" / "cat" / "image_0003.jpg").unlink()
     (tmp_path / "101_ObjectCategories" / "BACKGROUND_Google" / "image_0001.jpg").unlink()
     (tmp_path / "Caltech101" / "cat" / "image_0005.bin").unlink()
-    with pytest.raises(FileNotFoundError, match=r"0002\.bin has no image .*\(1 more") as error:
+    with pytest.raises(FileNotFoundError, match=r"2 recordings have no .*0002\.bin") as error:
         NCaltech101Pairs(tmp_path)
     assert "\n" not in str(error.value)
-    with pytest.warns(UserWarning, match=r"2 recordings without a photograph .*image_0002\.bin"):
+    with pytest.warns(UserWarning, match=r"2 recordings have no image, .*image_0002\.bin"):
         data = NCaltech101Pairs(tmp_path, missing="skip")
     assert [path.stem for path in data.alone] == ["image_0002", "image_0003"]
     assert data.extra_images == 1
@@ -194,15 +174,15 @@ def test_a_recording_without_photograph_is_an_error_or_a_counted_skip(tmp_path: 
 def test_a_missing_set_says_where_to_point(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no recordings .*--data-path .*Caltech101"):
         NCaltech101Pairs(tmp_path / "none")
-    write_set(tmp_path, names_of("cat", 1))
+    write_ncaltech101(tmp_path, names_of("cat", 1))
     shutil.rmtree(tmp_path / "101_ObjectCategories")
     with pytest.raises(FileNotFoundError, match=r"no photographs .*images=false"):
         NCaltech101Pairs(tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore:1 recordings without")
+@pytest.mark.filterwarnings("ignore:1 recordings have no image")
 def test_published_lists_name_the_splits(tmp_path: Path) -> None:
-    write_set(tmp_path, [*names_of("cat", 6), *names_of("Faces", 1)])
+    write_ncaltech101(tmp_path, [*names_of("cat", 6), *names_of("Faces", 1)])
     (tmp_path / "101_ObjectCategories" / "cat" / "image_0006.jpg").unlink()
     lists = tmp_path / "lists"
     lists.mkdir()

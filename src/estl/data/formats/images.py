@@ -10,8 +10,6 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
-
 Box = tuple[float, float, float, float]
 """Left, upper, right and lower edge of a part of an image, as fractions of its width and height."""
 

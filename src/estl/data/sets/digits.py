@@ -10,12 +10,12 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional as F
 
-from estl.data.items import Item, select_items, split_items
-from estl.data.module import EventData
+from estl.data.items import Item
 from estl.data.simulator import simulate
+from estl.data.splits import SplitData
 
 
-class Digits(EventData):
+class Digits(SplitData):
     """The 1797 handwritten digits that come with scikit-learn, as RGB-event pairs.
 
     The 8×8 scans (UCI, Alpaydin and Kaynak 1998) are enlarged bilinearly to three quarters of the
@@ -26,27 +26,13 @@ class Digits(EventData):
     Args:
         T: number of frames; a multiple of 3 lets no frame mix two saccades.
         size: height and width of the canvas, a multiple of 8.
-        val_fraction: share of the items outside the test split that is the validation split.
-        test_fraction: share of the items that is the test split.
-        per_class: training items a class, all if None. The rest is unused.
-        split_seed: of the choice of test, validation and `per_class` items.
-        loading: arguments of `EventData`: batch_size, seed, num_workers, cache and others.
+        loading: arguments of `SplitData`, `ItemData` and `EventData`.
 
     Raises:
-        ValueError: `size` is no multiple of 8, or a class has fewer than `per_class` items.
+        ValueError: `size` is no multiple of 8.
     """
 
-    def __init__(
-        self,
-        *,
-        T: int = 6,
-        size: int = 32,
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.2,
-        per_class: int | None = None,
-        split_seed: int = 0,
-        **loading: Any,
-    ) -> None:
+    def __init__(self, *, T: int = 6, size: int = 32, **loading: Any) -> None:
         if size < 8 or size % 8:
             raise ValueError(f"size={size}: a multiple of 8")
         scans, target = load_digits(return_X_y=True)
@@ -54,18 +40,11 @@ class Digits(EventData):
         enlarged = F.interpolate(digits, size=(3 * size // 4,) * 2, mode="bilinear")
         images = F.pad(enlarged, [size // 8] * 4)
         frames = simulate(images, T, amplitude=size / 10)
-
-        items = [Item(str(label), f"{i:04d}") for i, label in enumerate(target)]
-        rest, test = split_items(items, test_fraction, split_seed)
-        train, val = split_items(rest, val_fraction, split_seed)
-        if per_class is not None:
-            train = select_items(train, per_class, split_seed)
-
         super().__init__(
-            {"train": train, "val": val, "test": test},
+            [Item(str(label), f"{i:04d}") for i, label in enumerate(target)],
             partial(load_digit, frames=frames, images=images),
             T=T,
-            image_size=(size, size),
+            frame_size=(size, size),
             content=lambda item: [scans[int(item.number)].tobytes()],
             **loading,
         )

@@ -8,25 +8,29 @@ from torch import Tensor
 
 from estl.data.augment import Augment
 from estl.data.items import Item, file_content, list_images
-from estl.data.module import EventData
+from estl.data.module import EventData, ItemData, with_items
 
 
-class Photographs(EventData):
+class Photographs(ItemData):
     """The images of a paired set: batches whose `events` are the image as one time step.
 
     Args:
-        pairs: the paired set; its splits are kept.
+        data: the paired set; its splits are kept.
         extra: a folder of further training images `<class>/<name>.png`, or None.
         augment: random changes of the training images.
 
     Raises:
-        ValueError: the set has no images, or none for validation; `extra` has other classes, or an
-            image of the set's validation or test items (same class and number).
+        ValueError: the set has no single items, no images, or none for training or validation;
+            `extra` has other classes, or an image of the set's validation or test items (same class
+            and number).
     """
 
     def __init__(
-        self, pairs: EventData, extra: Path | None = None, augment: Augment | None = None
+        self, data: EventData, extra: Path | None = None, augment: Augment | None = None
     ) -> None:
+        pairs = with_items(data)
+        pairs.require("train")
+        pairs.require("val")
         splits = {name: list(items) for name, items in pairs.splits.items()}
         if extra is not None:
             held = {*splits["val"], *splits["test"]}
@@ -37,8 +41,6 @@ class Photographs(EventData):
                 what = f"class {min(strange)}" if strange else f"{leaks[0]}, which is held out"
                 raise ValueError(f"--images {extra} has {what}: remove it from the folder")
             splits["train"] += more
-        if not splits.get("val"):
-            raise ValueError("this data set lists no validation images: choose the set itself")
         image = pairs.load(splits["val"][0])[1]
         if image is None:
             raise ValueError("this data set has no images to teach from: choose a paired one")
@@ -46,7 +48,7 @@ class Photographs(EventData):
             splits,
             partial(_load, load=pairs.load, read=pairs.read_image),
             T=1,
-            image_size=(image.shape[-2], image.shape[-1]),
+            frame_size=(image.shape[-2], image.shape[-1]),
             in_channels=3,
             batch_size=pairs.batch_size,
             seed=pairs.seed,

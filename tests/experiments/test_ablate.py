@@ -69,6 +69,7 @@ def test_rows_are_mean_and_standard_deviation_over_seeds() -> None:
     assert (row["seconds"], row["memory"]) == (3.0, 7)
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_names_its_log(tmp_path: Path) -> None:
     broken = Variant("broken", "unknown key", ("--learner.lrr=3",))
     with pytest.raises(ValueError, match=r"log\.txt.*lrr"):

@@ -16,6 +16,7 @@ from estl.guidance.tower import ClipTower, CosineHead, jitter
 SMALL = {"image_size": 16, "patch": 8, "dim": 16, "depth": 1, "heads": 2}
 
 
+@pytest.mark.slow
 def test_a_taught_teacher_is_loaded_with_the_features_it_was_trained_with(tmp_path: Path) -> None:
     data = Digits(T=3, size=16, per_class=3)
     record = teach(data, tmp_path, tower=SMALL, epochs=1)

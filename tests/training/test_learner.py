@@ -78,6 +78,7 @@ def test_a_loss_that_is_not_finite_names_its_term() -> None:
     check_finite(Loss(torch.tensor(1.0), {"cls": torch.tensor(1.0)}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("supervision", [MeanCE(), TET(), WithPart()])
 def test_a_checkpoint_holds_the_students_keys_and_resumes(
     supervision: Supervision, tmp_path: object

@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -265,7 +266,6 @@ def start(folder: Path, code: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", head + code], stdout=subprocess.PIPE, text=True)
 
 
-@pytest.mark.slow
 def test_a_killed_build_leaves_nothing_that_is_taken_for_complete(tmp_path: Path) -> None:
     killed = "import os\nfrom estl.data import cache\ncache.Column.close = lambda _: os._exit(9)\n"
     assert start(tmp_path, killed + "built(folder)").wait(60) == 9
@@ -276,7 +276,6 @@ def test_a_killed_build_leaves_nothing_that_is_taken_for_complete(tmp_path: Path
     assert not list(folder.glob(".*"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("locks", [True, False])
 def test_two_processes_that_build_at_once_both_have_a_good_cache(
     tmp_path: Path, locks: bool
@@ -308,3 +307,36 @@ def test_a_finished_cache_of_another_process_is_kept(tmp_path: Path) -> None:
     cache._publish(part, place, lambda: None)
     assert place.stat().st_ino != inode
     assert same(Kept(place))
+
+
+@pytest.mark.slow
+def test_loading_takes_less_than_a_twentieth_of_a_training_step(
+    shared: Path, tmp_path: Path
+) -> None:
+    from estl.students import VGGSNN
+    from estl.supervision import TSE
+
+    root = shared / "data" / "nmnist-pairs"
+    data = NMNISTPairs(root, T=5, batch_size=32, images=False, cache=tmp_path)
+    student = VGGSNN(
+        classes=10,
+        image_size=(34, 34),
+        layers=(16, "AP", 32, "AP", 64, "AP", 128),
+        pooled=True,
+    )
+    supervision = TSE(tau_f=0.5, kappa=1.0)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=5e-3)
+    waited, worked = [], []
+    batches = iter(data.train_dataloader())
+    for _ in range(19):
+        start = time.perf_counter()
+        batch = next(batches)
+        loaded = time.perf_counter()
+        optimizer.zero_grad()
+        supervision(student(batch.events), batch).total.backward()
+        optimizer.step()
+        waited.append(loaded - start)
+        worked.append(time.perf_counter() - loaded)
+    share = float(np.median(waited) / np.median(worked))
+    print(f"waiting {1e3 * np.median(waited):.2f} ms, step {1e3 * np.median(worked):.1f} ms")
+    assert share < 0.05, f"{share:.3f} of a step is spent waiting for data"

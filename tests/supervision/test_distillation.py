@@ -22,9 +22,30 @@ from estl.types import Batch, Loss, Output
 B, T, D, K, E, GRID = 4, 3, 8, 5, 32, (3, 3)
 
 
+def save_teacher(folder: Path) -> Path:
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    torch.manual_seed(1)
+    config = CLIPVisionConfig(
+        hidden_size=E,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=32,
+        patch_size=8,
+    )
+    CLIPVisionModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_teacher(tmp_path_factory.mktemp("teacher"))
+
+
 @pytest.fixture
-def teacher(clip_folder: Path) -> ClipTeacher:
-    return ClipTeacher(clip_folder, bf16=False)
+def teacher(folder: Path) -> ClipTeacher:
+    return ClipTeacher(folder, bf16=False)
 
 
 class Student(nn.Module):
@@ -122,7 +143,6 @@ def test_a_convolutional_student_is_its_cells_as_tokens(teacher: ClipTeacher) ->
         torch.testing.assert_close(tokens.terms[name], cells.terms[name])
 
 
-@pytest.mark.slow
 def test_training_changes_every_part_and_no_weight_of_the_teacher(teacher: ClipTeacher) -> None:
     supervision, student, batch = make(teacher), Student(), make_batch()
     before = {name: x.clone() for name, x in teacher.tower.state_dict().items()}
@@ -451,7 +471,6 @@ def rank_of_two(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
 def test_two_ranks_with_half_the_batch_each_are_one_rank_with_the_whole(tmp_path: Path) -> None:
     mp.spawn(rank_of_two, (str(tmp_path),), nprocs=2)
     got = torch.load(tmp_path / "got.pt")

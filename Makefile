@@ -14,9 +14,33 @@ test: .venv/installed
 fast: .venv/installed
 	$(BIN)/pytest -m "not slow"
 
+# The numerical tests once more as an older processor computes: ATen without vectors, oneDNN with
+# SSE 4.1, MKL as on any processor, one thread. (On AMD MKL does not obey MKL_ENABLE_INSTRUCTIONS.)
+# This holds for bfloat16 too: autocast computes in it on any processor, so that tests under autocast
+# need no bfloat16 instructions, and run here on the fallback where `make test` took the real ones.
+# Slow tests stay out: inductor of torch 2.13 cannot compile for ATEN_CPU_CAPABILITY=default.
+PARTS := neurons students supervision guidance evaluation
+NUMERICAL := $(addprefix tests/,$(PARTS) data/test_augment.py data/test_simulator.py) \
+  $(addprefix src/estl/,$(PARTS) data/augment.py data/simulator.py)
+other-processor: .venv/installed
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE OMP_NUM_THREADS=1 \
+	  $(BIN)/pytest -m "not slow" $(NUMERICAL)
+
+# The fast tests with the lowest versions that pyproject.toml allows. Those warn about what came after
+# them, so that warnings are no errors here.
+lowest: .venv-lowest/installed
+	.venv-lowest/bin/pytest -m "not slow" -o filterwarnings=default
+
+# What takes its time, or memory, against the bound that it has. The machine must be idle.
+bench: .venv/installed
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/fusion.py
+	$(BIN)/python benchmarks/loading.py $(or $(ESTL_SHARED),../shared)/data/nmnist-pairs
+
 check: .venv/installed
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
+	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/mypy
 
 format: .venv/installed
@@ -33,7 +57,13 @@ peers: .venv/installed
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
 
-clean:
-	rm -rf .venv build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+.venv-lowest/installed: pyproject.toml .ci/lowest.py
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	$(PYTHON) .ci/lowest.py > .venv-lowest/constraints.txt
+	.venv-lowest/bin/pip install --quiet -c .venv-lowest/constraints.txt -e ".[dev]"
+	touch $@
 
-.PHONY: demo test fast check format peers clean
+clean:
+	rm -rf .venv .venv-lowest build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.PHONY: demo test fast other-processor lowest bench check format peers clean

@@ -1,7 +1,8 @@
-"""What all tests share: shape checks, the seed, and where the shared data are."""
+"""What all tests share: shape checks, the seed, data, and the small parts that many need."""
 
 import json
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,40 @@ install_import_hook([f"estl.{name}" for name in CHECKED], "beartype.beartype")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+from torch.optim.optimizer import register_optimizer_step_pre_hook  # noqa: E402
+
+from estl.types import Batch, Classify, Output  # noqa: E402
+
+settings.register_profile("estl", deadline=None)  # bounds on time live in benchmarks/
+settings.load_profile("estl")
 
 SHARED = Path(os.environ.get("ESTL_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+def pytest_report_header() -> str:
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"torch {torch.__version__}, {capability}, {torch.get_num_threads()} threads"
 
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _only_slow_tests_train(request: pytest.FixtureRequest) -> Iterator[None]:
+    """`make fast` trains nothing: a test in which an optimizer steps has to be marked slow."""
+    if request.node.get_closest_marker("slow"):
+        yield
+        return
+
+    def refuse(*args: object) -> None:
+        pytest.fail("an optimizer steps: mark this test slow", pytrace=False)
+
+    with register_optimizer_step_pre_hook(refuse):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +64,53 @@ def golden(shared: Path) -> dict[str, Any]:
     """The figures that must come out."""
     figures: dict[str, Any] = json.loads((shared / "golden" / "golden.json").read_text())
     return figures
+
+
+@pytest.fixture(scope="session")
+def save_clip() -> Callable[..., Path]:
+    """Writes a small CLIP vision tower into a folder: `save_clip(folder, patch_size=16)`."""
+
+    def save(folder: Path, **sizes: int) -> Path:
+        from transformers import CLIPVisionConfig, CLIPVisionModel
+
+        small: dict[str, Any] = {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "image_size": 32,
+            "patch_size": 8,
+        }
+        torch.manual_seed(1)
+        CLIPVisionModel(CLIPVisionConfig(**(small | sizes))).save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory, save_clip: Callable[..., Path]) -> Path:
+    """A folder with a CLIP vision tower of width 32 that sees 32 x 32 pixels as 4 x 4 patches."""
+    return save_clip(tmp_path_factory.mktemp("clip"))
+
+
+MakeOutput = Callable[[Tensor, Classify, Tensor], tuple[Output, Batch]]
+
+
+@pytest.fixture
+def make_output() -> MakeOutput:
+    """The output of a student with the features (B,T,D,H,W) and a mean-pooled head, its batch."""
+
+    def make(features: Tensor, classify: Classify, labels: Tensor) -> tuple[Output, Batch]:
+        pooled = features.mean((-2, -1))
+        batch = Batch(torch.zeros(*features.shape[:2], 2, 8, 8), labels)
+        return Output(classify(pooled), features, classify, pooled), batch
+
+    return make
+
+
+@pytest.fixture
+def pooled_example(make_output: MakeOutput) -> tuple[Output, Batch, nn.Linear]:
+    """Random maps of 3 samples, 4 steps, 5 channels and 6 x 7 places, their batch, their head."""
+    features, head = 3 * torch.randn(3, 4, 5, 6, 7), nn.Linear(5, 8)
+    return *make_output(features, head, torch.tensor([0, 7, 3])), head

@@ -88,6 +88,7 @@ def test_a_training_file_that_is_the_twin_of_a_test_item_is_refused(
     assert not run.exists()
 
 
+@pytest.mark.slow
 def test_a_leak_that_is_allowed_is_trained_on(root: Path, tmp_path: Path) -> None:
     shutil.copy(files(root, "MNIST/Test")[0], files(root, "MNIST/Train")[-1])
     words = ["fit", "--dataset=nmnist", f"--data-path={root}", *NMNIST, "--batch-size=2"]

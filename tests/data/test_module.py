@@ -180,6 +180,7 @@ def fit(epochs: int, folder: Path, resume: Path | None = None) -> Recorder:
     return recorder
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_resumed_run_sees_the_batches_of_the_unbroken_run(tmp_path: Path) -> None:
     whole = fit(3, tmp_path).seen
@@ -239,6 +240,7 @@ def test_training_batches_alone_are_augmented_and_normalized_after_that() -> Non
     torch.testing.assert_close(held.events, raw.events / 34)
 
 
+@pytest.mark.slow
 def test_a_trainer_sees_augmented_batches_and_a_seed_gives_them_again() -> None:
     def seen(seed: int) -> Tensor:
         class Keeper(Recorder):

@@ -207,6 +207,7 @@ def train(root: Path, folder: Path, epochs: int, checkpoint: Path | None = None)
     return recorder
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_resumed_run_sees_the_batches_it_would_have_seen(root: Path, tmp_path: Path) -> None:
     whole = train(root, tmp_path, 3).epochs
@@ -247,6 +248,7 @@ def test_frames_that_will_be_augmented_are_left_as_counts(
     assert {frames.max().item() for frames, _, _ in data.stream("test")} == {1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_run_on_shards_is_trained_tested_and_tested_again(
     real: Path, source: ImageFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]

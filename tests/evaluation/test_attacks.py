@@ -218,6 +218,7 @@ def _trained() -> tuple[nn.Module, list[Batch]]:
     return net, [Batch(events[:20], label[:20]), Batch(events[20:], label[20:])]
 
 
+@pytest.mark.slow
 def test_accuracy_falls_under_attack_and_the_table_is_the_same_again() -> None:
     net, batches = _trained()
     rows = (

@@ -89,6 +89,7 @@ def test_tables_show_mean_and_standard_deviation_over_seeds() -> None:
     assert cells == ["a", "what", "60.00 ± 14.14", "+0.00", "60.00 ± 14.14", "3", "7"]
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_names_its_log(tmp_path: Path) -> None:
     broken = Variant("broken", "unknown key", {"learner": {"lrr": 3}})
     with pytest.raises(ValueError, match=r"log\.txt.*lrr"):

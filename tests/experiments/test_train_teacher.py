@@ -20,6 +20,7 @@ from estl.types import Batch
 SMALL = {"image_size": 16, "patch": 8, "dim": 16, "depth": 1, "heads": 2}
 
 
+@pytest.mark.slow
 def test_a_taught_teacher_is_loaded_with_the_features_it_was_trained_with(tmp_path: Path) -> None:
     data = Digits(T=3, size=16, per_class=3)
     record = train_teacher(data, tmp_path, tower=SMALL, epochs=1, lr=1e-3)

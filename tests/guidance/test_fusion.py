@@ -1,8 +1,3 @@
-import importlib.util
-import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,15 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.fusion import LiteralFusion
 from estl.guidance import EdgeGuidedFusion, fusion
-
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "fusion.py"
-_spec = importlib.util.spec_from_file_location("fusion_benchmark", BENCHMARK)
-assert _spec is not None
-assert _spec.loader is not None
-_module = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_module)
-LiteralFusion = _module.LiteralFusion
 
 
 def pair(**options: Any) -> tuple[nn.Module, EdgeGuidedFusion]:
@@ -147,12 +135,3 @@ def test_autocast_is_near_float32() -> None:
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
     with pytest.raises(ValueError, match="heads must divide clip_dim 768, got 5"):
         EdgeGuidedFusion(heads=5)
-
-
-@pytest.mark.slow
-def test_full_resolution_takes_at_most_half_the_time_and_a_third_of_the_memory() -> None:
-    command = [sys.executable, str(BENCHMARK), "--json", "--repeats", "3"]
-    figures = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-    seconds, memory = figures["seconds"], figures["MiB"]
-    assert seconds["folded"] <= seconds["literal"] / 2, figures
-    assert memory["folded"] <= memory["literal"] / 3, figures

@@ -20,7 +20,7 @@ from estl.neurons import fused as kernels
 from estl.neurons.fused import fused_lif, worthwhile
 
 # Factors that are no powers of two: a fused multiply-add would show in the last bit.
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     "decay": 0.9,
     "gain": 0.3,
     "threshold": 0.75,
@@ -162,6 +162,7 @@ def test_input_without_steps_is_refused() -> None:
 # --- compiled -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiled")
 def test_one_compilation_serves_all_sizes_and_equals_the_plain_scan_to_the_bit() -> None:
     assert_same(randn(4, 100), **OPTIONS)
@@ -183,6 +184,7 @@ def test_one_compilation_serves_all_sizes_and_equals_the_plain_scan_to_the_bit()
     assert compilations() == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiled")
 def test_threads_share_the_compiled_scan() -> None:
     assert_same(randn(4, 100), **OPTIONS)

@@ -255,6 +255,7 @@ def test_any_callable_is_a_surrogate() -> None:
     assert torch.equal(x.grad, torch.zeros_like(x))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 def test_a_compiled_model_takes_the_scan_whole() -> None:
     neuron = LIF.tet()

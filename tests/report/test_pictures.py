@@ -40,6 +40,7 @@ def fit(supervision: Supervision, folder: Path) -> Trainer:
     return trainer
 
 
+@pytest.mark.slow
 def test_a_guided_run_has_a_page_every_few_epochs_and_at_the_end(tmp_path: Path) -> None:
     trainer = fit(guided(tmp_path / "teacher"), tmp_path)
     pages = sorted(p.name for p in (tmp_path / "pictures").iterdir())
@@ -55,6 +56,7 @@ def test_a_guided_run_has_a_page_every_few_epochs_and_at_the_end(tmp_path: Path)
     assert {"watch/edge_mean", "watch/edge_spread", "watch/target_spread"} <= logged.keys()
 
 
+@pytest.mark.slow
 def test_other_runs_have_no_pages(tmp_path: Path) -> None:
     fit(TSE(), tmp_path)
     assert not (tmp_path / "pictures").exists()

@@ -152,6 +152,7 @@ def test_logits_are_those_of_the_network_run_by_its_own_framework(wrapped: Wrapp
     assert expected.std(1).max() > 0  # state counts: the steps differ
 
 
+@pytest.mark.slow
 def test_training_with_tse_lowers_the_loss_and_reaches_every_parameter(wrapped: Wrapped) -> None:
     student, _ = wrapped
     batch, supervision = _batch(12), TSE()

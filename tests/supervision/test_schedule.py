@@ -67,15 +67,13 @@ def test_a_progress_outside_zero_to_one_is_refused(progress: float) -> None:
         Schedule(0.5)(progress)
 
 
-def make() -> tuple[Output, Batch, nn.Linear]:
-    features, head = 3 * torch.randn(3, 4, 5, 6, 7), nn.Linear(5, 8)
-    pooled = features.mean((-2, -1))
-    batch = Batch(torch.zeros(3, 4, 2, 8, 8), torch.tensor([0, 7, 3]))
-    return Output(head(pooled), features, head, pooled), batch, head
+Example = tuple[Output, Batch, nn.Linear]
 
 
-def test_tse_on_a_schedule_is_tse_with_its_value_at_the_progress_it_was_told() -> None:
-    output, batch, head = make()
+def test_tse_on_a_schedule_is_tse_with_its_value_at_the_progress_it_was_told(
+    pooled_example: Example,
+) -> None:
+    output, batch, head = pooled_example
     tse = TSE(Schedule(0.5, 0.1, "linear"), kappa=0.0)
     seen = []
     for progress in (None, 0.0, 0.5, 1.0):  # None: never told, the start
@@ -91,8 +89,8 @@ def test_tse_on_a_schedule_is_tse_with_its_value_at_the_progress_it_was_told() -
     assert len(set(seen)) == 3
 
 
-def test_a_constant_schedule_is_plain_tse() -> None:
-    output, batch, _ = make()
+def test_a_constant_schedule_is_plain_tse(pooled_example: Example) -> None:
+    output, batch, _ = pooled_example
     plain, scheduled = TSE(0.1, 0.5), TSE(Schedule(0.1), 0.5)
     scheduled.at(0.37)
     assert torch.equal(plain(output, batch).total, scheduled(output, batch).total)
@@ -100,8 +98,10 @@ def test_a_constant_schedule_is_plain_tse() -> None:
 
 
 @pytest.mark.parametrize("kind", [TSE, TRE])
-def test_in_the_warm_up_nothing_is_erased(kind: type[TSE] | type[TRE]) -> None:
-    output, batch, _ = make()
+def test_in_the_warm_up_nothing_is_erased(
+    kind: type[TSE] | type[TRE], pooled_example: Example
+) -> None:
+    output, batch, _ = pooled_example
     supervision = kind(Schedule(0.1, warmup=0.2), 0.0)
     supervision.at(0.19)
     plain = sum(F.cross_entropy(output.logits[:, t], batch.label) for t in range(4))
@@ -164,6 +164,7 @@ def train(
     return learner, trainer, diary.told
 
 
+@pytest.mark.slow
 def test_the_learner_tells_each_part_the_share_of_steps_done(tmp_path: object) -> None:
     _, _, told = train(tmp_path, 2, 2)
     assert told == [n / 8 for n in range(8)]
@@ -171,6 +172,7 @@ def test_the_learner_tells_each_part_the_share_of_steps_done(tmp_path: object) -
     assert told == [0, 0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_told_where_it_was(tmp_path: object) -> None:
     _, trainer, told = train(tmp_path, 1, 2)
     assert told == [n / 8 for n in range(4)]
@@ -180,6 +182,7 @@ def test_a_resumed_run_is_told_where_it_was(tmp_path: object) -> None:
     assert told == [n / 8 for n in range(4, 8)]
 
 
+@pytest.mark.slow
 def test_kappa_has_a_learning_rate_of_its_own_no_weight_decay_and_learns(tmp_path: object) -> None:
     learner, _, _ = train(tmp_path, 2, 2)
     (group,) = [g for g in learner.groups() if g["name"].startswith("kappa/")]

@@ -192,15 +192,11 @@ def test_asking_leaves_gradients_mode_and_random_numbers_alone() -> None:
     assert head[1].weight.grad is None
 
 
-def make() -> tuple[Output, Batch, nn.Linear]:
-    features, head = torch.rand(3, 4, 5, 6, 7), nn.Linear(5, 8)
-    pooled = features.mean((-2, -1))
-    batch = Batch(torch.zeros(3, 4, 2, 8, 8), torch.tensor([0, 7, 3]))
-    return Output(head(pooled), features, head, pooled), batch, head
+Example = tuple[Output, Batch, nn.Linear]
 
 
-def test_the_module_erases_in_training_only_and_reports_how_much() -> None:
-    output, batch, head = make()
+def test_the_module_erases_in_training_only_and_reports_how_much(pooled_example: Example) -> None:
+    output, batch, head = pooled_example
     tre = TRE(theta0=0.3, lamb=0.5)
     loss = tre(output, batch)
     pooled = output.class_token
@@ -218,8 +214,8 @@ def test_the_module_erases_in_training_only_and_reports_how_much() -> None:
     assert validation.metrics == {}
 
 
-def test_the_module_passes_its_options_and_mixed_labels_on() -> None:
-    output, batch, head = make()
+def test_the_module_passes_its_options_and_mixed_labels_on(pooled_example: Example) -> None:
+    output, batch, head = pooled_example
     mixed = torch.rand(3, 8).softmax(-1)
     batch = Batch(batch.events, batch.label, soft_label=mixed)
     options: dict[str, Any] = {"theta0": 0.2, "lamb": 0.1, "reduction": "mean"}
@@ -230,8 +226,10 @@ def test_the_module_passes_its_options_and_mixed_labels_on() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_head_that_reads_no_pooled_features_is_refused(training: bool) -> None:
-    output, batch, _ = make()
+def test_a_head_that_reads_no_pooled_features_is_refused(
+    training: bool, pooled_example: Example
+) -> None:
+    output, batch, _ = pooled_example
     flat = Output(
         output.logits, output.features, output.classify, output.class_token, pooled_head=False
     )

@@ -129,6 +129,7 @@ def test_collapsed_edges_are_warned_of_once(tmp_path: Path) -> None:
     assert len([w for w in caught if "collapsed" in str(w.message)]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("supervision", [MeanCE(), TET(), WithPart()])
 def test_a_checkpoint_holds_the_students_keys_and_resumes(
     supervision: Supervision, tmp_path: object

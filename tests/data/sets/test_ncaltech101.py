@@ -198,9 +198,10 @@ def test_published_lists_name_the_splits(tmp_path: Path) -> None:
         NCaltech101Pairs(tmp_path, splits=lists, missing="skip")
 
 
-def test_the_recipe_builds_and_learns_with_a_small_tower(tmp_path: Path, pairs: Path) -> None:
-    from transformers import CLIPVisionConfig, CLIPVisionModel
-
+@pytest.mark.slow
+def test_the_recipe_builds_and_learns_with_a_small_tower(
+    tmp_path: Path, pairs: Path, clip_folder: Path
+) -> None:
     from estl.training.recipe import build, parse
 
     for path in [*pairs.glob("Caltech101/*/*.bin"), *pairs.glob("101_ObjectCategories/*/*.jpg")]:
@@ -208,18 +209,9 @@ def test_the_recipe_builds_and_learns_with_a_small_tower(tmp_path: Path, pairs: 
             copy = tmp_path / path.relative_to(pairs).with_name(f"image_{i:04d}{path.suffix}")
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.symlink_to(path)
-    config = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        image_size=32,
-        patch_size=8,
-    )
-    CLIPVisionModel(config).save_pretrained(tmp_path / "tower")
     recipe = Path(__file__).parents[3] / "src" / "estl" / "recipes" / "ncaltech101_clip.yaml"
     words = ["--config", str(recipe), "--data-path", str(tmp_path), "--batch-size", "2", "--T", "2"]
-    words += ["--teacher", str(tmp_path / "tower"), "--data.init_args.num_workers=0"]
+    words += ["--teacher", str(clip_folder), "--data.init_args.num_workers=0"]
     words += ["--supervision.init_args.edge_grid=14", "--data.init_args.rgb=32"]
     run = build(*parse(words))
     assert run.data.sizes == {"train": 12, "val": 3, "test": 3}

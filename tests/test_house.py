@@ -1,0 +1,73 @@
+"""The package is as docs/design.md says: its tree, its sizes, what its parts import at once."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "estl"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def tree(text: str) -> tuple[set[str], set[str]]:
+    """Folders and files that a drawing of the package names, in paths from its top.
+
+    A line that begins with `name/` opens a folder inside the one that it is indented under. Every
+    `name.py` of a line, and of further indented lines, lies in the folder opened last.
+    """
+    folders: list[tuple[int, str]] = []
+    found: tuple[set[str], set[str]] = set(), set()
+    for line in text.splitlines():
+        indent = len(line) - len(line.lstrip())
+        while folders and folders[-1][0] >= indent:
+            folders.pop()
+        if opened := re.match(r"\s*([\w/]+)/", line):
+            top = folders[-1][1] if folders else ""
+            folders.append((indent, f"{top}{opened[1]}/"))
+            found[0].add(folders[-1][1])
+        for name in re.findall(r"\b\w+\.py\b", line):
+            found[1].add(f"{folders[-1][1] if folders else ''}{name}")
+    return found
+
+
+def test_a_drawing_is_read_as_it_is_drawn() -> None:
+    drawing = "a/\n  x.py  y.py (a word)\n  b/   one\n    c/  z.py\n        w.py\n  v.py\nd/  u.py"
+    files = {"a/x.py", "a/y.py", "a/b/c/z.py", "a/b/c/w.py", "a/v.py", "d/u.py"}
+    assert tree(drawing) == ({"a/", "a/b/", "a/b/c/", "d/"}, files)
+
+
+def test_the_tree_in_the_design_is_that_of_the_package() -> None:
+    (drawing,) = re.findall(
+        r"^```\n(src/estl/\n.*?)^```$",
+        (ROOT / "docs" / "design.md").read_text(),
+        flags=re.MULTILINE | re.DOTALL,
+    )
+    folders, named = tree(drawing)
+    assert [name for name in folders if not (ROOT / name).is_dir()] == []
+    inside = {name for name in named if name.startswith("src/")}
+    assert [name for name in sorted(inside) if not (ROOT / name).is_file()] == []
+    # A folder says that it has an __init__.py, so that the drawing need not.
+    files = {str(path.relative_to(ROOT)) for path in FILES}
+    packages = {f"{name}__init__.py" for name in folders}
+    assert sorted(files - inside - packages) == []
+
+
+def test_the_top_of_the_package_has_at_most_13_entries() -> None:
+    # py.typed does not count: it is the marker that PEP 561 wants here.
+    entries = {path.name for path in PACKAGE.iterdir()} - {"py.typed", "__pycache__"}
+    assert len(entries) <= 13, sorted(entries)
+
+
+def test_no_file_is_longer_than_300_lines_and_all_have_at_most_10_000() -> None:
+    lines = {str(path.relative_to(PACKAGE)): path.read_text().count("\n") for path in FILES}
+    assert {name: count for name, count in lines.items() if count > 300} == {}
+    assert sum(lines.values()) <= 10_000
+
+
+@pytest.mark.parametrize("module", ["estl", "estl.commands"])
+def test_the_facade_and_the_command_line_do_not_import_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

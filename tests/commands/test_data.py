@@ -180,7 +180,7 @@ def test_image_and_events_share_one_field_of_view(shared: Path) -> None:
     counts = torch.from_numpy(np.histogram2d(events["y"], events["x"], seen.size)[0])
 
     def agreement(dx: int, dy: int) -> float:
-        moved = edges.roll((dy, dx), (0, 1))  # type: ignore[union-attr]
+        moved = edges.roll((dy, dx), (0, 1))
         return float(np.corrcoef(moved.flatten(), counts.clamp(max=30).flatten())[0, 1])
 
     assert agreement(0, 0) > max(agreement(dx, dy) for dx in (-4, 4) for dy in (-4, 4))

@@ -58,14 +58,13 @@ def no_content(item: Item) -> list[bytes]:
 
 
 def built(folder: Path, load: cache.Load = load, **options: bool | int) -> Cache:
-    return open_cache(ITEMS, load, folder, no_content, **options)  # type: ignore[arg-type]
+    return open_cache(ITEMS, load, folder, no_content, **options)
 
 
 def same(kept: Cache, load: cache.Load = load) -> bool:
     pairs = [(kept(item), load(item)) for item in ITEMS]
     return all(
-        torch.equal(a, b) and (c is d is None or torch.equal(c, d))  # type: ignore[arg-type]
-        for (a, c), (b, d) in pairs
+        torch.equal(a, b) and (c is d is None or torch.equal(c, d)) for (a, c), (b, d) in pairs
     )
 
 
@@ -135,7 +134,7 @@ def test_simulated_sets_come_back_bit_by_bit(shared: Path, tmp_path: Path) -> No
         partial(ImageFolder, photographs, size=16, rgb=20),
     )
     for make in makers:
-        data = [make(), make(cache=tmp_path)]  # type: ignore[operator]
+        data = [make(), make(cache=tmp_path)]
         for split in data[0].splits:
             for i in range(min(20, data[0].sizes[split])):
                 a, b = (d.dataset(split)[i] for d in data)
@@ -174,9 +173,9 @@ def test_loaders_without_a_name_or_with_arguments_that_are_not_plain_are_refused
         with pytest.raises(ValueError, match="cannot be cached"):
             describe(bad)
     with pytest.raises(ValueError, match="largest of load is a object"):
-        describe(partial(load, largest=object()))  # type: ignore[arg-type]
-    tensor = describe(partial(load, largest=torch.ones(2)))  # type: ignore[arg-type]
-    assert tensor != describe(partial(load, largest=torch.zeros(2)))  # type: ignore[arg-type]
+        describe(partial(load, largest=object()))
+    tensor = describe(partial(load, largest=torch.ones(2)))
+    assert tensor != describe(partial(load, largest=torch.zeros(2)))
 
 
 def test_an_item_of_another_shape_is_named_and_nothing_is_left(tmp_path: Path) -> None:
@@ -222,7 +221,7 @@ def test_broken_items_are_left_out_and_counted(
             T=2,
             frame_size=(2, 2),
             content=no_content,
-            **options,  # type: ignore[arg-type]
+            **options,
         )
 
     data = make(cache=tmp_path, skip_broken=True)

@@ -234,7 +234,7 @@ def test_training_batches_alone_are_augmented_and_normalized_after_that() -> Non
     assert raw.events.max() == 34  # counts, as augmentation needs them
     mirrored = data.on_after_batch_transfer(raw, 0)
     torch.testing.assert_close(mirrored.events, raw.events.flip(-1) / 34)
-    data.trainer.training = False  # type: ignore[union-attr, misc]
+    data.trainer.training = False
     held = next(iter(data.val_dataloader()))
     assert data.on_after_batch_transfer(held, 0) is held
     torch.testing.assert_close(held.events, raw.events / 34)

@@ -211,7 +211,7 @@ def test_the_event_list_has_the_frames_events_in_order_of_time() -> None:
 )
 def test_options_out_of_range_are_refused(options: dict[str, float], text: str) -> None:
     with pytest.raises(ValueError, match=text):
-        simulate(torch.rand(1, 3, 8, 8), **({"steps": 3} | options))  # type: ignore[arg-type]
+        simulate(torch.rand(1, 3, 8, 8), **({"steps": 3} | options))
 
 
 def test_images_of_two_channels_are_refused() -> None:

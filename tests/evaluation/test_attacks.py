@@ -137,7 +137,7 @@ def test_an_attack_raises_the_loss_and_more_steps_raise_it_further() -> None:
 
 def test_an_attack_leaves_gradients_modes_and_statistics_alone(craft: Craft) -> None:
     net = _spiking().train()
-    net.stages[0].eval()  # type: ignore[index, operator]
+    net.stages[0].eval()
     modes = [m.training for m in net.modules()]
     state = {name: p.clone() for name, p in net.state_dict().items()}
     events = _events(size=8)

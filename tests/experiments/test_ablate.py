@@ -77,7 +77,7 @@ def test_tables_show_mean_and_standard_deviation_over_seeds() -> None:
             "estl", 0, DataFacts("Digits", "f", {}), "S", 1, "TSE", {}, "P", 2, None, "2026-01-01"
         )
         test = {"final": found, "best_on_validation": found}
-        return Results(of, 1, 3.0, 7, val=test, test=test)  # type: ignore[arg-type]
+        return Results(of, 1, 3.0, 7, val=test, test=test)
 
     runs = [run(0.5), run(0.7)]
     assert accuracies(runs, "final") == pytest.approx([50.0, 70.0])

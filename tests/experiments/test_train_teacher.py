@@ -35,7 +35,7 @@ def test_a_taught_teacher_is_loaded_with_the_features_it_was_trained_with(tmp_pa
 
 
 def test_tower_and_teacher_see_the_same(tmp_path: Path) -> None:
-    tower = ClipTower(3, **SMALL).eval()  # type: ignore[arg-type]
+    tower = ClipTower(3, **SMALL).eval()
     tower.tower.save_pretrained(tmp_path)
     image = torch.rand(2, 3, 24, 24)
     output, seen = tower(image[:, None]), ClipTeacher(tmp_path)(image)

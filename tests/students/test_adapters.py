@@ -245,9 +245,9 @@ def test_state_is_cleared_when_the_network_fails() -> None:
 def test_layers_of_different_step_modes_are_refused() -> None:
     student, _ = _spikingjelly("m")
     net = student.unwrap()
-    net.features[0].step_mode = "s"  # type: ignore[index, union-attr]
+    net.features[0].step_mode = "s"
     with pytest.raises(ValueError, match="step_mode") as error:
-        from_spikingjelly(net, features=net.features, head=net.head)  # type: ignore[arg-type]
+        from_spikingjelly(net, features=net.features, head=net.head)
     assert "\n" not in str(error.value)
 
 

@@ -129,7 +129,7 @@ def batches() -> DataLoader[Batch]:
         Batch(torch.rand(4, 2, 2, 8, 8, generator=draw), torch.randint(0, 3, (4,), generator=draw))
         for _ in range(4)
     ]
-    return DataLoader(rows, batch_size=None)  # type: ignore[arg-type]
+    return DataLoader(rows, batch_size=None)
 
 
 def train(
@@ -144,7 +144,7 @@ def train(
     trainer = Trainer(
         max_epochs=max_epochs,
         accumulate_grad_batches=accumulate,
-        default_root_dir=path,  # type: ignore[arg-type]
+        default_root_dir=path,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -188,7 +188,7 @@ def test_kappa_has_a_learning_rate_of_its_own_no_weight_decay_and_learns(tmp_pat
     (group,) = [g for g in learner.groups() if g["name"].startswith("kappa/")]
     assert group["lr"] == 0.25
     assert group["weight_decay"] == 0.0
-    assert [p is learner.supervision.supervisions[0].kappa.raw for p in group["params"]] == [True]  # type: ignore[index,union-attr,operator]
+    assert [p is learner.supervision.supervisions[0].kappa.raw for p in group["params"]] == [True]
     assert "supervisions.0.kappa.raw" in learner.supervision.state_dict()
 
 

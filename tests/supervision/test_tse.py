@@ -663,7 +663,7 @@ def test_tse_refuses_an_option_outside_its_range(
 ) -> None:
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # a user has no type checks
     with pytest.raises(ValueError, match=rf"^{option} must be .*, not {value!r}$"):
-        TSE(**{option: value})  # type: ignore[arg-type]
+        TSE(**{option: value})
     options: dict[str, Any] = {"tau_f": 0.5, "kappa": 1.0, option: value}
     with pytest.raises(ValueError, match=rf"^{option} must be"):
         tse_loss(torch.zeros(1, 2, 3, 2, 2), nn.Identity(), torch.tensor([0]), **options)

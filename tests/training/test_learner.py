@@ -30,7 +30,7 @@ class WithPart(Supervision):
 
 def tiny(supervision: Supervision, **options: object) -> Learner:
     student = VGGSNN(classes=3, in_channels=2, frame_size=(8, 8), layers=(4, "AP"))
-    return Learner(student, supervision, **options)  # type: ignore[arg-type]
+    return Learner(student, supervision, **options)
 
 
 def batches(count: int = 3) -> list[Batch]:
@@ -42,7 +42,7 @@ def batches(count: int = 3) -> list[Batch]:
 
 
 def loader() -> DataLoader[Batch]:
-    return DataLoader(batches(), batch_size=None)  # type: ignore[arg-type]
+    return DataLoader(batches(), batch_size=None)
 
 
 def test_groups_hold_every_trained_parameter_once_and_decay_only_weights() -> None:
@@ -144,7 +144,7 @@ def test_a_checkpoint_holds_the_students_keys_and_resumes(
     }
     learner = tiny(supervision, recipe={"seed": 1}, classes=("a", "b", "c"))
     before = {k: v.clone() for k, v in learner.state_dict().items()}
-    trainer = Trainer(**options)  # type: ignore[arg-type]
+    trainer = Trainer(**options)
     trainer.fit(learner, loader())
     path = f"{tmp_path}/last.ckpt"
     trainer.save_checkpoint(path)
@@ -157,7 +157,7 @@ def test_a_checkpoint_holds_the_students_keys_and_resumes(
     again = tiny(type(supervision)())
     again.load_state_dict(before)
     options["max_epochs"] = 2
-    Trainer(**options).fit(again, loader(), ckpt_path=path)  # type: ignore[arg-type]
+    Trainer(**options).fit(again, loader(), ckpt_path=path)
     for name, value in learner.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], value, rtol=0, atol=0)
 

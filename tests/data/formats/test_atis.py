@@ -126,7 +126,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     events=recordings(smallest=0), steps=st.integers(1, 9), by=st.sampled_from(["count", "time"])
 )
 def test_frames_equal_a_loop_over_events(events: np.ndarray, steps: int, by: str) -> None:
-    frames = to_frames(events, steps, (5, 9), by)  # type: ignore[arg-type]
+    frames = to_frames(events, steps, (5, 9), by)
     assert frames.dtype == torch.float32
     assert torch.equal(frames, frames_by_loop(events, steps, (5, 9), by))
     assert frames.sum() == len(events)
@@ -175,7 +175,7 @@ def test_all_real_recordings_are_read_and_lose_no_event(shared: Path) -> None:
         assert events["t"][-1] < 400_000
         size = (int(events["y"].max()) + 1, int(events["x"].max()) + 1)
         for by in ("count", "time"):
-            assert to_frames(events, 10, size, by).sum(dtype=torch.float64) == len(events)  # type: ignore[arg-type]
+            assert to_frames(events, 10, size, by).sum(dtype=torch.float64) == len(events)
 
 
 def test_a_sparse_file_of_2_gb_is_refused_unread(tmp_path: Path) -> None:
@@ -242,10 +242,10 @@ def test_a_place_with_more_than_2_to_the_24_events_is_counted_exactly() -> None:
 
 @pytest.mark.parametrize("by", ["count", "time"])
 def test_no_events_are_frames_of_zero_and_one_event_is_in_the_first(by: str) -> None:
-    none = to_frames(np.zeros(0, EVENT), 3, (2, 2), by, (4, 4))  # type: ignore[arg-type]
+    none = to_frames(np.zeros(0, EVENT), 3, (2, 2), by, (4, 4))
     assert none.shape == (3, 2, 2, 2)
     assert none.sum() == 0
-    one = to_frames(np.array([(77, 3, 1, 1)], EVENT), 3, (2, 2), by, (4, 4))  # type: ignore[arg-type]
+    one = to_frames(np.array([(77, 3, 1, 1)], EVENT), 3, (2, 2), by, (4, 4))
     assert one.nonzero().tolist() == [[0, 1, 0, 1]]
 
 
@@ -253,11 +253,11 @@ def test_no_events_are_frames_of_zero_and_one_event_is_in_the_first(by: str) -> 
 def test_normalized_frames_are_those_of_a_loop_over_samples(how: str) -> None:
     frames = torch.poisson(torch.full((3, 2, 2, 4, 5), 0.3))
     frames[1] = 0
-    got = normalize(frames, how)  # type: ignore[arg-type]
+    got = normalize(frames, how)
     for one, f in zip(got.double().numpy(), frames.double().numpy(), strict=True):
         scale = f.max() if how == "max" else np.sqrt(((f - f.mean()) ** 2).mean())
         np.testing.assert_allclose(one, f / scale if scale > 0 else f, rtol=1e-6)
-    assert torch.equal(normalize(frames[0], how), got[0])  # type: ignore[arg-type]
+    assert torch.equal(normalize(frames[0], how), got[0])
 
 
 def test_none_gives_the_same_tensor_and_an_unknown_scale_is_refused() -> None:
@@ -292,7 +292,7 @@ def counted_or_refused(path: Path, read: Callable[[Path], np.ndarray]) -> None:
 
 
 def write_npz(path: Path, **columns: object) -> Path:
-    np.savez_compressed(path, **columns)  # type: ignore[arg-type]
+    np.savez_compressed(path, **columns)
     return path
 
 

@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny import (
+
+import estl.data
+from estl.commands import main
+from estl.commands.flags import DATASETS
+from estl.data.catalog import BY_NAME, CATALOG, PAIRS, recognize
+from estl.data.module import ItemData
+from estl.data.show import partner, views
+from estl.training.recipe import build, build_data, parse
+from tests.tiny_sets import (
     names_of,
     write_cifar10,
     write_cifar10dvs,
@@ -22,14 +30,6 @@ from tiny import (
     write_ncaltech101,
     write_nmnist,
 )
-
-import estl.data
-from estl.commands import main
-from estl.commands.flags import DATASETS
-from estl.data.catalog import BY_NAME, CATALOG, PAIRS, recognize
-from estl.data.module import ItemData
-from estl.data.show import partner, views
-from estl.training.recipe import build, build_data, parse
 
 PAGE = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
 BLOCK = PAGE.partition("### Layouts")[2].partition("```text\n")[2].partition("```")[0]

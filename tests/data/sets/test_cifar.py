@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import NAMES, pixels, write, write_cifar10, write_cifar100
 
 from estl.data.sets.cifar import CIFAR, MEAN, STD
 from estl.types import is_static
+from tests.tiny_sets import NAMES, pixels, write, write_cifar10, write_cifar100
 
 
 def test_cifar10_is_one_image_at_every_step(tmp_path: Path) -> None:

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import TITLE, write_gestures, write_recording
 
 from estl.data import reading
 from estl.data.reading import GESTURES, interval, read_file, read_labels
 from estl.data.sets.gesture import DVSGesture
+from tests.tiny_sets import TITLE, write_gestures, write_recording
 
 
 def read_whole(path: Path, **options: Any) -> torch.Tensor:

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import encode, names_of, write_ncaltech101
 from torch.nn import functional as F
 
 from estl.data.formats.atis import read_events
 from estl.data.formats.images import read_rgb, read_size
 from estl.data.reading import extent, read_file, seen, sensor_size
 from estl.data.sets.ncaltech101 import NCaltech101Pairs
+from tests.tiny_sets import encode, names_of, write_ncaltech101
 
 
 @pytest.fixture

@@ -144,7 +144,7 @@ def write_aedat(path: Path, events: Sequence[Event] = EVENTS) -> Path:
 
 def write_npz(path: Path, events: Sequence[Event] = EVENTS) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, **dict(zip("txyp", np.array(events).T, strict=True)))  # type: ignore[arg-type]
+    np.savez(path, **dict(zip("txyp", np.array(events).T, strict=True)))
     return path
 
 

@@ -28,7 +28,7 @@ def main() -> None:
     options = parser.parse_args()
 
     torch.manual_seed(0)
-    student = VGGSNN(image_size=(34, 34), layers=(16, "AP", 32, "AP", 64, "AP", 128), pooled=True)
+    student = VGGSNN(frame_size=(34, 34), layers=(16, "AP", 32, "AP", 64, "AP", 128), pooled=True)
     supervision = TSE(tau_f=0.5, kappa=1.0)
     optimizer = torch.optim.AdamW(student.parameters(), lr=5e-3)
     waited, worked = [], []

@@ -119,8 +119,8 @@ def test_pictures_are_drawn_of_pairs_recordings_and_images(
     for i, path in enumerate((pairs, recording, alone, photograph)):
         out = tmp_path / f"{i}.png"
         assert run(capsys, "show", path, "-o", out, "--T", 3)[0] == 0
-        with Image.open(out) as picture:
-            rows[i] = np.array(picture.convert("RGB"))
+        with Image.open(out) as file:
+            rows[i] = np.array(file.convert("RGB"))
     assert rows[0].shape[0] > 2 * rows[1].shape[0]
     assert rows[1].shape[1] > 1.2 * rows[2].shape[1]  # the column of the image
     for picture in rows.values():

@@ -25,7 +25,7 @@ from estl.data.module import ItemData
 from estl.data.sets.digits import Digits
 from estl.data.sets.nmnist import NMNISTPairs
 from estl.training.checkpoint import make
-from estl.training.recipe import from_recipe, make_parser, parse
+from estl.training.recipe import make_parser, parse, parse_recipe
 from estl.types import Batch, direct_code, is_static
 
 
@@ -137,11 +137,11 @@ def test_an_empty_split_is_refused_where_it_is_needed() -> None:
 
 def test_labels_follow_given_classes() -> None:
     data = numbers(train=4)
-    data.follow(("zebra", "b", "a"))
+    data.use_classes(("zebra", "b", "a"))
     assert data.classes == ("zebra", "b", "a")
     assert torch.cat([batch.label for batch in data.loader("val")]).tolist() == [2, 2, 1]
     with pytest.raises(ValueError, match=r"a class 'zebra', none of the 2 of the checkpoint"):
-        data.follow(("a", "b"))
+        data.use_classes(("a", "b"))
 
 
 def test_workers_load_the_same_batches() -> None:
@@ -277,7 +277,7 @@ def test_options_of_loading_are_read_from_a_recipe(tmp_path: Path) -> None:
     assert data.allow_leaks
     assert list(tmp_path.glob("*/cache.json"))
     text = make_parser().dump(config, skip_validation=True)
-    assert from_recipe(yaml.safe_load(text)).data == config.data
+    assert parse_recipe(yaml.safe_load(text))[0].data == config.data
 
 
 # N-MNIST

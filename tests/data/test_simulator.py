@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from estl.data.formats.atis import read_events
 from estl.data.frames import to_frames
-from estl.data.sets.ncaltech101 import screen_size
+from estl.data.reading import screen_size
 from estl.data.simulator import _sensor, saccade_path, simulate, simulate_events
 
 

@@ -276,7 +276,7 @@ def test_shards_have_no_single_items_and_follow_given_classes(root: Path, tmp_pa
         with pytest.raises(ValueError, match="Shards has no single items: give the set it was"):
             takes_items(data)
     labels = torch.cat([batch.label for batch in data.loader("val")])
-    data.follow(("b", "c", "a"))
+    data.use_classes(("b", "c", "a"))
     followed = torch.cat([batch.label for batch in data.loader("val")])
     assert torch.equal(followed, torch.tensor([2, 0])[labels])
 

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,8 +42,8 @@ def _watch(net: nn.Module, x: Tensor, places: int = 1) -> Activity:
 def scalar_conv(x: Tensor, conv: nn.Conv2d) -> tuple[float, int]:
     """Sum of inputs over the synapses of a convolution, and their number, padding left out."""
     B, C, H, W = x.shape
-    (kh, kw), (sh, sw), (dh, dw) = conv.kernel_size, conv.stride, conv.dilation
-    ph, pw = conv.padding
+    sizes: Any = conv.kernel_size, conv.stride, conv.dilation, conv.padding
+    (kh, kw), (sh, sw), (dh, dw), (ph, pw) = sizes
     oh = (H + 2 * ph - dh * (kh - 1) - 1) // sh + 1
     ow = (W + 2 * pw - dw * (kw - 1) - 1) // sw + 1
     received, dense = 0.0, 0
@@ -373,5 +374,5 @@ def test_a_supervision_says_which_places_it_would_erase() -> None:
     hybrid = Sum([MeanCE(), Sum([TET(), scheduled])])
     for supervision in (TSE(tau_f=0.2, kappa=0.3), scheduled, hybrid, hybrid.eval()):
         assert torch.equal(supervision.keep(output, batch), expected)
-    for supervision in (MeanCE(), TET(), TRE(), Sum([TET(), TSE()], weights=[1.0, 0.0])):
-        assert supervision.keep(output, batch) is None
+    for other in (MeanCE(), TET(), TRE(), Sum([TET(), TSE()], weights=[1.0, 0.0])):
+        assert other.keep(output, batch) is None

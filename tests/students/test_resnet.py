@@ -1,5 +1,8 @@
 """Spiking ResNets against published parameter counts, and a loop over steps."""
 
+from collections.abc import Callable
+from typing import Any, cast
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,7 +25,9 @@ def test_resnet19_has_the_parameters_of_tet() -> None:
     ("factory", "published"),
     [(resnet18, 11_689_512), (resnet34, 21_797_672), (resnet50, 25_557_032)],
 )
-def test_with_the_imagenet_stem_the_parameters_are_the_published_ones(factory, published) -> None:
+def test_with_the_imagenet_stem_the_parameters_are_the_published_ones(
+    factory: Callable[..., ResNet], published: int
+) -> None:
     with torch.device("meta"):
         assert _count(factory(classes=1000, stem="7x7")) == published
 
@@ -35,7 +40,9 @@ def test_with_the_imagenet_stem_the_parameters_are_the_published_ones(factory, p
         (resnet50, (3, 4, 6, 3), "1,3,1", 4),
     ],
 )
-def test_the_parameters_follow_from_the_layer_table(factory, blocks, convs, expansion) -> None:
+def test_the_parameters_follow_from_the_layer_table(
+    factory: Callable[..., ResNet], blocks: tuple[int, ...], convs: str, expansion: int
+) -> None:
     K, C = 7, 2
     total = 9 * C * 64 + 2 * 64
     width_in = 64
@@ -124,7 +131,7 @@ class _Loop:
         x = self.lif(net.stem[1], self.conv(net.stem[0], x))
         if len(net.stem) == 3:
             x = F.max_pool2d(x, 3, 2, 1)
-        for stage in net.stages:
+        for stage in cast(Any, net.stages):
             for block in stage:
                 x = self.block(block, x)
         pooled = x.sum((2, 3)) / (x.shape[2] * x.shape[3])

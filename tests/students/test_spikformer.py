@@ -174,7 +174,7 @@ class _Loop:
                 heads.append(torch.einsum("m,md->d", scores, v[:, part]))
             rows.append(torch.cat(heads))
         spikes = self.lif(ssa.neuron, ssa.scale * torch.stack(rows), threshold=0.5)
-        return self.linear(*ssa.project, spikes)
+        return self.linear(*ssa.project, spikes)  # type: ignore[call-arg]
 
     def block(self, block: Block, x: Tensor) -> Tensor:
         x = x + self.attention(block.attention, x)
@@ -188,7 +188,7 @@ class _Loop:
             if i >= 4 - poolings:
                 stages.pop(0)
                 x = F.max_pool2d(x[None], 3, 2, 1)[0]
-        x = x + self.conv(*net.patches.position, x)
+        x = x + self.conv(*net.patches.position, x)  # type: ignore[call-arg]
         tokens = torch.stack([x[:, i, j] for i in range(x.shape[1]) for j in range(x.shape[2])])
         if net.token is not None:
             token = self.lif(net.token.neuron, net.token.current)

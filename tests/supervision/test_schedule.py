@@ -159,7 +159,7 @@ def train(
             stop()
             trainer.should_stop = trainer.current_epoch + 1 >= epochs
 
-        learner.on_train_epoch_end = on_train_epoch_end  # type: ignore[method-assign]
+        learner.on_train_epoch_end = on_train_epoch_end
     trainer.fit(learner, batches(), batches(), ckpt_path=resume)
     return learner, trainer, diary.told
 

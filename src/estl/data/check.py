@@ -1,4 +1,4 @@
-"""What is wrong with a data set: missing partners, broken files, the same thing in two splits.
+"""What may be wrong with a data set: missing partners, broken files, one thing in two splits.
 
 `refuse_leaks` is the quick part, run before every training; `check` also decodes all items and
 looks for pictures that are nearly the same.
@@ -26,7 +26,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Member:
-    """An item of a split and, if it is in files, which one is meant."""
+    """An item of a split and, if stored in files, which one is meant."""
 
     split: str
     item: Item

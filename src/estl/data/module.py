@@ -39,10 +39,10 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 class EventData(L.LightningDataModule):
-    """What a trainer needs of a data set; the batches are those of a subclass's `loader`.
+    """What a trainer needs of a data set; a subclass's `loader` makes the batches.
 
-    The order of training batches depends on `seed` and the epoch alone, so a run that was killed
-    and resumed sees the batches it would have seen.
+    The order of training batches is a function of `seed` and the epoch alone, so a run that is
+    killed and resumed sees the same batches as an unbroken one.
 
     Args:
         classes: the classes' names; a label is an index into them.
@@ -60,7 +60,7 @@ class EventData(L.LightningDataModule):
 
     Attributes:
         fingerprint: stands for the items, their content and their splits.
-        no_training: what is missing where a folder holds the test split alone.
+        no_training: what is missing if the folder holds only the test split.
     """
 
     fingerprint: str
@@ -96,8 +96,7 @@ class EventData(L.LightningDataModule):
         Args:
             split: "train", "val" or "test".
             shuffle: for training: in an order drawn from (`seed`, epoch), without a last batch of a
-                single sample (statistics over a batch have no meaning there), and left as counts
-                where they are to be augmented.
+                single sample (its statistics are meaningless), as counts if they are augmented.
             rank: number of this process.
             world_size: number of processes that share the split.
         """
@@ -109,7 +108,7 @@ class EventData(L.LightningDataModule):
             why = self.no_training or f"{type(self).__name__} has no such items"
             raise ValueError(f"the {split} split is empty: {why}")
 
-    def follow(self, classes: Sequence[str]) -> None:
+    def use_classes(self, classes: Sequence[str]) -> None:
         """Number the labels as in `classes`, those that a checkpoint was trained on.
 
         Raises:
@@ -189,8 +188,8 @@ class Split(Dataset[Sample]):
 class ItemData(EventData):
     """A set of items, each of which can be loaded by itself.
 
-    With several processes each gets its share (`DistributedSampler`; where a split does not divide
-    evenly, some samples count twice).
+    Several processes share a split by `DistributedSampler`: if it does not divide evenly, some
+    samples are read twice.
 
     Args:
         splits: the items of "train", "val" and "test".
@@ -199,13 +198,13 @@ class ItemData(EventData):
         num_workers: processes that load.
         cache: folder where decoded items are kept (`estl.data.cache`), None to decode every time.
         skip_broken: leave out items that cannot be read, count them, and list them in the cache;
-            without, the first one ends the run. It needs `cache`.
+            otherwise the first one ends the run. It needs `cache`.
         content: what the fingerprint knows of an item; by default its files.
         loading: arguments of `EventData`.
 
     Attributes:
         load: gives an item's frames and image, from the cache if there is one.
-        decode: gives them as the set was given, without the cache.
+        decode: the same without the cache.
 
     Raises:
         ValueError: `skip_broken` without `cache`.

@@ -17,7 +17,7 @@ from estl.data.module import ItemData
 
 
 class SplitData(ItemData):
-    """A set of items whose splits are drawn from them, or are published lists.
+    """A set of items whose splits are drawn by shares of each class, or are published lists.
 
     Args:
         items: those that training items are taken from.

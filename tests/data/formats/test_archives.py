@@ -22,7 +22,7 @@ def zipped(path: Path, members: dict[str, bytes]) -> Path:
 
 def tarred(members: dict[str, bytes], *others: tarfile.TarInfo, mode: str = "w:gz") -> bytes:
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=mode) as file:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=buffer, mode=mode) as file:
         for name, content in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)

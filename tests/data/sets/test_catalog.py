@@ -14,8 +14,8 @@ import torch
 import yaml
 
 import estl.data
-from estl.commands import main
-from estl.commands.flags import DATASETS
+from estl.commands import app, main
+from estl.commands.flags import DATASETS, DataFlags, TrainingFlags
 from estl.data.catalog import BY_NAME, CATALOG, PAIRS, recognize
 from estl.data.module import ItemData
 from estl.data.show import partner, views
@@ -68,9 +68,16 @@ def chosen(root: Path, name: str) -> list[str]:
     return [f"--dataset={name}", f"--data-path={root}", *student]
 
 
+def spelled_out(words: list[str]) -> list[str]:
+    """A command line of `estl fit` as arguments of `parse`."""
+    _, bound, _ = app.parse_args(["fit", *words], print_error=False, exit_on_error=False)
+    flags: TrainingFlags = bound.arguments["flags"]
+    return flags.spell_out(bound.arguments["overrides"])
+
+
 def checkpoint(words: list[str], path: Path) -> Path:
     """What `estl fit` with these words would leave, without the training."""
-    run = build(*parse(words))
+    run = build(*parse(spelled_out(words)))
     content = {"state_dict": run.student.state_dict(), "classes": list(run.data.classes)}
     run.recipe["data"]["init_args"]["root"] = "/nowhere"
     torch.save(content | {"recipe": run.recipe, "supervision": {}}, path)
@@ -79,6 +86,11 @@ def checkpoint(words: list[str], path: Path) -> Path:
 
 def listed(data: ItemData) -> dict[str, list[tuple[str, Path | None, Path | None]]]:
     return {s: [(str(i), i.events, i.image) for i in items] for s, items in data.splits.items()}
+
+
+def built(*more: str, **flags: Any) -> Any:
+    """The data that `estl fit` builds."""
+    return build_data(*parse(DataFlags(**flags).spell_out(more), ["data"]))
 
 
 @pytest.mark.parametrize(("name", "path"), layouts())
@@ -90,7 +102,7 @@ def test_every_documented_layout_is_the_same_set_to_every_command(
     row = recognize(root)
     assert row is BY_NAME[name]
 
-    data = build_data([f"--dataset={name}", f"--data-path={root}", "--T=2"])
+    data = built(dataset=name, data_path=str(root), T=2)
     assert f"estl.data.{type(data).__name__}" == row.class_path
     items = [item for split in data.splits.values() for item in split]
     assert len(items) >= 10
@@ -103,9 +115,9 @@ def test_every_documented_layout_is_the_same_set_to_every_command(
     saved = checkpoint(chosen(root, name), tmp_path / "last.ckpt")
     assert main(["test", f"--ckpt={saved}", f"--data-path={root}", f"--output-dir={tmp_path}"]) == 0
     tested = json.loads((tmp_path / "test.json").read_text())
-    assert tested["data"]["name"] == type(data).__name__
-    assert tested["data"]["sizes"] == data.sizes
-    assert tested["data"]["fingerprint"] == data.fingerprint
+    assert tested["of"]["data"]["name"] == type(data).__name__
+    assert tested["of"]["data"]["sizes"] == data.sizes
+    assert tested["of"]["data"]["fingerprint"] == data.fingerprint
     assert tested["test"]["samples"] == data.sizes["test"] > 0
 
     files = {"/".join(p.parts[-2:]): i for i in items if (p := i.events or i.image)}
@@ -180,11 +192,11 @@ def test_a_test_split_alone_is_tested_and_not_trained_on(
 ) -> None:
     root = copy(name, path, tmp_path / "set")
     saved = checkpoint(chosen(root, name), tmp_path / "last.ckpt")
-    whole = build_data([f"--dataset={name}", f"--data-path={root}"])
+    whole = built(dataset=name, data_path=str(root))
     remove_training(root)
     assert main(["data", "check", f"--root={root}"]) == 0
     assert main(["test", f"--ckpt={saved}", f"--data-path={root}", f"--output-dir={tmp_path}"]) == 0
-    sizes = json.loads((tmp_path / "test.json").read_text())["data"]["sizes"]
+    sizes = json.loads((tmp_path / "test.json").read_text())["of"]["data"]["sizes"]
     assert sizes == {"train": 0, "val": 0, "test": whole.sizes["test"]}
     assert len(views(root, rows=1)) == 1
     capsys.readouterr()
@@ -205,9 +217,9 @@ def test_labels_follow_the_checkpoints_classes(
     saved = checkpoint(chosen(root, "nmnist"), tmp_path / "last.ckpt")
     fewer = write_nmnist(tmp_path / "fewer", below="", digits="13")
     shutil.rmtree(fewer / "Train")
-    data: Any = build_data(["--dataset=nmnist", f"--data-path={fewer}"])
+    data: Any = built(dataset="nmnist", data_path=str(fewer))
     assert data.classes == ("1", "3")
-    data.follow(("0", "1", "2", "3"))
+    data.use_classes(("0", "1", "2", "3"))
     assert {label for _, label, _ in data.dataset("test")} == {1, 3}
     assert torch.cat([batch.label for batch in data.loader("test")]).unique().tolist() == [1, 3]
     words = ["test", f"--ckpt={saved}", f"--data-path={fewer}"]
@@ -232,7 +244,7 @@ def test_the_names_of_the_package_and_of_the_command_line_are_those_of_the_catal
         assert row.import_class() is getattr(estl.data, name)
         assert name in estl.data.__all__
         words = [f"--dataset={row.name}", "--arch=vggsnn"] + ["--data-path=x"] * bool(row.files)
-        config, _ = parse(words)
+        config, _ = parse(spelled_out(words))
         assert config.data.class_path == row.class_path
         for key, value in row.init_args.items():
             assert config.data.init_args[key] == value
@@ -274,10 +286,10 @@ def test_the_table_of_sets_is_what_the_sets_are(tmp_path: Path) -> None:
         assert class_name.strip("`") == row.class_path.rpartition(".")[2]
         if row.name == "shards":
             continue
-        words = [f"--dataset={row.name}"]
+        root = None
         if row.files:
-            words.append(f"--data-path={copy(row.name, first[row.name], tmp_path / row.name)}")
-        data: Any = build_data(words)
+            root = str(copy(row.name, first[row.name], tmp_path / row.name))
+        data = built(dataset=row.name, data_path=root)
         H, W = data.frame_size
         assert int(T) == data.T
         assert frames.replace("\u00d7", "x").startswith(f"{H}x{W}")
@@ -293,8 +305,8 @@ def test_the_table_of_sets_is_what_the_sets_are(tmp_path: Path) -> None:
             names = [str(item) for items in data.splits.values() for item in items]
             (lists / "train.txt").write_text("\n".join(names[2:]))
             (lists / "test.txt").write_text("\n".join(names[:2]))
-            words.append(f"--data.init_args.splits={lists}")
-            assert build_data(words).sizes["test"] == 2
+            more = [f"--data.init_args.splits={lists}"]
+            assert built(*more, dataset=row.name, data_path=root).sizes["test"] == 2
 
 
 # A file as its set reads it
@@ -321,7 +333,7 @@ def test_frames_of_a_file_are_those_of_its_item(tmp_path: Path) -> None:
     for name in ("nmnist", "ncaltech101", "cifar10dvs", "dvsgesture", "folder"):
         assert BY_NAME[name].class_path.rpartition(".")[2] in READERS
         root = copy(name, first[name], tmp_path / name)
-        run = build(*parse(chosen(root, name)))
+        run = build(*parse(spelled_out(chosen(root, name))))
         recipe = yaml.safe_load(yaml.safe_dump(run.recipe))["data"]
         data: Any = run.data
         item = data.splits["test"][0]

@@ -40,8 +40,8 @@ class DVSGesture(ItemData):
 
     `root`, or its folder DvsGesture, holds `user01_led.aedat` and so on, each with its
     `user01_led_labels.csv`, and the set's own split: `trials_to_train.txt` (users 1 to 23) and
-    `trials_to_test.txt` (users 24 to 29), a list of recordings each. The validation split is all
-    recordings of some training users, so that nobody is in two splits. With the test list alone the
+    `trials_to_test.txt` (users 24 to 29), a list of recordings each. Validation holds all
+    recordings of held-out training users, so nobody is in two splits. With the test list alone the
     set can be tested.
 
     Args:

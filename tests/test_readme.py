@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from dataclasses import fields
 from importlib import import_module
 from inspect import Parameter, signature
@@ -117,6 +118,7 @@ def test_commands_are_understood(
     )
     (tmp_path / "mine.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)  # of another test's folder
     found = commands(path)
     assert found
     for args in found:

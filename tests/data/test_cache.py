@@ -284,16 +284,22 @@ def start(folder: Path, code: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", head + code], stdout=subprocess.PIPE, text=True)
 
 
+def ended(process: subprocess.Popen[str]) -> int:
+    """Its exit status."""
+    process.communicate(timeout=60)
+    return process.returncode
+
+
 @pytest.mark.parametrize("place", ["Column.write", "Path.rename"])
 def test_a_killed_build_leaves_nothing_that_is_taken_for_complete(
     tmp_path: Path, place: str
 ) -> None:
     killed = f"import os\nfrom estl.data import cache\ncache.{place} = lambda *_: os._exit(9)\n"
-    assert start(tmp_path, killed + "built(folder)").wait(60) == 9
+    assert ended(start(tmp_path, killed + "built(folder)")) == 9
     folder = tmp_path / "cache"
     assert sorted(p.suffix for p in folder.iterdir() if not p.name.startswith(".")) == [".lock"]
     assert len(list(folder.glob(".*"))) == 1
-    assert start(tmp_path, "built(folder)").wait(60) == 0
+    assert ended(start(tmp_path, "built(folder)")) == 0
     assert not list(folder.glob(".*"))
 
 

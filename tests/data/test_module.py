@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from estl.commands.flags import TrainingFlags
 from estl.data.augment import Augment
 from estl.data.cache import Load
 from estl.data.formats.atis import read_events
@@ -267,10 +268,11 @@ def test_a_trainer_sees_augmented_batches_and_a_seed_gives_them_again() -> None:
 
 
 def test_options_of_loading_are_read_from_a_recipe(tmp_path: Path) -> None:
-    words = ["--dataset=digits", "--arch=vggsnn-pooled", "--data.init_args.normalize=max"]
+    words = ["--data.init_args.normalize=max"]
     words += [f"--data.init_args.cache={tmp_path}", "--data.init_args.skip_broken=true"]
     words += ["--data.init_args.augment.flip=0.5", "--data.init_args.allow_leaks=true"]
-    config, _ = parse(words)
+    flags = TrainingFlags(dataset="digits", arch="vggsnn-pooled")
+    config, _ = parse(flags.spell_out(words))
     data = make(make_parser(), "data", config.data)
     assert data.augment == Augment(flip=0.5)
     assert data.normalize == "max"

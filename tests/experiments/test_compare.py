@@ -10,7 +10,7 @@ from estl.commands.flags import TrainingFlags
 from estl.experiments.compare import EXPERIMENTS, experiments
 from estl.experiments.sweep import keep_recipe
 from estl.training.recipe import merge, parse_recipe
-from estl.training.results import Results, TestResults
+from estl.training.results import CheckpointResults, Results
 
 DATA = ["--dataset=digits", "--T=3", "--data.init_args.size=16", "--data.init_args.per_class=4"]
 STUDENT = ["--arch=vggsnn-pooled", "--student.init_args.layers=[8,AP,16]"]
@@ -64,7 +64,7 @@ def test_compare_runs_resumes_and_writes_its_table(
     run = tmp_path / "compare" / "tse" / "seed1"
     diagnosis = json.loads((run / "diagnostics.json").read_text())
     assert len(diagnosis["erased"]) == len(diagnosis["accuracy"]) == 3
-    robust = TestResults.read(run / "robustness.json")
+    robust = CheckpointResults.read(run / "robustness.json")
     clean = Results.read(run / "results.json").test
     assert clean is not None
     assert robust.robustness["clean"] == clean["final"].final == robust.test.final

@@ -53,6 +53,7 @@ def test_cosine_head_is_a_scaled_cosine() -> None:
             torch.testing.assert_close(head(x)[i, k], 10.0 * cosine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flip", [False, True])
 def test_training_images_are_moved_but_not_far_and_mirrored_only_if_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flip: bool

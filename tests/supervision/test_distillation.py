@@ -142,6 +142,7 @@ def test_a_convolutional_student_is_its_cells_as_tokens(teacher: ClipTeacher) ->
         torch.testing.assert_close(tokens.terms[name], cells.terms[name])
 
 
+@pytest.mark.slow
 def test_training_changes_every_part_and_no_weight_of_the_teacher(teacher: ClipTeacher) -> None:
     supervision, student, batch = make(teacher), Student(), make_batch()
     before = {name: x.clone() for name, x in teacher.tower.state_dict().items()}

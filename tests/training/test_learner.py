@@ -84,6 +84,7 @@ def test_a_loss_that_is_not_finite_is_named_by_the_first_step_that_was() -> None
         check.stop()
 
 
+@pytest.mark.slow
 def test_training_stops_before_a_checkpoint_holds_what_is_not_finite(tmp_path: Path) -> None:
     class Explodes(WithPart):
         steps = 0
@@ -109,6 +110,7 @@ def test_training_stops_before_a_checkpoint_holds_what_is_not_finite(tmp_path: P
     assert all(torch.isfinite(value).all() for value in state.values())
 
 
+@pytest.mark.slow
 def test_collapsed_edges_are_warned_of_once(tmp_path: Path) -> None:
     class Gray(WithPart):
         def forward(self, output: Output, batch: Batch) -> Loss:

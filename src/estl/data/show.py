@@ -184,7 +184,7 @@ def draw(views: list[View], steps: int) -> "Figure":
         else:
             axes[0].set_title(title, fontsize=7, loc="left")
         if v.image is not None:
-            axes[0].imshow(v.image.movedim(0, -1), extent=(0, W, H, 0), aspect="equal")
+            axes[0].imshow(v.image.movedim(0, -1).numpy(), extent=(0, W, H, 0), aspect="equal")
         elif images:
             axes[0].text(W / 2, H / 2, "no image", ha="center", va="center", color="#777777")
             axes[0].spines[:].set_visible(False)
@@ -192,7 +192,7 @@ def draw(views: list[View], steps: int) -> "Figure":
         most = max(1.0, float(np.quantile(frames[frames > 0], 0.98)))
         for t, ax in enumerate(axes[images:]):
             picture = event_picture(frames[t], most).movedim(0, -1)
-            ax.imshow(picture, extent=(0, W, H, 0), interpolation="nearest")
+            ax.imshow(picture.numpy(), extent=(0, W, H, 0), interpolation="nearest")
             window = f"{ms * t / steps:.0f}-{ms * (t + 1) / steps:.0f} ms"
             ax.set_title(f"t = {t + 1}   {window}", fontsize=7)
     handles = [Patch(color=color, label=label) for color, label in _LEGEND]

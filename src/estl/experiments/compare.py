@@ -13,7 +13,7 @@ import yaml
 from estl.experiments.sweep import Variant
 from estl.supervision import TET, TSE, MeanCE
 from estl.training.names import class_paths, public_path
-from estl.training.results import TestResults
+from estl.training.results import CheckpointResults
 from estl.training.run import test
 
 EXPERIMENTS: dict[str, tuple[str, type, dict[str, float]]] = {
@@ -54,7 +54,7 @@ def _overlay(supervision: type, arguments: dict[str, float]) -> dict[str, Any]:
 
 def robustness(
     variants: Sequence[Variant], seeds: Sequence[int], folder: Path, eps: float
-) -> dict[str, list[TestResults]]:
+) -> dict[str, list[CheckpointResults]]:
     """Every finished run of a sweep under attacks and noise, by variant.
 
     The final weights are tested, once: what a run folder already holds for this `eps` is not
@@ -72,9 +72,9 @@ def robustness(
     }
 
 
-def _attacked(run: Path, eps: float) -> TestResults:
+def _attacked(run: Path, eps: float) -> CheckpointResults:
     path = run / "robustness.json"
-    if path.exists() and (held := TestResults.read(path)).eps == eps:
+    if path.exists() and (held := CheckpointResults.read(path)).eps == eps:
         return held
     recipe = yaml.safe_load(
         (run / "config.yaml").read_text()

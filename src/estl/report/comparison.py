@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import mean
 
 from estl.report.tables import plus_minus, spread, table
-from estl.training.results import Results, TestResults, Weights
+from estl.training.results import CheckpointResults, Results, Weights
 
 Found = Mapping[str, Sequence[Results]]
 """The results of every run, by variant."""
@@ -109,7 +109,7 @@ def _diagnoses(runs: Sequence[Results]) -> list[str]:
     return cells
 
 
-def robustness_table(found: Mapping[str, Sequence[TestResults]], eps: float) -> str:
+def robustness_table(found: Mapping[str, Sequence[CheckpointResults]], eps: float) -> str:
     """Accuracy under attack and noise: mean and standard deviation over seeds, in percent."""
     conditions = list(next(iter(found.values()))[0].robustness)
     rows = [

@@ -83,8 +83,8 @@ def draw(page: list[Tensor], path: Path) -> None:
         axes[0, column].set_title(title, fontsize=9)
         for row, picture in enumerate(pictures.float().cpu()):
             if picture.ndim == 3:
-                axes[row, column].imshow(picture.movedim(0, -1).clamp(0, 1))
+                axes[row, column].imshow(picture.movedim(0, -1).clamp(0, 1).numpy())
             else:
-                axes[row, column].imshow(picture, cmap="magma")
+                axes[row, column].imshow(picture.numpy(), cmap="magma")
             axes[row, column].set_axis_off()
     figure.savefig(path, dpi=80)

@@ -101,7 +101,7 @@ class Results(Json):
 
 
 @dataclass(frozen=True)
-class TestResults(Json):
+class CheckpointResults(Json):
     """Of a test of a checkpoint: `test.json`, where it was asked for.
 
     Args:

@@ -27,7 +27,7 @@ from estl.training.checkpoint import build_student, read_checkpoint
 from estl.training.learner import Learner
 from estl.training.names import refuse_strangers
 from estl.training.recipe import Parts, build, build_data, parse_recipe
-from estl.training.results import Results, TestResults, Weights, peak_memory, provenance
+from estl.training.results import CheckpointResults, Results, Weights, peak_memory, provenance
 
 
 class ProgressBar(RichProgressBar):
@@ -190,7 +190,7 @@ def test(
     eps: float = 8 / 255,  # noqa: PT028
     noisy: bool = False,  # noqa: PT028
     trust: Sequence[str] = (),  # noqa: PT028
-) -> TestResults:
+) -> CheckpointResults:
     """Test the checkpoint `path` on its own data, or on another root of the same layout.
 
     Args:
@@ -219,7 +219,7 @@ def test(
         rows = {k: v for name in attacks for k, v in attack(name, eps).items()}
         rows |= noise(sigma=0.1, rate=0.05, dropped=1) if noisy else {}
         disturbed = robustness(student, data.loader("test"), device, rows, recipe["seed"])
-    return TestResults(
+    return CheckpointResults(
         provenance(data, student, recipe["supervision"]["class_path"], recipe),
         checkpoint=str(path),
         test=evaluate(student, data.loader("test"), device),

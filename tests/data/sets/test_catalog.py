@@ -72,7 +72,7 @@ def spelled_out(words: list[str]) -> list[str]:
     """A command line of `estl fit` as arguments of `parse`."""
     _, bound, _ = app.parse_args(["fit", *words], print_error=False, exit_on_error=False)
     flags: TrainingFlags = bound.arguments["flags"]
-    return flags.spell_out(bound.arguments["overrides"])
+    return flags.spell_out(bound.arguments.get("overrides", ()))
 
 
 def checkpoint(words: list[str], path: Path) -> Path:

@@ -40,7 +40,7 @@ def test_the_fingerprint_knows_the_pixels(tmp_path: Path) -> None:
     assert CIFAR(write_cifar10(tmp_path / "b")).fingerprint == first
     root = write_cifar10(tmp_path / "c")
     path = root / "cifar-10-batches-py" / "test_batch"
-    content = pickle.loads(path.read_bytes())
+    content = pickle.loads(path.read_bytes(), encoding="latin1")
     content["data"][-1, -1] ^= 1
     write(path, content)
     assert CIFAR(root).fingerprint != first

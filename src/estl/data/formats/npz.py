@@ -24,7 +24,7 @@ def read_npz(path: str | Path) -> np.ndarray:
     """
     checked_length(path)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
             if sum(entry.file_size for entry in archive.zip.infolist()) > MAX_BYTES:
                 raise ValueError(f"it unpacks to more than {MAX_BYTES} bytes")
             columns = {name: archive[name] for name in _RANGES}

@@ -138,11 +138,11 @@ def test_an_empty_split_is_refused_where_it_is_needed() -> None:
 
 def test_labels_follow_given_classes() -> None:
     data = numbers(train=4)
-    data.use_classes(("zebra", "b", "a"))
+    data.follow(("zebra", "b", "a"))
     assert data.classes == ("zebra", "b", "a")
     assert torch.cat([batch.label for batch in data.loader("val")]).tolist() == [2, 2, 1]
     with pytest.raises(ValueError, match=r"a class 'zebra', none of the 2 of the checkpoint"):
-        data.use_classes(("a", "b"))
+        data.follow(("a", "b"))
 
 
 def test_workers_load_the_same_batches() -> None:

@@ -67,12 +67,9 @@ def numbers(batches: Any) -> list[int]:
 
 
 def stream(root: Path, rank: int = 0, processes: int = 1, **options: Any) -> Stream:
-    data = Shards(root, batch_size=4)
-    given: dict[str, Any] = {"batch_size": 4, "shuffle": True, "buffer": 16} | options
-    name = "train" if given["shuffle"] else "val"
-    return Stream(
-        data.root, data.shards[name], data.classes, 2, rank=rank, processes=processes, **given
-    )
+    shuffle = options.pop("shuffle", True)
+    data = Shards(root, **{"batch_size": 4, "buffer": 16} | options)
+    return Stream(data, "train" if shuffle else "val", shuffle=shuffle, rank=rank, R=processes)
 
 
 def test_shards_of_photographs_hold_what_the_folder_holds(source: ImageFolder, real: Path) -> None:
@@ -243,9 +240,9 @@ def test_frames_that_will_be_augmented_are_left_as_counts(
     root: Path, augment: Augment | None
 ) -> None:
     data = Shards(root, batch_size=4, normalize="max", augment=augment)
-    train = {frames.max().item() for frames, _, _ in data.stream("train", shuffle=True)}
+    train = {frames.max().item() for frames, _, _ in Stream(data, "train", shuffle=True)}
     assert (train <= {0.0, 1.0}) == (augment is None)
-    assert {frames.max().item() for frames, _, _ in data.stream("test")} == {1.0}
+    assert {frames.max().item() for frames, _, _ in Stream(data, "test")} == {1.0}
 
 
 @pytest.mark.slow
@@ -276,7 +273,7 @@ def test_shards_have_no_single_items_and_follow_given_classes(root: Path, tmp_pa
         with pytest.raises(ValueError, match="Shards has no single items: give the set it was"):
             takes_items(data)
     labels = torch.cat([batch.label for batch in data.loader("val")])
-    data.use_classes(("b", "c", "a"))
+    data.follow(("b", "c", "a"))
     followed = torch.cat([batch.label for batch in data.loader("val")])
     assert torch.equal(followed, torch.tensor([2, 0])[labels])
 

@@ -175,6 +175,16 @@ def _cifar10dvs(suffix: str, *places: str) -> Files:
     return Files("recordings", places, patterns, "CIFAR10-DVS (Li et al. 2017)")
 
 
+def _figshare(name: str, number: int, md5: str) -> Archive:
+    url = f"https://ndownloader.figshare.com/files/{number}"
+    return Archive(f"{name}.zip", url, md5, f"CIFAR10-DVS/{name}", (name,))
+
+
+_EVENTS = ("Caltech101", "N-Caltech101", "N-Caltech101/Caltech101", ".")
+_PHOTOGRAPHS = ("101_ObjectCategories", "caltech-101/101_ObjectCategories")
+_SOURCE = f"{_N_CALTECH101} and Caltech101, {_WITHOUT}"
+_CALTECH101 = Files("photographs", _PHOTOGRAPHS, _IMAGES, _SOURCE)
+_BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
 _NMNIST_ARCHIVES = (
     _zip("Train", "39c25547-014b-4137-a934-9d29fa53c7a0", "20959b8e626244a1b502305a9e6e2031"),
     _zip("Test", "05a4d654-7e03-4c15-bdfa-9bb2bcbea494", "69ca8762b2fe404d9b9bad1103e97832"),
@@ -193,45 +203,26 @@ CATALOG = (
     DataSet(
         "ncaltech101",
         "sets.ncaltech101.NCaltech101Pairs",
-        {
-            "all": Files(
-                "recordings",
-                ("Caltech101", "N-Caltech101", "N-Caltech101/Caltech101", "."),
-                ("*/image_*.bin",),
-                _N_CALTECH101,
-                Files(
-                    "photographs",
-                    ("101_ObjectCategories", "caltech-101/101_ObjectCategories"),
-                    _IMAGES,
-                    f"{_N_CALTECH101} and Caltech101, {_WITHOUT}",
-                ),
-            )
-        },
+        {"all": Files("recordings", _EVENTS, ("*/image_*.bin",), _N_CALTECH101, _CALTECH101)},
         (
             Archive(
                 "Caltech101.zip",
                 f"{_MENDELEY}/cy6cvx3ryv/files/36b5c52a-b49d-4853-addb-a836a8883e49/file_downloaded",
                 "66201824eabb0239c7ab992480b50ba3",
-                "Caltech101",
-                ("N-Caltech101", "N-Caltech101/Caltech101"),
+                _EVENTS[0],
+                _EVENTS[1:-1],
             ),
             Archive(
                 "caltech-101.zip",
                 "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip",
                 "3138e1922a9193bfa496528edbbc45d0",
-                "101_ObjectCategories",
-                ("caltech-101/101_ObjectCategories",),
+                _PHOTOGRAPHS[0],
+                _PHOTOGRAPHS[1:],
                 inner="101_ObjectCategories.tar.gz",
             ),
         ),
     ),
-    _cifar(
-        10,
-        "cifar-10-batches-py",
-        "c58f30108f718f92721af3b95e74349a",
-        tuple(f"data_batch_{i}" for i in range(1, 6)),
-        "test_batch",
-    ),
+    _cifar(10, "cifar-10-batches-py", "c58f30108f718f92721af3b95e74349a", _BATCHES, "test_batch"),
     _cifar(100, "cifar-100-python", "eb9058c3a382ffc7106e4002c42a8d85", ("train",), "test"),
     DataSet(
         "dvsgesture",
@@ -251,26 +242,17 @@ CATALOG = (
         "cifar10dvs",
         "sets.cifar10dvs.CIFAR10DVS",
         {"raw": _cifar10dvs("aedat", "."), "converted": _cifar10dvs("npz", "events_np", ".")},
-        tuple(
-            Archive(
-                f"{name}.zip",
-                f"https://ndownloader.figshare.com/files/{number}",
-                md5,
-                f"CIFAR10-DVS/{name}",
-                (name,),
-            )
-            for name, number, md5 in (
-                ("airplane", 7712788, "0afd5c4bf9ae06af762a77b180354fdd"),
-                ("automobile", 7712791, "8438dfeba3bc970c94962d995b1b9bdd"),
-                ("bird", 7712794, "a9c207c91c55b9dc2002dc21c684d785"),
-                ("cat", 7712812, "52c63c677c2b15fa5146a8daf4d56687"),
-                ("deer", 7712815, "b6bf21f6c04d21ba4e23fc3e36c8a4a3"),
-                ("dog", 7712818, "f379ebdf6703d16e0a690782e62639c3"),
-                ("frog", 7712842, "cad6ed91214b1c7388a5f6ee56d08803"),
-                ("horse", 7712851, "e7cbbf77bec584ffbf913f00e682782a"),
-                ("ship", 7712836, "41c7bd7d6b251be82557c6cce9a7d5c9"),
-                ("truck", 7712839, "89f3922fd147d9aeff89e76a2b0b70a7"),
-            )
+        (
+            _figshare("airplane", 7712788, "0afd5c4bf9ae06af762a77b180354fdd"),
+            _figshare("automobile", 7712791, "8438dfeba3bc970c94962d995b1b9bdd"),
+            _figshare("bird", 7712794, "a9c207c91c55b9dc2002dc21c684d785"),
+            _figshare("cat", 7712812, "52c63c677c2b15fa5146a8daf4d56687"),
+            _figshare("deer", 7712815, "b6bf21f6c04d21ba4e23fc3e36c8a4a3"),
+            _figshare("dog", 7712818, "f379ebdf6703d16e0a690782e62639c3"),
+            _figshare("frog", 7712842, "cad6ed91214b1c7388a5f6ee56d08803"),
+            _figshare("horse", 7712851, "e7cbbf77bec584ffbf913f00e682782a"),
+            _figshare("ship", 7712836, "41c7bd7d6b251be82557c6cce9a7d5c9"),
+            _figshare("truck", 7712839, "89f3922fd147d9aeff89e76a2b0b70a7"),
         ),
     ),
     DataSet("folder", "sets.folder.ImageFolder", {"all": IMAGES}),

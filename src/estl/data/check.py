@@ -88,35 +88,30 @@ def refuse_leaks(data: EventData) -> None:
 def repeated(data: ItemData) -> list[Group]:
     """All that is listed or stored more than once, in any splits."""
     members = [Member(split, item) for split, items in data.splits.items() for item in items]
-    groups = [Group("name", tuple(g)) for g in _alike([members], lambda m: m.item)]
+    groups = _alike("name", members, lambda m: m.item)
     if data.content is not file_content:
-        return groups + [
-            Group("content", tuple(g))
-            for g in _alike([members], lambda m: _digest(data.content(m.item)))
-            if len({m.item for m in g}) > 1
-        ]
+        same = _alike("content", members, lambda m: _digest(data.content(m.item)))
+        return groups + [group for group in same if len(group.items) > 1]
+    keys = [lambda m, key=key: key(m.path) for key in (os.path.getsize, _ends, _whole)]
     for what, attribute in (("image", "image"), ("recording", "events")):
-        files = [
-            Member(m.split, m.item, path)
-            for m in members
-            if (path := getattr(m.item, attribute)) is not None and path.is_file()
-        ]
-        found: Iterable[list[Member]] = [files]
-        for key in (os.path.getsize, _ends, _whole):
-            found = list(_alike(found, lambda m, key=key: key(m.path)))  # type: ignore[misc]
-        groups += [Group(what, tuple(g)) for g in found if len({m.path for m in g}) > 1]
+        files = [Member(m.split, m.item, getattr(m.item, attribute)) for m in members]
+        same = _alike(what, [m for m in files if m.path and m.path.is_file()], *keys)
+        groups += [group for group in same if len({m.path for m in group.members}) > 1]
     return groups
 
 
 def _alike(
-    groups: Iterable[list[Member]], key: Callable[[Member], Hashable]
-) -> Iterator[list[Member]]:
-    """Each group cut into those of the same key; a member that is alone is left out."""
-    for group in groups:
+    what: str, members: Sequence[Member], *keys: Callable[[Member], Hashable]
+) -> list[Group]:
+    """Members of which all keys are equal; one that is alone is left out before the next key."""
+    groups = [list(members)]
+    for key in keys:
         parts = defaultdict(list)
-        for member in group:
-            parts[key(member)].append(member)
-        yield from (part for part in parts.values() if len(part) > 1)
+        for i, group in enumerate(groups):
+            for member in group:
+                parts[i, key(member)].append(member)
+        groups = [part for part in parts.values() if len(part) > 1]
+    return [Group(what, tuple(group)) for group in groups]
 
 
 def _ends(path: Path) -> bytes:
@@ -132,10 +127,7 @@ def _whole(path: Path) -> bytes:
 
 
 def _digest(pieces: Iterable[bytes]) -> bytes:
-    digest = hashlib.sha256()
-    for piece in pieces:
-        digest.update(piece)
-    return digest.digest()
+    return hashlib.sha256(b"".join(pieces)).digest()
 
 
 def missing_partners(root: Path) -> tuple[list[Path], list[Path]]:
@@ -143,14 +135,12 @@ def missing_partners(root: Path) -> tuple[list[Path], list[Path]]:
 
     Looked into are the folders of the catalog where both a recording and a folder of images lie.
     """
-    alone: list[Path] = []
-    extra: list[Path] = []
-    for _, recordings, images in PAIRS:
-        if recordings.folder(root) and any((root / place).is_dir() for place in images.places):
-            found = find_pairs(recordings, root, missing="skip")
-            alone += found.alone
-            extra += found.extra
-    return alone, extra
+    found = [
+        find_pairs(recordings, root, missing="skip")
+        for _, recordings, images in PAIRS
+        if recordings.folder(root) and any((root / place).is_dir() for place in images.places)
+    ]
+    return [path for f in found for path in f.alone], [path for f in found for path in f.extra]
 
 
 @dataclass(frozen=True)
@@ -227,17 +217,15 @@ def check(
     data = with_items(data)
     no_image, no_recording = missing_partners(root) if root else ([], [])
     members = [Member(s, item) for s, items in data.splits.items() for item in evenly(items, limit)]
-    found = load_items(
-        [m.item for m in members], partial(_probe, load=data.decode), data.num_workers, "Checking"
-    )
+    probe = partial(_probe, load=data.decode)
+    found = load_items([m.item for m in members], probe, data.num_workers, "Checking")
     results = [(member, result) for member, (_, result) in zip(members, found, strict=True)]
     unreadable = {m.item: str(result) for m, result in results if isinstance(result, Exception)}
     seen = {m: result for m, result in results if m.item not in unreadable}
 
     same = repeated(data)
     known = [g.items for g in same]
-    for alike in _alike([list(seen)], lambda m: seen[m][0]):
-        twins = Group("pixels", tuple(alike))
+    for twins in _alike("pixels", list(seen), lambda m: seen[m][0]):
         if len(twins.items) > 1 and not any(twins.items <= group for group in known):
             same.append(twins)
             known.append(twins.items)

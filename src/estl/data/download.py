@@ -1,7 +1,6 @@
 """Fetch the archives of the catalog, verify them, unpack them where the readers look."""
 
 import gzip
-import hashlib
 import math
 import struct
 import sys
@@ -14,7 +13,7 @@ import numpy as np
 import pooch
 from PIL import Image
 
-from estl.data.catalog import CATALOG, Archive
+from estl.data.catalog import BY_NAME, CATALOG, Archive
 from estl.data.formats.archives import unpack
 
 SETS = {row.name: row.archives for row in CATALOG if row.archives}
@@ -24,14 +23,9 @@ SETS = {row.name: row.archives for row in CATALOG if row.archives}
 def prepare(name: str, root: str | Path, download: bool = True) -> None:
     """Make `root` the folder that the reader of a data set takes: fetch, verify and unpack.
 
-    What is unpacked already is left alone, and an archive that lies in `root` is not fetched again.
-    Unpacking is done in a temporary folder, which is renamed at the end: what was interrupted is
-    not taken for complete.
-
-    Args:
-        name: of `SETS`.
-        root: folder for the archives and for what they hold; it is made.
-        download: whether archives may be fetched.
+    What is unpacked already is left alone, and an archive that is in `root` is not fetched again.
+    Archives are unpacked into a temporary folder, which is renamed at the end, so that what was
+    interrupted is not taken for complete.
 
     Raises:
         ValueError: unknown name, a wrong checksum, or a broken or dangerous archive.
@@ -43,7 +37,8 @@ def prepare(name: str, root: str | Path, download: bool = True) -> None:
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
     for archive in SETS[name]:
-        if any(_has_files(root / folder) for folder in (archive.into, *archive.also)):
+        places = (root / folder for folder in (archive.into, *archive.also))
+        if any(place.is_dir() and any(place.iterdir()) for place in places):
             continue
         path = fetch(archive, root, download)
         labels = fetch(archive.labels, root, download) if archive.labels else None
@@ -76,33 +71,20 @@ def fetch(archive: Archive, root: Path, download: bool = True) -> Path:
         if not download:
             raise FileNotFoundError(f"no {path}: get it from {archive.url}, or allow the download")
         pooch.get_logger().setLevel("WARNING")
-        progress = sys.stderr.isatty()
+        bar = sys.stderr.isatty()
         try:
-            pooch.retrieve(archive.url, None, archive.file, root, progressbar=progress)
+            pooch.retrieve(archive.url, None, archive.file, root, progressbar=bar)
         except OSError as error:  # of requests too
             raise ConnectionError(
                 f"{archive.url} could not be fetched ({type(error).__name__}): try again, or "
                 f"download it elsewhere and put it into {root} as {archive.file}"
             ) from error
-    verify(path, archive.md5)
-    return path
-
-
-def verify(path: Path, md5: str | None) -> None:
-    """Raise ValueError if a file has another checksum; warn if none is known."""
-    if md5 is None:
+    if archive.md5 is None:
         warnings.warn(f"{path} is not verified: its checksum is not known", stacklevel=2)
-        return
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    if found != md5:
-        raise ValueError(
-            f"{path} has the MD5 sum {found}, not {md5}: delete the file and run this again"
-        )
-
-
-def _has_files(folder: Path) -> bool:
-    return folder.is_dir() and next(folder.iterdir(), None) is not None
+    elif (found := pooch.file_hash(str(path), "md5")) != archive.md5:
+        what = f"has the MD5 sum {found}, not {archive.md5}"
+        raise ValueError(f"{path} {what}: delete the file and run this again")
+    return path
 
 
 def _content(folder: Path, name: str) -> Path:
@@ -112,18 +94,9 @@ def _content(folder: Path, name: str) -> Path:
 
 
 def write_digits(images: Path, labels: Path, folder: Path, first: int = 1) -> None:
-    """Write MNIST's gzipped idx files as `folder/<digit>/<number>.png`.
+    """Write MNIST's gzipped idx files as `folder/<digit>/<number>.png`, numbered from `first`.
 
     N-MNIST numbers its recordings by their place in MNIST, counted from 1, with five digits.
-
-    Args:
-        images: idx file (n,28,28).
-        labels: idx file (n,).
-        folder: to write to.
-        first: number of the first image.
-
-    Raises:
-        ValueError: not such files; the text names the file.
     """
     digits, names = read_idx(images, 3), read_idx(labels, 1)
     if len(digits) != len(names) or (len(names) and names.max() > 9):
@@ -139,8 +112,7 @@ def write_digits(images: Path, labels: Path, folder: Path, first: int = 1) -> No
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
     """The bytes of a gzipped idx file: 0, 0, 8, dimensions, their sizes (big endian), the array.
 
-    Raises:
-        ValueError: not such a file; the text names it.
+    Of another file the ValueError names it.
     """
     try:
         with gzip.open(path) as file:
@@ -157,7 +129,5 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
 
 def _first_number(root: Path, into: str) -> int:
     """1, or 60001 where test recordings are numbered after those of the training set."""
-    part = Path(into).name
-    folders = (root / "N-MNIST" / part, root / part)
-    numbers = (path.stem for folder in folders for path in folder.glob("*/*.bin"))
-    return 60001 if part == "Test" and next(numbers, "0") > "10000" else 1
+    tests = BY_NAME["nmnist"].files["test"].glob(root) if into == "MNIST/Test" else []
+    return 60001 if any(path.stem > "10000" for path in tests) else 1

@@ -108,7 +108,7 @@ class EventData(L.LightningDataModule):
             why = self.no_training or f"{type(self).__name__} has no such items"
             raise ValueError(f"the {split} split is empty: {why}")
 
-    def use_classes(self, classes: Sequence[str]) -> None:
+    def follow(self, classes: Sequence[str]) -> None:
         """Number the labels as in `classes`, those that a checkpoint was trained on.
 
         Raises:
@@ -145,7 +145,7 @@ class EventData(L.LightningDataModule):
         t = self.trainer
         return {} if t is None else {"rank": t.global_rank, "world_size": t.world_size}
 
-    def _scaling(self, shuffle: bool) -> Normalization:
+    def scaling(self, shuffle: bool) -> Normalization:
         """How frames are scaled when they are loaded: augmentation is of counts."""
         return "none" if shuffle and self.augment is not None else self.normalize
 
@@ -207,7 +207,8 @@ class ItemData(EventData):
         decode: the same without the cache.
 
     Raises:
-        ValueError: `skip_broken` without `cache`.
+        FileNotFoundError: files of the set, or the image of a recording, are missing.
+        ValueError: `skip_broken` without `cache`; when an item is loaded, a broken file, named.
     """
 
     def __init__(
@@ -253,7 +254,7 @@ class ItemData(EventData):
 
     def dataset(self, split: str, *, shuffle: bool = False) -> Split:
         """The samples of a split; `shuffle` as for `loader`."""
-        return Split(self.splits[split], self.classes, self.load, self._scaling(shuffle))
+        return Split(self.splits[split], self.classes, self.load, self.scaling(shuffle))
 
     def loader(
         self, split: str, *, shuffle: bool = False, rank: int = 0, world_size: int = 1

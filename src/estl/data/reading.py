@@ -32,17 +32,9 @@ MARGIN = 7
 OFFSET = (4.5, 4.0)
 
 GESTURES = (
-    "hand_clapping",
-    "right_hand_wave",
-    "left_hand_wave",
-    "right_arm_clockwise",
-    "right_arm_counter_clockwise",
-    "left_arm_clockwise",
-    "left_arm_counter_clockwise",
-    "arm_roll",
-    "air_drums",
-    "air_guitar",
-    "other_gestures",
+    *("hand_clapping", "right_hand_wave", "left_hand_wave", "right_arm_clockwise"),
+    *("right_arm_counter_clockwise", "left_arm_clockwise", "left_arm_counter_clockwise"),
+    *("arm_roll", "air_drums", "air_guitar", "other_gestures"),
 )
 """Classes of DVS128 Gesture by the set's own numbers, which start at 1."""
 
@@ -53,11 +45,8 @@ Image = Float[Tensor, "3 H W"]
 def read_file(path: Path, class_path: str, init_args: Mapping[str, Any]) -> Tensor:
     """Frames (T,C,H,W) of one file, as the data set of a recipe or a checkpoint makes them.
 
-    Args:
-        path: a recording, or for `ImageFolder` an image.
-        class_path: of the data set. One that is not of the catalog is imported, and its own
-            `read(path, **init_args)` is called.
-        init_args: the data set's arguments.
+    The file is a recording, or for `ImageFolder` an image. A data set that is not of the catalog is
+    imported, and its own `read(path, **init_args)` called.
 
     Raises:
         FileNotFoundError: no such file.

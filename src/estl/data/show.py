@@ -45,16 +45,12 @@ class View:
 
 
 def show(path: Path, out: Path, *, steps: int = 6, rows: int = 6) -> int:
-    """Draw a file, or several pairs of a folder, as a PNG; returns the number of rows.
+    """Draw a file, or up to `rows` of a folder, as the PNG `out`; returns the number of rows.
 
-    A recording is shown with its image and an image with its recording where the catalog of data
-    sets pairs them; an image that has none is shown with its simulated events.
-
-    Args:
-        path: a recording, an image, a set's folder, or a folder that holds recordings or images.
-        out: the PNG to write.
-        steps: T, windows of equal time.
-        rows: at most this many of a folder, spread evenly.
+    `path` is a recording, an image, a set's folder, or a folder that holds recordings or images. A
+    recording is shown with its image and an image with its recording where the catalog of data sets
+    pairs them; an image that has none is shown with its simulated events. The T = `steps` frames
+    are windows of equal time.
 
     Raises:
         FileNotFoundError: nothing to show.
@@ -128,10 +124,7 @@ def simulated(title: str, image: Float[Tensor, "3 h w"]) -> View:
 
 
 def partner(path: Path) -> tuple[str, Path] | None:
-    """The image of a recording, or the recording of an image, and the name of the set they are of.
-
-    >>> partner(Path("no/Caltech101/chair/image_0001.bin"))
-    """
+    """The set of a recording or an image, by name, and the image or recording that it goes with."""
     for name, recordings, images in PAIRS:
         for here, there in ((recordings, images), (images, recordings)):
             for root, place in product(here.roots(path), there.places):
@@ -189,7 +182,7 @@ def draw(views: list[View], steps: int) -> "Figure":
             axes[0].text(W / 2, H / 2, "no image", ha="center", va="center", color="#777777")
             axes[0].spines[:].set_visible(False)
         frames = to_frames(v.events, steps, v.size, by="time")
-        most = max(1.0, float(np.quantile(frames[frames > 0], 0.98)))
+        most = max(1.0, float(np.quantile(frames[frames > 0].numpy(), 0.98)))
         for t, ax in enumerate(axes[images:]):
             picture = event_picture(frames[t], most).movedim(0, -1)
             ax.imshow(picture.numpy(), extent=(0, W, H, 0), interpolation="nearest")

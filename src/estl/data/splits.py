@@ -75,10 +75,7 @@ def split_items(
     """Two parts of `items`, the second with `fraction` of each class, both sorted.
 
     Of n items of a class, the second part takes those with the smallest hashes: floor(fraction n +
-    1/2), but at least one where n > 1 and `fraction` > 0.
-
-    Raises:
-        ValueError: `fraction` outside [0,1), or an item listed twice.
+    1/2), but at least one where n > 1 and `fraction` > 0. An item listed twice is a ValueError.
 
     >>> rest, part = split_items([Item("cat", str(i)) for i in range(10)], fraction=0.2)
     >>> len(rest), len(part), set(rest) & set(part)
@@ -99,9 +96,6 @@ def split_items(
 
 def select_items(items: Iterable[Item], per_class: int, seed: int = 0) -> list[Item]:
     """`per_class` items of each class, sorted. Fewer of the same seed are a subset of more.
-
-    Raises:
-        ValueError: `per_class` below 1 or above what a class has, or an item listed twice.
 
     >>> items = [Item("cat", str(i)) for i in range(10)]
     >>> set(select_items(items, 3)) <= set(select_items(items, 5))

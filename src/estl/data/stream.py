@@ -12,7 +12,7 @@ from typing import Any
 import webdataset as wds
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from estl.data.frames import Normalization, normalize
+from estl.data.frames import normalize
 from estl.data.module import EventData, Sample
 from estl.data.shards import Parts, read_index, read_shard, unpack_sample
 
@@ -26,40 +26,22 @@ class Stream(IterableDataset[Sample]):
     has equally many batches. Loading workers cut the piece further, at whole batches,
     and each mixes its own in a buffer: together they give each sample once.
 
-    Args:
-        root: folder or web address of the shards.
-        shards: the split's shards, as in the index.
-        buffer: samples that a worker mixes at a time.
-        rank: r, and `processes`: R.
-        epoch: that of the first pass; each pass is the next one.
+    The first pass is the trainer's epoch, or 0; each pass is the next one.
     """
 
     def __init__(
-        self,
-        root: str,
-        shards: Sequence[Mapping[str, Any]],
-        classes: Sequence[str],
-        T: int,
-        *,
-        batch_size: int,
-        scaling: Normalization = "none",
-        shuffle: bool = False,
-        buffer: int = 1000,
-        seed: int = 0,
-        rank: int = 0,
-        processes: int = 1,
-        epoch: int = 0,
+        self, data: "Shards", split: str, *, shuffle: bool = False, rank: int = 0, R: int = 1
     ) -> None:
-        self.root, self.shards = root, shards
-        self.number = {name: i for i, name in enumerate(classes)}
-        self.T, self.batch_size, self.scaling = T, batch_size, scaling
-        self.shuffle, self.buffer, self.seed, self.rank = shuffle, buffer, seed, rank
-        samples = sum(shard["samples"] for shard in shards)
-        share = samples // processes if shuffle else -(-samples // processes)
-        self.start = max(0, min(rank * share, samples - share))
+        self.root, self.shards = data.root, data.shards[split]
+        self.number = {name: i for i, name in enumerate(data.classes)}
+        self.T, self.batch_size, self.scaling = data.T, data.batch_size, data.scaling(shuffle)
+        self.shuffle, self.buffer, self.seed, self.rank = shuffle, data.buffer, data.seed, rank
+        self.epoch = data.trainer.current_epoch if data.trainer else 0
+        n = data.sizes[split]
+        share = n // R if shuffle else -(-n // R)
+        self.start = max(0, min(rank * share, n - share))
         # A batch of one sample has no statistics.
-        self.size = share - (shuffle and share > 1 and share % batch_size == 1)
-        self.epoch = epoch
+        self.size = share - (shuffle and share > 1 and share % self.batch_size == 1)
 
     def __len__(self) -> int:
         return self.size
@@ -107,8 +89,7 @@ class Shards(EventData):
     and its checksum verified before any sample of it is used. The order of training batches
     depends on `seed`, the epoch and the numbers of processes and workers alone, so a run that was
     killed and resumed sees the batches it would have seen; how processes share the samples is said
-    in `Stream`. There are no single items here: a command that needs them is to be given the set
-    itself.
+    in `Stream`. There are no single items: a command that needs them takes the set itself.
 
     Args:
         root: folder with the shards and their index, or its web address.
@@ -143,29 +124,9 @@ class Shards(EventData):
         self.root, self.buffer = root, buffer
         self.fingerprint = index["fingerprint"]
 
-    def stream(
-        self, split: str, *, shuffle: bool = False, rank: int = 0, world_size: int = 1
-    ) -> Stream:
-        """The samples of a split; the options are those of `loader`."""
-        epoch = self.trainer.current_epoch if self.trainer else 0
-        return Stream(
-            self.root,
-            self.shards[split],
-            self.classes,
-            self.T,
-            batch_size=self.batch_size,
-            scaling=self._scaling(shuffle),
-            shuffle=shuffle,
-            buffer=self.buffer,
-            seed=self.seed,
-            rank=rank,
-            processes=world_size,
-            epoch=epoch,
-        )
-
     def loader(
         self, split: str, *, shuffle: bool = False, rank: int = 0, world_size: int = 1
     ) -> DataLoader[Sample]:
         """Batches of a split, see `EventData.loader`."""
-        stream = self.stream(split, shuffle=shuffle, rank=rank, world_size=world_size)
+        stream = Stream(self, split, shuffle=shuffle, rank=rank, R=world_size)
         return DataLoader(stream, **self._loading())

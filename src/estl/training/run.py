@@ -210,7 +210,7 @@ def test(
     if data_path is not None:
         recipe["data"]["init_args"]["root"] = data_path
     data = build_data(*parse_recipe({key: recipe[key] for key in ("seed", "data")}))
-    data.use_classes(saved["classes"])
+    data.follow(saved["classes"])
     data.require("test")
     student = build_student(saved, path, trust)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -219,7 +219,7 @@ def test_labels_follow_the_checkpoints_classes(
     shutil.rmtree(fewer / "Train")
     data: Any = built(dataset="nmnist", data_path=str(fewer))
     assert data.classes == ("1", "3")
-    data.use_classes(("0", "1", "2", "3"))
+    data.follow(("0", "1", "2", "3"))
     assert {label for _, label, _ in data.dataset("test")} == {1, 3}
     assert torch.cat([batch.label for batch in data.loader("test")]).unique().tolist() == [1, 3]
     words = ["test", f"--ckpt={saved}", f"--data-path={fewer}"]

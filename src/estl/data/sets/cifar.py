@@ -42,10 +42,6 @@ class CIFAR(SplitData):
         images: whether `Batch.image` is the image in [0,1]; None without.
         standardize: whether events are (x - `MEAN`) / `STD` of each color, or in [0,1].
         loading: arguments of `SplitData`, `ItemData` and `EventData`.
-
-    Raises:
-        FileNotFoundError: a batch is missing.
-        ValueError: a file is not a CIFAR batch.
     """
 
     def __init__(

@@ -12,12 +12,7 @@ from estl.data.splits import SplitData
 
 
 def find_recordings(root: Path) -> list[Item]:
-    """Items of the recordings under `root`, sorted; see `CIFAR10DVS` for the layouts.
-
-    Raises:
-        FileNotFoundError: no recordings.
-        ValueError: a folder that is no class of CIFAR-10, or a recording found twice.
-    """
+    """Items of the recordings under `root`, sorted; see `CIFAR10DVS`."""
     row = BY_NAME["cifar10dvs"]
     classes = [Path(archive.into).name for archive in row.archives]
     raw, converted = row.files["raw"], row.files["converted"]
@@ -51,8 +46,7 @@ class CIFAR10DVS(SplitData):
         loading: arguments of `SplitData`, `ItemData` and `EventData`.
 
     Raises:
-        FileNotFoundError: no recordings.
-        ValueError: a folder that is no class, a recording found twice; on loading, a broken one.
+        ValueError: a folder that is no class, or a recording found twice.
     """
 
     def __init__(

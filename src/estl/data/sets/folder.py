@@ -33,9 +33,6 @@ class ImageFolder(SplitData):
         threshold: contrast that makes an event (`simulate`).
         classes_used: how many classes to keep, in the order of their names; all if None.
         loading: arguments of `SplitData`, `ItemData` and `EventData`.
-
-    Raises:
-        FileNotFoundError: no images.
     """
 
     def __init__(

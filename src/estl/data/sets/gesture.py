@@ -14,12 +14,7 @@ from estl.data.splits import split_items
 
 
 def list_gestures(recordings: Iterable[Path]) -> list[Item]:
-    """One item for each labeled gesture of the recordings.
-
-    Raises:
-        FileNotFoundError: a recording or its labels are missing.
-        ValueError: broken labels.
-    """
+    """One item for each labeled gesture of the recordings."""
     items = []
     for path in recordings:
         if not path.is_file():
@@ -54,9 +49,7 @@ class DVSGesture(ItemData):
         loading: arguments of `ItemData` and `EventData`.
 
     Raises:
-        FileNotFoundError: a list, a recording or its labels are missing.
-        ValueError: broken labels, a recording that is listed twice; on loading, a broken recording
-            or an interval without events.
+        ValueError: broken labels, or a recording that is listed twice.
     """
 
     def __init__(

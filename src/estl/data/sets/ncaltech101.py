@@ -49,10 +49,6 @@ class NCaltech101Pairs(SplitData):
     Attributes:
         alone: recordings that were skipped because they have no photograph.
         extra_images: number of photographs without a recording.
-
-    Raises:
-        FileNotFoundError: no recordings, or a recording's photograph is missing.
-        ValueError: on loading, a broken recording or photograph.
     """
 
     def __init__(

@@ -45,10 +45,6 @@ class NMNISTPairs(SplitData):
         by: frames of equal event "count" or of equal "time".
         images: whether the pairs have images; without, `Batch.image` is None.
         loading: arguments of `SplitData`, `ItemData` and `EventData`.
-
-    Raises:
-        FileNotFoundError: all recordings, or a recording's image, are missing.
-        ValueError: on loading, a broken recording or an image that is not 28×28.
     """
 
     def __init__(

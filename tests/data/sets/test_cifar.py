@@ -6,7 +6,7 @@ import torch
 
 from estl.data.sets.cifar import CIFAR, MEAN, STD
 from estl.types import is_static
-from tests.tiny_sets import NAMES, pixels, write, write_cifar10, write_cifar100
+from tests.tiny_sets import NAMES, pickled, pixels, write, write_cifar10, write_cifar100
 
 
 def test_cifar10_is_one_image_at_every_step(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_the_fingerprint_knows_the_pixels(tmp_path: Path) -> None:
     path = root / "cifar-10-batches-py" / "test_batch"
     content = pickle.loads(path.read_bytes(), encoding="latin1")
     content["data"][-1, -1] ^= 1
-    write(path, content)
+    write(path, pickled(content))
     assert CIFAR(root).fingerprint != first
 
 

@@ -255,12 +255,12 @@ def test_a_run_on_shards_is_trained_tested_and_tested_again(
     words += ["--student.init_args.layers=[8,AP,8]", f"--output-dir={tmp_path / 'run'}"]
     assert main(["fit", *words, "--tse"]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["data"] == {
+    assert results["of"]["data"] == {
         "name": "Shards",
         "fingerprint": source.fingerprint,
         "sizes": source.sizes,
     }
-    assert results["test"]["samples"] == source.sizes["test"]
+    assert results["test"]["final"]["samples"] == source.sizes["test"]
     per_step = results["test"]["final"]["per_step"]
     assert len(per_step) == 3
     assert main(["test", f"--ckpt={tmp_path / 'run' / 'last.ckpt'}"]) == 0

@@ -202,6 +202,7 @@ def test_published_lists_name_the_splits(tmp_path: Path) -> None:
 def test_the_recipe_builds_and_learns_with_a_small_tower(
     tmp_path: Path, pairs: Path, clip_folder: Path
 ) -> None:
+    from estl.commands.flags import TrainingFlags
     from estl.training.recipe import build, parse
 
     for path in [*pairs.glob("Caltech101/*/*.bin"), *pairs.glob("101_ObjectCategories/*/*.jpg")]:
@@ -209,11 +210,15 @@ def test_the_recipe_builds_and_learns_with_a_small_tower(
             copy = tmp_path / path.relative_to(pairs).with_name(f"image_{i:04d}{path.suffix}")
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.symlink_to(path)
-    recipe = Path(__file__).parents[3] / "src" / "estl" / "recipes" / "ncaltech101_clip.yaml"
-    words = ["--config", str(recipe), "--data-path", str(tmp_path), "--batch-size", "2", "--T", "2"]
-    words += ["--teacher", str(clip_folder), "--data.init_args.num_workers=0"]
-    words += ["--supervision.init_args.edge_grid=14", "--data.init_args.rgb=32"]
-    run = build(*parse(words))
+    flags = TrainingFlags(
+        config=("ncaltech101_clip",),
+        data_path=str(tmp_path),
+        batch_size=2,
+        T=2,
+        teacher=str(clip_folder),
+    )
+    more = ["--supervision.init_args.edge_grid=14", "--data.init_args.rgb=32"]
+    run = build(*parse(flags.spell_out([*more, "--data.init_args.num_workers=0"])))
     assert run.data.sizes == {"train": 12, "val": 3, "test": 3}
     batch = next(iter(run.data.train_dataloader()))
     output = run.student(batch.events)

@@ -203,8 +203,8 @@ def write_gestures(
 # Folders of images
 
 
-def write_images(folder: Path, labels: str = "chair cup", each: int = 5) -> Path:
+def write_images(folder: Path, labels: str = "chair cup", each: int = 5, seed: int = 0) -> Path:
     for k, label in enumerate(labels.split()):
         for i in range(1, each + 1):
-            picture(folder / label / f"image_{i:04d}.jpg", 20, 16, seed=10 * k + i)
+            picture(folder / label / f"image_{i:04d}.jpg", 20, 16, seed=seed + 10 * k + i)
     return folder

@@ -112,11 +112,19 @@ def test_batches_of_one_are_given_where_they_are_asked_for() -> None:
 def test_processes_share_the_items_without_overlap() -> None:
     seen: list[int] = []
     for rank in range(2):
-        data = numbers(train=10, batch_size=5)
+        data = numbers(train=10, batch_size=10)
         data.trainer = SimpleNamespace(world_size=2, global_rank=rank)  # type: ignore[assignment]
         (batch,) = order(data.train_dataloader(), epoch=1)
         seen += batch
     assert sorted(seen) == list(range(10))
+
+
+def test_a_batch_is_shared_by_the_processes() -> None:
+    data = numbers(train=12, batch_size=6)
+    parts = [order(data.loader("train", rank=rank, world_size=3)) for rank in range(3)]
+    assert [[len(batch) for batch in part] for part in parts] == [[2, 2]] * 3
+    with pytest.raises(ValueError, match=r"batch_size=6 is shared by 4 processes.*multiple of 4"):
+        data.loader("train", world_size=4)
 
 
 def test_one_process_reads_a_whole_split_while_a_trainer_is_there() -> None:

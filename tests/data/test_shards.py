@@ -7,10 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from estl.data.frames import Standard
 from estl.data.items import Item
 from estl.data.module import ItemData
+from estl.data.sets.cifar import CIFAR, MEAN, STD
 from estl.data.shards import pack_sample, read_index, read_shard, unpack_sample, write_shards
+from estl.data.stream import Shards
 from estl.types import direct_code, is_static
+from tests.tiny_sets import write_cifar10
 
 ITEMS = [Item("ab"[i % 2], f"{i:02d}") for i in range(20)]
 
@@ -67,6 +71,16 @@ def test_direct_coding_stays_one_step() -> None:
     assert torch.equal(frames[3], image)
     assert again is not None
     assert (again - image).abs().max() <= 0.5 / 255 + 1e-6
+
+
+def test_pictures_are_kept_in_0_to_1_and_standardized_when_read(tmp_path: Path) -> None:
+    data = CIFAR(write_cifar10(tmp_path / "a"), T=2, batch_size=20)
+    write_shards(data, tmp_path / "b")
+    shards = Shards(tmp_path / "b", batch_size=20)
+    assert shards.normalize == data.normalize == Standard(MEAN[10], STD[10])
+    first, again = (next(iter(x.loader("test"))) for x in (data, shards))
+    torch.testing.assert_close(again.events, first.events)
+    assert is_static(again.events)
 
 
 def spoil(path: Path, how: str) -> None:

@@ -46,6 +46,10 @@ def test_the_experiments_are_those_of_the_written_design() -> None:
         "tse-conservative": ("TSE", 0.7, 2.0),
     }
     assert [variant.name for variant in experiments(["tse", "plain"])] == ["plain", "tse"]
+    (hybrid,) = experiments(["tse+tet"])
+    parts = parse_recipe(hybrid.overlay)[0].supervision.init_args.supervisions
+    assert [p.class_path.rpartition(".")[2] for p in parts] == ["TSE", "TET"]
+    assert parts[0].init_args.reduction == "mean"
     with pytest.raises(ValueError, match=r"no experiment 'teT'.*plain, tet"):
         experiments(["teT"])
 

@@ -22,7 +22,7 @@ def compare(
 
     Args:
         output_dir: the sweep's folder; one that exists is continued.
-        only: some of plain,tet,tse,tse-aggressive,tse-conservative (default: all).
+        only: some of plain,tet,tse,tse-aggressive,tse-conservative (default: these), tre,tse+tet.
         seeds: comma-separated, e.g. 0,1,2.
         jobs: runs at a time.
         robust: also test every run under attack and noise.

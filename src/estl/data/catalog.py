@@ -5,7 +5,7 @@ docs/data.md follow from it. The command line reads it first, so it imports noth
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,8 @@ class Files:
     def folder(self, root: Path) -> Path | None:
         """The first of the places below `root` that has such files, or None."""
         folders = (root / place for place in self.places)
-        return next((f for f in folders if any(any(f.glob(p)) for p in self.patterns)), None)
+        found = (f for f in folders if any(x.is_file() for p in self.patterns for x in f.glob(p)))
+        return next(found, None)
 
     def glob(self, root: Path) -> list[Path]:
         """These files, sorted."""
@@ -255,7 +256,11 @@ CATALOG = (
             _figshare("truck", 7712839, "89f3922fd147d9aeff89e76a2b0b70a7"),
         ),
     ),
-    DataSet("folder", "sets.folder.ImageFolder", {"all": IMAGES}),
+    DataSet(
+        "folder",
+        "sets.folder.ImageFolder",
+        {"all": IMAGES} | {x: replace(IMAGES, places=(x,)) for x in ("train", "test")},
+    ),
     DataSet("shards", "stream.Shards", {"all": Files("index", (".",), ("index.json",), "shards")}),
 )
 """All of them. Where the files of several lie in a folder, the first is meant."""

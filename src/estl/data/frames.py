@@ -1,5 +1,6 @@
 """Events as frames: counted per step, polarity and pixel, and put on a common scale."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -10,7 +11,22 @@ from torch import Tensor
 from estl.data.formats.events import check_inside
 
 Slicing = Literal["count", "time"]
-Normalization = Literal["none", "max", "std"]
+
+
+@dataclass(frozen=True)
+class Standard:
+    """Mean and standard deviation of each channel of a set's pictures, to standardize them by.
+
+    Args:
+        mean: of each channel.
+        std: of each channel, > 0.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+Normalization = Literal["none", "max", "std"] | Standard
 
 
 def to_frames(
@@ -86,12 +102,14 @@ def normalize(
 ) -> Float[Tensor, "*B T C H W"]:
     """Frames f on a common scale, each sample by itself, over its steps, channels and pixels:
 
-        "none":  f, the same tensor
-        "max":   f / max f
-        "std":   f / sqrt(mean (f - mean f)^2)
+        "none":    f, the same tensor
+        "max":     f / max f
+        "std":     f / sqrt(mean (f - mean f)^2)
+        Standard:  (f_c - mean_c) / std_c, with the set's own figures of each channel c
 
-    Nothing is subtracted, so that a pixel without events stays 0. A sample without any events is
-    left as it is. Directly coded frames, one step expanded over time, are scaled as that one step.
+    By the first three nothing is subtracted, so that a pixel without events stays 0. A sample
+    without any events is left as it is. Directly coded frames, one step expanded over time, are
+    scaled as that one step.
 
     Raises:
         ValueError: an unknown `how`.
@@ -103,6 +121,9 @@ def normalize(
         return frames
     if frames.shape[-4] > 1 and frames.stride(-4) == 0:
         return normalize(frames.narrow(-4, 0, 1), how).expand(frames.shape)
+    if isinstance(how, Standard):
+        mean, std = (frames.new_tensor(x).view(-1, 1, 1) for x in (how.mean, how.std))
+        return (frames - mean) / std
     if how == "max":
         scale = frames.amax((-4, -3, -2, -1), keepdim=True)
     elif how == "std":

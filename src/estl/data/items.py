@@ -92,13 +92,13 @@ def find_pairs(
     return found
 
 
-def list_images(root: Path) -> list[Item]:
+def list_images(root: Path, files: Files = IMAGES) -> list[Item]:
     """Items of the images `root/<class>/<name>.jpg`, or .png, .jpeg, .bmp, sorted.
 
     Raises:
         FileNotFoundError: no image there.
     """
-    return sorted(Item(p.parent.name, p.stem, image=p) for p in IMAGES.find(root))
+    return sorted(Item(p.parent.name, p.stem, image=p) for p in files.find(root))
 
 
 def file_content(item: Item) -> Iterable[bytes]:

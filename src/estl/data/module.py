@@ -50,7 +50,7 @@ class EventData(L.LightningDataModule):
         T: number of frames.
         frame_size: (H,W) of the frames.
         in_channels: C of the frames.
-        batch_size: samples a batch and process.
+        batch_size: samples a batch, over all processes: each has its equal share.
         seed: of the order of the training batches.
         num_workers: processes that load.
         augment: random changes of the training batches, on the device; None for none.
@@ -99,6 +99,9 @@ class EventData(L.LightningDataModule):
                 single sample (its statistics are meaningless), as counts if they are augmented.
             rank: number of this process.
             world_size: number of processes that share the split.
+
+        Raises:
+            ValueError: a batch that the processes cannot share equally.
         """
         raise NotImplementedError
 
@@ -149,11 +152,20 @@ class EventData(L.LightningDataModule):
         """How frames are scaled when they are loaded: augmentation is of counts."""
         return "none" if shuffle and self.augment is not None else self.normalize
 
-    def _loading(self) -> dict[str, Any]:
+    def batch_share(self, world_size: int) -> int:
+        """Samples of a batch that one of so many processes has."""
+        if self.batch_size % world_size:
+            raise ValueError(
+                f"batch_size={self.batch_size} is shared by {world_size} processes: "
+                f"choose a multiple of {world_size}"
+            )
+        return self.batch_size // world_size
+
+    def _loading(self, world_size: int) -> dict[str, Any]:
         """What all loaders are given."""
         workers = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
         memory = {"collate_fn": collate, "pin_memory": torch.cuda.is_available()}
-        return {"batch_size": self.batch_size} | workers | memory
+        return {"batch_size": self.batch_share(world_size)} | workers | memory
 
 
 class Split(Dataset[Sample]):
@@ -264,8 +276,9 @@ class ItemData(EventData):
         sampler: DistributedSampler[Sample] = DistributedSampler(
             dataset, num_replicas=world_size, rank=rank, shuffle=shuffle, seed=self.seed
         )
-        single = len(sampler) > 1 and len(sampler) % self.batch_size == 1
-        return DataLoader(dataset, sampler=sampler, drop_last=shuffle and single, **self._loading())
+        loading = self._loading(world_size)
+        single = len(sampler) > 1 and len(sampler) % loading["batch_size"] == 1
+        return DataLoader(dataset, sampler=sampler, drop_last=shuffle and single, **loading)
 
 
 def with_items(data: EventData) -> ItemData:

@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -23,6 +23,7 @@ from estl.data.formats.recording import read_recording
 from estl.data.frames import Slicing, to_frames
 from estl.data.items import Item
 from estl.data.simulator import simulate
+from estl.types import direct_code
 
 NMNIST_SENSOR = (34, 34)
 
@@ -37,6 +38,8 @@ GESTURES = (
     *("arm_roll", "air_drums", "air_guitar", "other_gestures"),
 )
 """Classes of DVS128 Gesture by the set's own numbers, which start at 1."""
+
+Coding = Literal["saccades", "direct"]
 
 Frames = Float[Tensor, "T 2 h w"]
 Image = Float[Tensor, "3 H W"]
@@ -191,10 +194,21 @@ def read_labels(recording: Path) -> list[tuple[str, Between]]:
 
 
 def read_photograph(
-    item: Item, T: int, size: int, rgb: int, amplitude: float, threshold: float
-) -> tuple[Frames, Image]:
-    """Simulated event counts of a photograph, in cells of 2x2 pixels, and the photograph."""
+    item: Item,
+    T: int,
+    size: int,
+    rgb: int,
+    amplitude: float,
+    threshold: float,
+    coding: Coding = "saccades",
+) -> tuple[Frames | Float[Tensor, "T 3 h w"], Image | None]:
+    """Simulated event counts of a photograph, in cells of 2x2 pixels, and the photograph.
+
+    With direct coding it is the photograph itself at each time step, and no image beside it.
+    """
     assert item.image is not None
+    if coding == "direct":
+        return direct_code(read_rgb(item.image, size)[None], T)[0], None
     sensor = 2 * size
     photograph = read_rgb(item.image, sensor)[None]
     fine = simulate(photograph, T, threshold=threshold, amplitude=amplitude * sensor)[0]

@@ -10,6 +10,7 @@ import io
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,13 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from estl.data.cache import Load, load_items
 from estl.data.check import refuse_leaks
 from estl.data.columns import narrowest
+from estl.data.frames import Standard
 from estl.data.items import Item
 from estl.data.module import EventData, ItemData, with_items
 from estl.types import is_static
 
 INDEX = "index.json"
-_FORMAT = 2
+_FORMAT = 3
 
 Parts = dict[str, bytes]
 """A sample's files in a shard: frames.npy, image.png (in a set with images), item.json."""
@@ -84,6 +86,7 @@ def write_shards(
         "T": data.T,
         "frame_size": list(data.frame_size),
         "in_channels": data.in_channels,
+        "standard": asdict(data.normalize) if isinstance(data.normalize, Standard) else None,
         "allow_leaks": data.allow_leaks,
         "splits": splits,
     }

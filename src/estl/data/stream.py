@@ -12,7 +12,7 @@ from typing import Any
 import webdataset as wds
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from estl.data.frames import normalize
+from estl.data.frames import Standard, normalize
 from estl.data.module import EventData, Sample
 from estl.data.shards import Parts, read_index, read_shard, unpack_sample
 
@@ -34,7 +34,7 @@ class Stream(IterableDataset[Sample]):
     ) -> None:
         self.root, self.shards = data.root, data.shards[split]
         self.number = {name: i for i, name in enumerate(data.classes)}
-        self.T, self.batch_size, self.scaling = data.T, data.batch_size, data.scaling(shuffle)
+        self.T, self.batch_size, self.scaling = data.T, data.batch_share(R), data.scaling(shuffle)
         self.shuffle, self.buffer, self.seed, self.rank = shuffle, data.buffer, data.seed, rank
         self.epoch = data.trainer.current_epoch if data.trainer else 0
         n = data.sizes[split]
@@ -122,6 +122,8 @@ class Shards(EventData):
                 "it without, or train with --data.init_args.allow_leaks=true"
             )
         self.root, self.buffer = root, buffer
+        if index["standard"]:  # the set's pictures are standardized, whatever `normalize` says
+            self.normalize = Standard(**{k: tuple(v) for k, v in index["standard"].items()})
         self.fingerprint = index["fingerprint"]
 
     def loader(
@@ -129,4 +131,4 @@ class Shards(EventData):
     ) -> DataLoader[Sample]:
         """Batches of a split, see `EventData.loader`."""
         stream = Stream(self, split, shuffle=shuffle, rank=rank, R=world_size)
-        return DataLoader(stream, **self._loading())
+        return DataLoader(stream, **self._loading(world_size))

@@ -1,7 +1,7 @@
 """`estl compare`: the supervisions of the written design side by side, on one recipe.
 
-The five experiments are those of the comparison script: plain cross-entropy, TET, and TSE with its
-default, aggressive and conservative thresholds.
+Five of the experiments are those of the comparison script: plain cross-entropy, TET, and TSE with
+its default, aggressive and conservative thresholds. TRE and the sum of TSE and TET run when named.
 """
 
 from collections.abc import Sequence
@@ -11,23 +11,44 @@ from typing import Any
 import yaml
 
 from estl.experiments.sweep import Variant
-from estl.supervision import TET, TSE, MeanCE
+from estl.supervision import TET, TRE, TSE, MeanCE, Sum
 from estl.training.names import class_paths, public_path
 from estl.training.results import CheckpointResults
 from estl.training.run import test
 
-EXPERIMENTS: dict[str, tuple[str, type, dict[str, float]]] = {
+MEAN = {"reduction": "mean"}
+"""As TET's loss: rows differ in what is supervised, and not in the size of a step of SGD too."""
+
+EXPERIMENTS: dict[str, tuple[str, type, dict[str, Any]]] = {
     "plain": ("cross-entropy of the mean over time", MeanCE, {}),
     "tet": ("TET, means 1, lamb 0.001", TET, {"means": 1.0, "lamb": 1e-3}),
-    "tse": ("TSE, tau_f 0.5, kappa 1", TSE, {"tau_f": 0.5, "kappa": 1.0}),
-    "tse-aggressive": ("TSE, tau_f 0.3, kappa 0.5", TSE, {"tau_f": 0.3, "kappa": 0.5}),
-    "tse-conservative": ("TSE, tau_f 0.7, kappa 2", TSE, {"tau_f": 0.7, "kappa": 2.0}),
+    "tse": ("TSE, tau_f 0.5, kappa 1", TSE, {"tau_f": 0.5, "kappa": 1.0} | MEAN),
+    "tse-aggressive": ("TSE, tau_f 0.3, kappa 0.5", TSE, {"tau_f": 0.3, "kappa": 0.5} | MEAN),
+    "tse-conservative": ("TSE, tau_f 0.7, kappa 2", TSE, {"tau_f": 0.7, "kappa": 2.0} | MEAN),
 }
 """By name: what it is, which supervision, its arguments."""
 
+MORE: dict[str, tuple[str, type, dict[str, Any]]] = {
+    "tre": ("TRE, theta0 0.5, lamb 1", TRE, {"theta0": 0.5, "lamb": 1.0} | MEAN),
+    "tse+tet": (
+        "half of tse and half of tet",
+        Sum,
+        {
+            "supervisions": [
+                {"class_path": public_path(TSE), "init_args": MEAN},
+                {"class_path": public_path(TET)},
+            ],
+            "weights": [0.5, 0.5],
+        },
+    ),
+}
+"""Those that run only when they are named."""
+
 
 def experiments(names: Sequence[str] = ()) -> list[Variant]:
-    """The experiments as variants of a recipe without a supervision; all if `names` is empty.
+    """Experiments as variants of a recipe without a supervision.
+
+    Those named, or the design's five if `names` is empty.
 
     Raises:
         ValueError: an unknown name.
@@ -35,19 +56,17 @@ def experiments(names: Sequence[str] = ()) -> list[Variant]:
     >>> experiments(["tet"])[0].overlay["supervision"]
     {'class_path': 'estl.supervision.TET', 'init_args': {'means': 1.0, 'lamb': 0.001}}
     """
-    unknown = set(names) - set(EXPERIMENTS)
-    if unknown:
-        raise ValueError(
-            f"no experiment {min(unknown)!r}: the experiments are {', '.join(EXPERIMENTS)}"
-        )
+    known = EXPERIMENTS | MORE
+    if unknown := set(names) - set(known):
+        raise ValueError(f"no experiment {min(unknown)!r}: the experiments are {', '.join(known)}")
     return [
         Variant(name, what, _overlay(supervision, arguments))
-        for name, (what, supervision, arguments) in EXPERIMENTS.items()
-        if not names or name in names
+        for name, (what, supervision, arguments) in known.items()
+        if name in (names or EXPERIMENTS)
     ]
 
 
-def _overlay(supervision: type, arguments: dict[str, float]) -> dict[str, Any]:
+def _overlay(supervision: type, arguments: dict[str, Any]) -> dict[str, Any]:
     spec = {"class_path": public_path(supervision), "init_args": dict(arguments)}
     return {"supervision": spec, "learner": {"part_lr": None}}
 

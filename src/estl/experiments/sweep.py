@@ -70,7 +70,8 @@ def sweep(
         seeds: of weights and batch order; the split stays the same.
         folder: one folder per variant is made below it, with its overlay, its whole recipe, and a
             run folder per seed.
-        jobs: how many runs at a time; each gets its share of the cores.
+        jobs: how many runs at a time; each gets its share of the cores, or as many threads
+            as the environment variable OMP_NUM_THREADS says.
 
     Raises:
         ValueError: no seeds, a run failed (the text names its log), or runs saw different data.
@@ -81,7 +82,7 @@ def sweep(
         _write(recipe, variant, folder / variant.name)
     pairs = [(variant.name, seed) for seed in seeds for variant in variants]
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    environment = os.environ | {"OMP_NUM_THREADS": threads}
+    environment = {"OMP_NUM_THREADS": threads} | os.environ
     found: dict[str, list[Results]] = {variant.name: [] for variant in variants}
     with ThreadPoolExecutor(jobs) as pool:
         done = pool.map(lambda pair: _run(folder / pair[0], pair[1], environment, jobs == 1), pairs)

@@ -60,7 +60,7 @@ class ResidualBlock(nn.Module):
 class ResNet(nn.Module):
     """Spiking ResNet on images of any size; `resnet18` to `resnet50` build the named ones.
 
-    A stem of 64 channels, stages of residual blocks (stride 1 in the first, 2 at the start of the
+    A stem of a convolution, stages of residual blocks (stride 1 in the first, 2 at the start of the
     others), the mean over places, and a head.
 
     Args:
@@ -72,6 +72,7 @@ class ResNet(nn.Module):
         hidden: width of a fully connected LIF layer before the last linear one, or None.
         stem: "3x3" for small images, or "7x7" as on ImageNet: stride 2, then 3x3 max pooling of
             stride 2.
+        stem_width: channels of the stem.
         neuron: changes to the neuron `LIF.tet`, such as {"detach_reset": True}.
 
     Raises:
@@ -94,6 +95,7 @@ class ResNet(nn.Module):
         bottleneck: bool = False,
         hidden: int | None = None,
         stem: Stem = "3x3",
+        stem_width: int = 64,
         neuron: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -103,15 +105,15 @@ class ResNet(nn.Module):
             )
         lif = partial(LIF.tet, **(neuron or {}))
         if stem == "3x3":
-            self.stem = nn.Sequential(conv_norm(in_channels, 64), lif())
+            self.stem = nn.Sequential(conv_norm(in_channels, stem_width), lif())
         else:
             self.stem = nn.Sequential(
-                conv_norm(in_channels, 64, 7, stride=2),
+                conv_norm(in_channels, stem_width, 7, stride=2),
                 lif(),
                 PerStep(nn.MaxPool2d(3, stride=2, padding=1)),
             )
         stages = []
-        channels = 64
+        channels = stem_width
         for i, (number, width) in enumerate(zip(blocks, widths, strict=True)):
             stage = nn.Sequential()
             for j in range(number):

@@ -60,6 +60,8 @@ def copy(name: str, path: str, root: Path) -> Path:
         case "cifar10dvs":
             return write_cifar10dvs(root, above, Path(path).suffix[1:], each=5)
     write_images(root / above)
+    if above == "train/":
+        write_images(root / "test", seed=100)
     return root
 
 

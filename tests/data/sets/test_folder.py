@@ -6,11 +6,15 @@ import pytest
 import torch
 from PIL import Image
 
+from estl.data.catalog import BY_NAME, recognize
+from estl.data.check import refuse_leaks
 from estl.data.formats.images import read_rgb
+from estl.data.frames import Standard
 from estl.data.items import list_images
 from estl.data.reading import read_file
 from estl.data.sets.folder import ImageFolder
 from estl.data.simulator import simulate
+from estl.types import is_static
 
 
 @pytest.fixture
@@ -107,6 +111,37 @@ def test_published_lists_are_the_splits(folder: Path, tmp_path: Path) -> None:
         "val": 1,
         "test": 1,
     }
+
+
+def test_folders_of_training_and_test_images_are_the_splits(folder: Path, tmp_path: Path) -> None:
+    root = tmp_path / "own"
+    for split in ("train", "test"):  # the same names, and other pictures
+        for label in ("cat", "dog"):
+            (root / split / label).mkdir(parents=True)
+            for i in range(4):
+                pixels = torch.randint(0, 256, (9, 9, 3), dtype=torch.uint8).numpy()
+                Image.fromarray(pixels).save(root / split / label / f"{i}.png")
+    data = ImageFolder(root, T=2, size=8, val_fraction=0.25, coding="direct")
+    assert data.sizes == {"train": 6, "val": 2, "test": 8}
+    assert {i.image.parents[1].name for i in data.splits["test"] if i.image} == {"test"}
+    refuse_leaks(data)
+    assert recognize(root) == BY_NAME["folder"]
+
+
+def test_direct_coding_gives_the_picture_at_every_step(folder: Path) -> None:
+    data = ImageFolder(
+        folder, T=3, size=8, coding="direct", normalize=Standard((0.5,) * 3, (0.25,) * 3)
+    )
+    item = data.splits["test"][0]
+    frames, image = data.load(item)
+    assert image is None
+    assert item.image is not None
+    picture = read_rgb(item.image, 8)
+    assert is_static(frames[None])
+    assert torch.equal(frames[2], picture)
+    assert (data.in_channels, data.frame_size) == (3, (8, 8))
+    batch = next(iter(data.loader("test")))
+    torch.testing.assert_close(batch.events[0, 1], (picture - 0.5) / 0.25)
 
 
 def test_the_real_photographs_are_read(shared: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from estl.data.catalog import BY_NAME
 from estl.data.formats.cifar import Classes, read_batch, read_names
 from estl.data.formats.images import read_rgb
+from estl.data.frames import Standard
 from estl.data.items import Item
 from estl.data.splits import SplitData
 
@@ -40,7 +41,8 @@ class CIFAR(SplitData):
         classes: 10 or 100.
         T: number of time steps.
         images: whether `Batch.image` is the image in [0,1]; None without.
-        standardize: whether events are (x - `MEAN`) / `STD` of each color, or in [0,1].
+        standardize: whether events are (x - `MEAN`) / `STD` of each color, or in [0,1]. It comes
+            after augmentation, which is of pictures in [0,1].
         loading: arguments of `SplitData`, `ItemData` and `EventData`.
     """
 
@@ -67,14 +69,14 @@ class CIFAR(SplitData):
                 for row, label in enumerate(read_batch(folder / batch, classes)[1])
             ]
 
-        how: dict[str, Any] = {"T": T, "images": images, "standardize": standardize}
         super().__init__(
             [] if no_training else items(train.patterns),
-            partial(load_image, folder=str(folder), classes=classes, **how),
+            partial(load_image, folder=str(folder), classes=classes, T=T, images=images),
             test=items(test.patterns),
             T=T,
             frame_size=(32, 32),
             in_channels=3,
+            normalize=Standard(MEAN[classes], STD[classes]) if standardize else "none",
             content=lambda item: [_pixels(item, folder, classes).tobytes()],
             **loading,
         )
@@ -86,16 +88,12 @@ class CIFAR(SplitData):
 
 
 def load_image(
-    item: Item, folder: str, classes: Classes, T: int, images: bool, standardize: bool
+    item: Item, folder: str, classes: Classes, T: int, images: bool
 ) -> tuple[Float[Tensor, "T 3 32 32"], Float[Tensor, "3 32 32"] | None]:
-    """An image at each of T time steps, expanded without a copy, and the image."""
+    """An image in [0,1] at each of T time steps, expanded without a copy, and the image."""
     pixels = _pixels(item, Path(folder), classes).reshape(3, 32, 32)
     image = torch.from_numpy(pixels.astype(np.float32)) / 255
-    step = image
-    if standardize:
-        mean, std = (torch.tensor(x[classes]).view(3, 1, 1) for x in (MEAN, STD))
-        step = (image - mean) / std
-    return step.expand(T, -1, -1, -1), image if images else None
+    return image.expand(T, -1, -1, -1), image if images else None
 
 
 def _pixels(item: Item, folder: Path, classes: Classes) -> np.ndarray:

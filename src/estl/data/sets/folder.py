@@ -1,19 +1,21 @@
-"""Any folder of class-named images, paired with events by the saccade simulator."""
+"""Any folder of class-named images: paired with simulated events, or static pictures."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from estl.data.catalog import BY_NAME
 from estl.data.formats.images import read_rgb
 from estl.data.items import list_images
-from estl.data.reading import read_photograph
+from estl.data.reading import Coding, read_photograph
 from estl.data.splits import SplitData
 
 
 class ImageFolder(SplitData):
-    """Photographs in one folder a class, each with its simulated recording.
+    """Photographs in one folder a class, each with its simulated recording, or without events.
 
     The photograph is resized to a square of twice `size`, the sensor; its recording (`simulate`)
     is counted in cells of 2x2 pixels. Image and frames so share one field of view. Both are
@@ -24,13 +26,17 @@ class ImageFolder(SplitData):
 
     Args:
         root: the folder; `root/<class>/<name>.jpg` or .png. A folder that holds Caltech101's
-            `101_ObjectCategories` stands for that.
+            `101_ObjectCategories` stands for that. Where it holds `train/<class>` and
+            `test/<class>`, these are the splits.
         T: number of frames; a multiple of 3 lets no frame mix two saccades.
         size: height and width of the frames.
         rgb: height and width of the images.
         amplitude: length of the third saccade, as a share of the sensor's width; 5 pixels of 240
             as in N-Caltech101.
         threshold: contrast that makes an event (`simulate`).
+        coding: "saccades" for the simulated recording, or "direct": a static set, whose events are
+            the photograph in [0,1] itself at every time step, of `size` and without an image
+            beside it. `normalize: {mean: [...], std: [...]}` standardizes it.
         classes_used: how many classes to keep, in the order of their names; all if None.
         loading: arguments of `SplitData`, `ItemData` and `EventData`.
     """
@@ -44,18 +50,27 @@ class ImageFolder(SplitData):
         rgb: int = 224,
         amplitude: float = 5 / 240,
         threshold: float = 0.35,
+        coding: Coding = "saccades",
         classes_used: int | None = None,
         **loading: Any,
     ) -> None:
-        items = list_images(Path(root))
+        root, files = Path(root), BY_NAME["folder"].files
+        own = files["train"].folder(root) is not None
+        items = list_images(root, files["train" if own else "all"])
+        test = list_images(root, files["test"]) if own else []
         used = sorted({item.label for item in items})[:classes_used]
-        camera: dict[str, Any] = {"amplitude": amplitude, "threshold": threshold}
+        camera: dict[str, Any] = {"amplitude": amplitude, "threshold": threshold, "coding": coding}
         super().__init__(
             [item for item in items if item.label in used],
             partial(read_photograph, T=T, size=size, rgb=rgb, **camera),
+            # Of the same name as a training image it is another one.
+            test=[replace(i, number=f"test/{i.number}") for i in test if i.label in used]
+            if own
+            else None,
             left_out={f"{item.label}/" for item in items if item.label not in used},
             T=T,
             frame_size=(size, size),
+            in_channels=2 if coding == "saccades" else 3,
             **loading,
         )
         self.rgb = rgb

@@ -252,6 +252,39 @@ def test_flags_choose_the_supervision() -> None:
     assert chosen(config=("digits_tse",), tse=False) == "MeanCE"
 
 
+def test_the_command_of_the_design_says_how_it_trains() -> None:
+    flags = TrainingFlags(
+        dataset="DVS-CIFAR10", data_path="x", arch="resnet19", optimizer="sgd", weight_decay=5e-4,
+        augment="events", precision="bf16", devices="2",
+    )  # fmt: skip
+    config, _ = parse(flags.spell_out())
+    assert config.data.class_path == "estl.data.CIFAR10DVS"
+    assert (config.learner.optimizer, config.learner.weight_decay) == ("sgd", 5e-4)
+    assert (config.trainer.precision, config.trainer.devices) == ("bf16-mixed", 2)
+    augment = config.data.init_args.augment
+    assert (augment.flip, augment.roll, augment.padded_crop) == (0.5, 5, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("none", None), ("flip=0.25", (0.25, 0, "none")), ("cifar", (0.5, 4, "autoaugment"))],
+)
+def test_augmentation_of_a_flag_takes_the_place_of_the_recipes(
+    text: str, expected: tuple[float, int, str] | None, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("data: {class_path: estl.data.Digits, init_args: {augment: {shift: 0.1}}}")
+    flags = TrainingFlags(config=(str(recipe),), arch="vggsnn", augment=text)
+    augment = parse(flags.spell_out())[0].data.init_args.augment
+    if expected is None:
+        assert augment is None
+    else:
+        assert (augment.flip, augment.padded_crop, augment.policy) == expected
+        assert augment.shift == 0.0
+    with pytest.raises(ValueError, match=r"--augment strong: give none, cifar, events, or"):
+        TrainingFlags(augment="strong").spell_out()
+
+
 def test_short_flags_set_the_values_of_the_recipe() -> None:
     flags = TrainingFlags(
         dataset="digits", arch="ResNet-19", tse=True, tau_f=0.3, kappa=0.5, lr=0.1, batch_size=7,

@@ -183,3 +183,11 @@ def test_running_mean_is_the_mean_so_far() -> None:
     logits = torch.randn(2, 5, 3)
     for t in range(5):
         torch.testing.assert_close(running_mean(logits)[:, t], logits[:, : t + 1].mean(1))
+
+
+def test_a_learning_rate_of_sgd_is_warned_of_under_adam() -> None:
+    for optimizer in ("adam", "adamw"):
+        with pytest.warns(UserWarning, match=r"lr 0\.1 .*--optimizer sgd"):
+            tiny(MeanCE(), optimizer=optimizer, lr=0.1)
+    tiny(MeanCE(), optimizer="sgd", lr=0.1)  # a warning would be an error
+    tiny(MeanCE(), optimizer="adamw", lr=0.05)

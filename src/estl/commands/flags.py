@@ -1,6 +1,7 @@
 """The short flags of the command line, spelled out as overrides of a recipe."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,15 +29,31 @@ DATASETS = {
     ]
     for row in CATALOG
 }
+OTHER_NAMES = {name: row.name for row in CATALOG for name in row.also}
 SUPERVISIONS = {"tse": "estl.supervision.TSE", "tet": "estl.supervision.TET"}
 OWNERS = {"tau_f": "tse", "kappa": "tse", "means": "tet", "lamb": "tet"}
 PLAIN = "estl.supervision.MeanCE"
+AUGMENTS = {
+    "none": "null",
+    "cifar": '{"padded_crop": 4, "flip": 0.5, "policy": "autoaugment", "cutout": 16}',
+    "events": '{"flip": 0.5, "roll": 5}',
+}
+"""What `--augment` takes by name: the field's custom for small pictures, and for event frames."""
+
+PRECISIONS = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
+"""Short for Lightning's names."""
+
 KEYS = {
     "data_path": "data.init_args.root",
     "T": "data.init_args.T",
     "batch_size": "data.init_args.batch_size",
     "epochs": "trainer.max_epochs",
     "lr": "learner.lr",
+    "optimizer": "learner.optimizer",
+    "weight_decay": "learner.weight_decay",
+    "augment": "data.init_args.augment",
+    "precision": "trainer.precision",
+    "devices": "trainer.devices",
     "tau_f": "supervision.init_args.tau_f",
     "kappa": "supervision.init_args.kappa",
     "means": "supervision.init_args.means",
@@ -102,9 +119,13 @@ class DataFlags:
         for recipe in recipes:
             supervision = _supervision_of(read_recipe(recipe), supervision)
         classes: list[str] = []
-        for flag, table in (("arch", ARCHS), ("dataset", DATASETS)):
-            if (name := given.get(flag)) is not None:
-                classes += _named(table, f"--{flag}", name)
+        if (name := given.get("arch")) is not None:
+            classes += _named(ARCHS, "--arch", name)
+        if (name := given.get("dataset")) is not None:
+            classes += _named(DATASETS, "--dataset", name, OTHER_NAMES)
+        if (name := given.get("augment")) is not None:
+            given["augment"] = _augment(name)
+        given["precision"] = PRECISIONS.get(name := given.get("precision"), name)
         rest: list[str] = []
         queue = iter(more)
         for word in queue:
@@ -130,6 +151,8 @@ class DataFlags:
                 raise ValueError(
                     f"--{flag} is an option of --{owner}: add --{owner}, or leave --{flag} out"
                 )
+            if name == "augment":  # in place of the recipe's, not added to it
+                values.append(f"--{key}=null")
             values.append(f"--{key}={value}")
         return [*(f"--config={recipe}" for recipe in recipes), *classes, *values, *rest]
 
@@ -149,6 +172,12 @@ class TrainingFlags(DataFlags):
         lamb: share of that term.
         teacher: of a guided supervision: a folder, or a name on the Hugging Face Hub.
         lr: learning rate.
+        optimizer: adamw, adam or sgd (momentum 0.9).
+        weight_decay: of the optimizer.
+        augment: none, cifar (padded crop, flip, AutoAugment, Cutout), events (flip, roll), or
+            options such as flip=0.5,padded_crop=4.
+        precision: 32, bf16 or 16 (mixed), or another of Lightning's.
+        devices: how many devices, or which: 2, or 0,1.
         epochs: passes over the training split.
     """
 
@@ -161,6 +190,11 @@ class TrainingFlags(DataFlags):
     lamb: float | None = None
     teacher: str | None = None
     lr: float | None = None
+    optimizer: str | None = None
+    weight_decay: float | None = None
+    augment: str | None = None
+    precision: str | None = None
+    devices: str | None = None
     epochs: int | None = None
 
 
@@ -203,9 +237,27 @@ def _same(path: str, other: str) -> bool:
     return path.rpartition(".")[2] == other.rpartition(".")[2]
 
 
-def _named(table: dict[str, list[str]], flag: str, value: str) -> list[str]:
+def _named(
+    table: dict[str, list[str]], flag: str, value: str, others: Mapping[str, str] = {}
+) -> list[str]:
     key = value.lower().replace("_", "-")
-    found = table.get(key) or table.get(key.replace("-", ""))
+    short = key.replace("-", "")
+    found = table.get(key) or table.get(others.get(short, short))
     if found is None:
         raise ValueError(f"{flag} {value} is not known: choose from {', '.join(table)}")
     return found
+
+
+def _augment(text: str) -> str:
+    """`--augment` as the value of a recipe's key.
+
+    >>> _augment("events"), _augment("flip=0.5,policy=autoaugment")
+    ('{"flip": 0.5, "roll": 5}', '{"flip": 0.5, "policy": "autoaugment"}')
+    """
+    if text in AUGMENTS:
+        return AUGMENTS[text]
+    pairs = [word.split("=") for word in text.split(",")]
+    if any(len(pair) != 2 for pair in pairs):
+        names = ", ".join(AUGMENTS)
+        raise ValueError(f"--augment {text}: give {names}, or options such as flip=0.5,roll=5")
+    return json.dumps({key: yaml.safe_load(value) for key, value in pairs})

@@ -99,6 +99,7 @@ class DataSet:
         files: where its files lie, as "train" and "test" if it has a test split of its own.
         archives: what `estl data prepare` fetches.
         init_args: arguments of the class that make it this set.
+        also: further names of it in papers, as `--dataset` compares them: small letters, no hyphens.
     """
 
     name: str
@@ -106,6 +107,7 @@ class DataSet:
     files: Mapping[str, Files] = field(default_factory=dict)
     archives: tuple[Archive, ...] = ()
     init_args: Mapping[str, Any] = field(default_factory=dict)
+    also: tuple[str, ...] = ()
 
     @property
     def class_path(self) -> str:
@@ -238,6 +240,7 @@ CATALOG = (
                 by_hand=True,
             ),
         ),
+        also=("dvs128gesture", "dvs128"),
     ),
     DataSet(
         "cifar10dvs",
@@ -255,6 +258,7 @@ CATALOG = (
             _figshare("ship", 7712836, "41c7bd7d6b251be82557c6cce9a7d5c9"),
             _figshare("truck", 7712839, "89f3922fd147d9aeff89e76a2b0b70a7"),
         ),
+        also=("dvscifar10",),
     ),
     DataSet(
         "folder",

@@ -104,6 +104,12 @@ class Learner(LightningModule):
         super().__init__()
         if lr <= 0:
             raise ValueError(f"lr is {lr}: it must be above 0")
+        if lr > 0.05 and optimizer != "sgd":
+            warnings.warn(
+                f"lr {lr} is one for SGD, and far above what {optimizer} trains with (1e-3 or so): "
+                "lower --lr, or choose --optimizer sgd",
+                stacklevel=2,
+            )
         self.student = student
         self.supervision = supervision
         self.optimizer: Optimizer = optimizer

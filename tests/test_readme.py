@@ -1,5 +1,8 @@
-"""Both READMEs say the same; commands in documents and recipes are understood; Python code runs."""
+"""Pages in two languages say the same; commands in documents and recipes are understood; Python
+code runs; the figures of the tuning guide are those of the results and the log.
+"""
 
+import doctest
 import re
 import shlex
 import sys
@@ -16,14 +19,15 @@ from estl.commands import main
 from estl.commands.fit import fit
 from estl.commands.flags import ARCHS, DATASETS, KEYS, RECIPES, TrainingFlags
 from estl.data.augment import Augment
-from estl.students import VGGSNN
+from estl.students import VGGSNN, resnet18, resnet19
 from estl.supervision.distillation import WEIGHTS
 from estl.training.checkpoint import make
 from estl.training.recipe import make_parser, parse
 
 ROOT = Path(__file__).parents[1]
 ENGLISH, CHINESE = (ROOT / name for name in ("README.md", "README.zh-CN.md"))
-GUIDES = [ROOT / "docs" / name for name in ("data.md", "supervision.md")]
+TUNING, TUNING_CHINESE = (ROOT / "docs" / name for name in ("tuning.md", "tuning.zh-CN.md"))
+GUIDES = [ROOT / "docs" / name for name in ("data.md", "supervision.md")] + [TUNING]
 WITH_COMMANDS = [ENGLISH, *GUIDES, ROOT / "docs/results.md", ROOT / "Makefile"]
 WITH_COMMANDS += sorted(RECIPES.glob("*.yaml"))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -42,13 +46,94 @@ def prose(path: Path) -> str:
     return FENCE.sub("", path.read_text())
 
 
-def test_both_readmes_have_the_same_headings_tables_and_code() -> None:
-    assert blocks(ENGLISH) == blocks(CHINESE)
-    for line in (r"^#+ ", r"^\|", r"^<!--.*-->$", r"\]\([^)]+\)"):
-        english, chinese = (
-            len(re.findall(line, prose(path), re.MULTILINE)) for path in (ENGLISH, CHINESE)
-        )
+@pytest.mark.parametrize(
+    ("pair", "lines"),
+    [
+        ((ENGLISH, CHINESE), (r"^#+ ", r"^\|", r"^<!--.*-->$", r"\]\([^)]+\)")),
+        ((TUNING, TUNING_CHINESE), (r"^#+ ", r"^\|", r"^\* ", r"\]\([^)]+\)")),
+    ],
+    ids=["README", "tuning"],
+)
+def test_both_languages_have_the_same_headings_tables_and_code(
+    pair: tuple[Path, Path], lines: tuple[str, ...]
+) -> None:
+    assert blocks(pair[0]) == blocks(pair[1])
+    for line in lines:
+        english, chinese = (len(re.findall(line, prose(path), re.MULTILINE)) for path in pair)
         assert english == chinese > 0, line
+
+
+FIGURE = re.compile(r"\d+\.\d+|\d+(?= ?%)")
+"""A decimal number or a percentage."""
+
+
+def cited(page: Path) -> dict[str, str]:
+    """The sections that the list of sources links to, by their marks R1, R2, ..."""
+    found = {}
+    for mark, name, anchor in re.findall(
+        r"([RL]\d)\W\s?\[.*?\]\(([\w.]+)#(.*?)\)", page.read_text()
+    ):
+        sections = re.split(r"^## ", (page.parent / name).read_text(), flags=re.MULTILINE)
+        slugs = [re.sub(r"[^\w -]", "", text.partition("\n")[0].lower()) for text in sections]
+        found[mark] = sections[[slug.replace(" ", "-") for slug in slugs].index(anchor)]
+    return found
+
+
+@pytest.mark.parametrize("page", [TUNING, TUNING_CHINESE], ids=lambda path: path.name)
+def test_figures_of_the_tuning_guide_stand_where_it_says(page: Path) -> None:
+    text, sections = prose(page).rpartition("\n## ")[0], cited(page)
+    assert len(sections) == 7
+    checked = 0
+    # A paragraph, an item of a list or a row at a time; a table with R1 in its head as a whole.
+    for part in re.split(r"\n(?:\n|(?=\* |\| `))", text):
+        source = " ".join(sections[mark] for mark in re.findall(r"[RL]\d", part))
+        if source:
+            figures = FIGURE.findall(part)
+            missing = [n for n in figures if not re.search(rf"(?<![\d.]){n}(?!\d)", source)]
+            assert missing == [], part
+            checked += len(figures)
+            if page == TUNING:  # quotes, which the other page translates
+                for quote in re.findall(r"“(.*?)”", " ".join(part.split())):
+                    assert quote in " ".join(source.split())
+    assert checked > 60
+
+
+def test_the_tuning_guide_has_the_same_figures_in_both_languages() -> None:
+    english, chinese = (
+        sorted(n for n in FIGURE.findall(prose(page)) if "." in n)
+        for page in (TUNING, TUNING_CHINESE)
+    )
+    assert english == chinese
+
+
+def test_the_worked_example_of_the_tuning_guide_is_right() -> None:
+    (code,) = [text for language, text in FENCE.findall(TUNING.read_text()) if language == "python"]
+    example = doctest.DocTestParser().get_doctest(code, {}, TUNING.name, str(TUNING), 0)
+    assert doctest.DocTestRunner().run(example) == (0, 7)
+
+
+def test_limits_of_small_maps_in_the_tuning_guide_are_right() -> None:
+    rows = re.findall(r"\| (\d)\W\1 \| ([\d.]+) \| (\d+) of (\d+) \|", prose(TUNING))
+    assert [int(side) for side, *_ in rows] == [2, 3, 4, 8]
+    for side, kappa, most, places in rows:
+        n = int(side) ** 2
+        # Of all maps, those of k ones and n-k zeros let most stand out.
+        hot = torch.tensor([[1.0] * k + [0.0] * (n - k) for k in range(1, n)])
+        stand_out = (1.0 - hot.mean(1)) / hot.std(1)  # in standard deviations
+        assert f"{stand_out[0]:.2f}" == kappa
+        assert (int((stand_out >= 1.0).sum()), n) == (int(most), int(places))
+    with torch.device("meta"):
+        maps = [
+            student(torch.empty(1, 1, student.in_channels, size, size)).features.shape[-1]
+            for student, size in (
+                (resnet18(), 16),
+                (VGGSNN(pooled=True), 32),
+                (VGGSNN(pooled=True), 48),
+                (resnet18(), 32),
+                (resnet19(), 32),
+            )
+        ]
+    assert maps == [2, 2, 3, 4, 8]
 
 
 @pytest.mark.slow

@@ -260,7 +260,7 @@ def test_the_command_of_the_design_says_how_it_trains() -> None:
     config, _ = parse(flags.spell_out())
     assert config.data.class_path == "estl.data.CIFAR10DVS"
     assert (config.learner.optimizer, config.learner.weight_decay) == ("sgd", 5e-4)
-    assert (config.trainer.precision, config.trainer.devices) == ("bf16-mixed", 2)
+    assert (config.trainer.precision, str(config.trainer.devices)) == ("bf16-mixed", "2")
     augment = config.data.init_args.augment
     assert (augment.flip, augment.roll, augment.padded_crop) == (0.5, 5, 0)
 

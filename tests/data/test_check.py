@@ -155,6 +155,44 @@ def test_the_report_names_what_is_missing_broken_and_repeated(root: Path) -> Non
     assert check(data, limit=1).decoded == 3
 
 
+@pytest.mark.parametrize(
+    ("train", "test", "said"),
+    [
+        ("", "a1", "train: no items"),
+        ("a1 b1", "", "test: no items"),
+        ("a1", "a2 b1 c1", "test: classes that train lacks (2): b, c"),
+    ],
+)
+def test_splits_that_lack_something_are_wrong(train: str, test: str, said: str) -> None:
+    def items(names: str) -> list[Item]:
+        return [Item(name[0], name[1:]) for name in names.split()]
+
+    text = "\n".join((report := check(listed(items(train), items(test)))).lines())
+    assert report.wrong
+    assert len(report.lacking) == 1
+    assert f"  {said}" in text
+    assert "val: 0 items (nothing is selected" in text
+    assert text.endswith("something is wrong")
+
+
+def test_no_validation_is_wrong_unless_it_was_asked_for(root: Path) -> None:
+    report = check(NMNISTPairs(root, T=2, images=False, val_fraction=0.0))
+    assert (report.wrong, report.lacking) == (False, {})
+    assert "val: 0 items (nothing is selected, the final weights are reported)" in report.lines()
+    for digit in (root / "N-MNIST" / "Train").iterdir():  # one recording of each class is left
+        for path in list(digit.iterdir())[1:]:
+            path.unlink()
+    report = check(NMNISTPairs(root, T=2, images=False, val_fraction=0.34))
+    assert report.lacking == {"val": "no items, though val_fraction is 0.34: too few to draw from"}
+    assert report.wrong
+
+
+@pytest.mark.parametrize(("option", "status"), [("val_fraction", 0), ("test_fraction", 1)])
+def test_check_of_a_set_with_an_empty_split_has_this_status(option: str, status: int) -> None:
+    words = ["data", "check", "--dataset=digits", "--T=3", "--limit=2"]
+    assert main([*words, f"--data.init_args.{option}=0"]) == status
+
+
 def test_the_same_picture_in_another_file_format_is_found(tmp_path: Path) -> None:
     pixels = torch.randint(0, 256, (12, 9, 3), dtype=torch.uint8).numpy()
     for name in ("a.png", "b.bmp"):
@@ -194,7 +232,7 @@ def test_a_near_duplicate_is_reported_but_stops_nothing(tmp_path: Path, shared: 
     with Image.open(paths[0]) as image:
         image.resize((image.width // 2, image.height // 2)).save(tmp_path / "small.png")
     items = [Item(p.parent.name, p.stem, image=p) for p in paths]
-    twin = Item("other", "small", image=tmp_path / "small.png")
+    twin = Item(items[-1].label, "small", image=tmp_path / "small.png")
     data = listed(items, [twin])
     report = check(data)
     (group,) = report.near

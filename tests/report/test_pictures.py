@@ -8,14 +8,20 @@ import torch
 from lightning import Trainer
 from PIL import Image
 
+from estl.data.module import EventData
+from estl.data.sets.cifar import CIFAR
 from estl.data.sets.digits import Digits
+from estl.data.shards import write_shards
 from estl.data.show import event_picture
+from estl.data.stream import Shards
 from estl.guidance.tower import ClipTower
-from estl.report.pictures import Pictures, first_saccade, guided_part
+from estl.report.pictures import Pictures, choose, draw, first_saccade, guided_part
 from estl.students import VGGSNN
 from estl.supervision import TSE, EdgeGuidedDistillation, MeanCE, Sum
+from estl.supervision.distillation import Maps
 from estl.training.learner import Learner, owner
-from estl.types import Supervision
+from estl.types import Batch, Supervision
+from tests.tiny_sets import write_cifar10
 
 
 def guided(folder: Path) -> EdgeGuidedDistillation:
@@ -24,7 +30,8 @@ def guided(folder: Path) -> EdgeGuidedDistillation:
     return EdgeGuidedDistillation(folder, student_dim=8, heads=2)
 
 
-def fit(supervision: Supervision, folder: Path) -> Trainer:
+def fit(supervision: Supervision, folder: Path, data: EventData | None = None) -> Trainer:
+    data = data or Digits(T=3, size=16, per_class=2)
     trainer = Trainer(
         max_epochs=3,
         accelerator="cpu",
@@ -36,8 +43,9 @@ def fit(supervision: Supervision, folder: Path) -> Trainer:
         callbacks=[Pictures(every=2, samples=2)],
         default_root_dir=folder,
     )
-    student = VGGSNN(frame_size=(16, 16), layers=(8, "AP"), pooled=True)
-    trainer.fit(Learner(student, supervision), Digits(T=3, size=16, per_class=2))
+    C, size = data.in_channels, data.frame_size
+    student = VGGSNN(in_channels=C, frame_size=size, layers=(8, "AP"), pooled=True)
+    trainer.fit(Learner(student, supervision), data)
     return trainer
 
 
@@ -55,6 +63,13 @@ def test_a_guided_run_has_a_page_every_few_epochs_and_at_the_end(tmp_path: Path)
     assert parts == {"student", "edge_detector", "fusion", "projector", "projector_patches"}
     assert all(logged[f"gradient/{part}"] > 0 for part in parts)
     assert {"watch/edge_mean", "watch/edge_spread", "watch/target_spread"} <= logged.keys()
+
+
+@pytest.mark.slow
+def test_a_guided_run_on_direct_coded_images_has_its_pages(tmp_path: Path) -> None:
+    data = CIFAR(write_cifar10(tmp_path), T=2, images=True, val_fraction=0.2)
+    fit(guided(tmp_path / "teacher"), tmp_path, data)
+    assert len(list((tmp_path / "pictures").iterdir())) == 2
 
 
 @pytest.mark.slow
@@ -76,6 +91,71 @@ def test_on_is_red_and_off_is_blue() -> None:
     events[0, 1, 1, 0, 2] = 4.0  # not of the first third
     picture = event_picture(first_saccade(events))[0, :, 0].T.tolist()
     assert picture == [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [1.0, 1.0, 1.0]]
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+def test_direct_coded_events_are_drawn_as_the_image(tmp_path: Path, standardize: bool) -> None:
+    data = CIFAR(write_cifar10(tmp_path), T=2, images=True, standardize=standardize)
+    batch = choose(data, "val", 4)
+    assert batch.image is not None
+    shown = event_picture(first_saccade(batch.events))
+    assert shown.shape == (4, 3, 32, 32)
+    if standardize:  # as bright, and each color a linear function of itself
+        torch.testing.assert_close(shown, batch.image, rtol=0, atol=0.1)
+        for color in range(3):
+            pairs = torch.stack([shown[:, color].flatten(), batch.image[:, color].flatten()])
+            assert pairs.corrcoef()[0, 1] > 0.9999
+    else:
+        assert torch.equal(shown, batch.image)
+
+
+def test_rows_are_of_different_classes_of_a_sorted_set(tmp_path: Path) -> None:
+    data = Digits(T=3, size=16, per_class=2)
+    labels = torch.tensor([data.classes.index(i.label) for i in data.splits["val"]])
+    assert len(labels[:4].unique()) == 1
+    batch = choose(data, "val", 4)
+    assert batch.label.tolist() == [0, 2, 5, 7]
+    whole = next(iter(data.loader("val")))
+    first = [int((labels == label).nonzero()[0]) for label in (0, 2)]
+    assert torch.equal(batch.events[:2], whole.events[first])
+    assert torch.equal(choose(data, "val", 4).events, batch.events)
+    assert len(choose(data, "val", 13).label) == 13
+
+    write_shards(data, tmp_path / "shards")
+    streamed = choose(Shards(tmp_path / "shards", batch_size=5), "val", 3)
+    assert streamed.label.tolist() == [0, 1, 2]
+    assert torch.equal(streamed.events[0], batch.events[0])
+
+
+def share_of(color: float, path: Path) -> float:
+    """Share of a picture's pixels that have, up to 4 of 255, a color of the map."""
+    from matplotlib import colormaps
+
+    with Image.open(path) as image:
+        pixels = np.array(image.convert("RGB")).astype(int)
+    wanted = 255 * np.array(colormaps["magma"](color)[:3])
+    return float((np.abs(pixels - wanted).max(-1) <= 4).mean())
+
+
+def test_maps_of_a_page_share_absolute_scales(tmp_path: Path) -> None:
+    batch = Batch(torch.zeros(2, 3, 2, 8, 8), torch.tensor([0, 1]), torch.zeros(2, 3, 8, 8))
+    edges = 0.5 + 0.004 * torch.rand(2, 1, 8, 8)  # gray, and no structure is made of it
+    even = torch.full((2, 2, 2), 1 / 4)
+    peak = torch.tensor([[1.0, 0.0], [0.0, 0.0]]).expand(2, -1, -1)
+    shares = {}
+    for name, maps in (
+        ("gray", Maps(edges, even, even)),  # even attention is in the middle, too
+        ("peak", Maps(edges, even, peak)),
+        ("black", Maps(torch.zeros(2, 1, 8, 8), even, even)),
+    ):
+        draw(batch, maps, ["a", "b"], tmp_path / f"{name}.png")
+        shares[name] = [share_of(color, tmp_path / f"{name}.png") for color in (0.5, 0.25, 1.0)]
+    column = shares["gray"][0] / 3
+    assert column > 0.1
+    assert shares["black"][0] == pytest.approx(2 * column, rel=0.1)
+    assert shares["peak"][0] == pytest.approx(column, rel=0.1)  # the edges
+    assert shares["peak"][1] == pytest.approx(column, rel=0.1)  # even beside a peak four times so
+    assert shares["peak"][2] == pytest.approx(column / 4, rel=0.3)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What may be wrong with a data set: missing partners, broken files, one thing in two splits.
+"""What may be wrong with a data set: empty splits, broken files, one thing in two splits.
 
 `refuse_leaks` is the quick part, run before every training; `check` also decodes all items and
 looks for pictures that are nearly the same.
@@ -22,6 +22,10 @@ from estl.data.similar import near, perceptual_hash
 
 _ENDS = 4096  # bytes
 _SHOWN = 5
+_EMPTY = {
+    "train": "the test split alone is here, and can be tested",
+    "val": "nothing is selected, the final weights are reported",
+}
 
 
 @dataclass(frozen=True)
@@ -143,12 +147,36 @@ def missing_partners(root: Path) -> tuple[list[Path], list[Path]]:
     return [path for f in found for path in f.alone], [path for f in found for path in f.extra]
 
 
+def lacking(data: ItemData) -> dict[str, str]:
+    """What is wrong with the splits' items and classes, by split.
+
+    No training items, which is in order where the folder holds the test split alone; no validation
+    items, which is in order where `val_fraction` is 0; no test items, which is never in order, as
+    `estl fit` ends with the test; and classes of validation or test that cannot be learned, as they
+    have no training items.
+    """
+    classes = {name: {item.label for item in items} for name, items in data.splits.items()}
+    known, found = classes["train"], {}
+    share = getattr(data, "val_fraction", 0)
+    if not known and not data.no_training:
+        found["train"] = "no items: there is nothing to train on"
+    if known and not classes.get("val") and share > 0:
+        found["val"] = f"no items, though val_fraction is {share}: too few to draw from"
+    if not classes.get("test"):
+        found["test"] = "no items: estl fit ends with a test"
+    for name in ("val", "test"):
+        if known and (new := sorted(classes.get(name, set()) - known)):
+            found[name] = f"classes that train lacks ({len(new)}): {', '.join(new[:_SHOWN])}"
+    return found
+
+
 @dataclass(frozen=True)
 class Report:
     """What `check` found.
 
     Args:
         counts: number of items, by split and class.
+        lacking: items or classes, by split (`lacking`).
         decoded: how many items were decoded.
         no_image: recordings whose image is missing.
         no_recording: images without a recording, which are not used.
@@ -158,6 +186,7 @@ class Report:
     """
 
     counts: dict[str, Counter[str]]
+    lacking: dict[str, str]
     decoded: int
     no_image: list[Path]
     no_recording: list[Path]
@@ -167,19 +196,26 @@ class Report:
 
     @property
     def wrong(self) -> bool:
-        """Whether something must be put right: a leak, a broken item, an image that is missing."""
-        return bool(self.no_image or self.unreadable or any(g.leak for g in self.same))
+        """Whether something must be put right: a leak, or what is broken, missing or lacking."""
+        leaks = any(group.leak for group in self.same)
+        return bool(self.lacking or self.no_image or self.unreadable or leaks)
 
     def lines(self) -> Iterator[str]:
         """The report as text."""
         classes = set().union(*self.counts.values())
         for split, counts in self.counts.items():
-            few, many = min(counts.values(), default=0), max(counts.values(), default=0)
+            if not counts:
+                yield f"{split}: 0 items" + ("" if split in self.lacking else f" ({_EMPTY[split]})")
+                continue
+            few, many = min(counts.values()), max(counts.values())
             each = f"{few} to {many} in each of {len(counts)} classes"
             yield f"{split}: {counts.total()} items, {each}"
             yield from _listed("classes without an item", sorted(classes - counts.keys()))
         total = sum(counts.total() for counts in self.counts.values())
         yield f"decoded: {self.decoded} of {total} items"
+        yield from _listed(
+            "SPLITS that lack something", [": ".join(x) for x in self.lacking.items()]
+        )
         unreadable = [f"{item}: {error}" for item, error in self.unreadable.items()]
         leaks, rest = ([f"{g.what}: {g}" for g in self.same if g.leak == x] for x in (True, False))
         yield from _listed("recordings without their image", self.no_image)
@@ -234,7 +270,8 @@ def check(
     pairs = (Group("look", (looks[i][0], looks[j][0])) for i, j in near(hashes, distance))
     close = [p for p in pairs if p.leak and not any(p.items <= group for group in known)]
     counts = {s: Counter(i.label for i in items) for s, items in data.splits.items()}
-    return Report(counts, len(members), no_image, no_recording, unreadable, same, close)
+    missing = (no_image, no_recording, unreadable)
+    return Report(counts, lacking(data), len(members), *missing, same, close)
 
 
 def _probe(item: Item, load: Load) -> tuple[bytes, int | None]:

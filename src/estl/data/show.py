@@ -135,11 +135,15 @@ def partner(path: Path) -> tuple[str, Path] | None:
 
 
 def event_picture(
-    counts: Float[Tensor, "*B 2 H W"], most: float | None = None
+    counts: Float[Tensor, "*B C H W"], most: float | None = None
 ) -> Float[Tensor, "*B 3 H W"]:
-    """Event counts as RGB on white: ON red, OFF blue, both black.
+    """Event counts (C = 2) as RGB on white: ON red, OFF blue, both black.
 
     Color is full from `most` events on, by default the most at one place of the picture.
+
+    Direct-coded events are pictures x themselves (C = 3, or 1 for gray). With l = min(0, min x) and
+    h = max(1, max x) of all that are given, a page's, they become (x - l) / (h - l): the same where
+    x is in [0,1]; a standardized x is as bright as it was, its colors shifted a little.
 
     >>> counts = torch.tensor([0.0, 4.0, 0.0, 4.0, 0.0, 0.0]).view(2, 1, 3)
     >>> event_picture(counts, most=4.0)[:, 0].T  # ON, OFF, nothing
@@ -147,6 +151,9 @@ def event_picture(
             [0., 0., 1.],
             [1., 1., 1.]])
     """
+    if counts.shape[-3] != 2:
+        low, high = counts.min().clamp(max=0.0), counts.max().clamp(min=1.0)
+        return ((counts - low) / (high - low)).expand(*counts.shape[:-3], 3, *counts.shape[-2:])
     full = counts.amax((-3, -2, -1), keepdim=True).clamp(min=1.0) if most is None else most
     off, on = (counts / full).clamp(0, 1).sqrt().unbind(-3)
     return torch.stack((1 - off, 1 - torch.maximum(on, off), 1 - on), dim=-3)

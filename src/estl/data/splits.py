@@ -50,6 +50,7 @@ class SplitData(ItemData):
         split_seed: int = 0,
         **loading: Any,
     ) -> None:
+        self.val_fraction = val_fraction
         if test is not None and test_fraction is not None:
             raise ValueError(
                 f"test_fraction={test_fraction}: the set has a test split of its own: leave it out"

@@ -104,8 +104,10 @@ def tune(
         assert finished is not None, "trials run in one process"
         if not finished[1].val:
             raise ValueError("tune ranks by validation: give a val_fraction above 0")
-        accuracy = finished[1].val["best_on_validation"].final
-        trial.set_user_attr("accuracy", accuracy)
+        best = finished[1].val["best_on_validation"]
+        trial.set_user_attr("accuracy", best.final)
+        trial.set_user_attr("samples", best.samples)
+        trial.set_user_attr("classes", finished[1].of.data.classes)
         return report.best
 
     while (left := trials - len(ended(study))) > 0:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
+from estl.report.chance import chance_warning
 from estl.report.tables import plus_minus, spread, table
 from estl.training.results import CheckpointResults, Results, Weights
 
@@ -55,7 +56,7 @@ def write(found: Found, what: Mapping[str, str], folder: Path, *, title: str, co
 
 
 def markdown(found: Found, what: Mapping[str, str], *, title: str, command: str) -> str:
-    """The tables, with what their figures stand on."""
+    """The tables, with what their figures stand on; a warning if even the best row is at chance."""
     first = next(iter(found.values()))
     base = mean(accuracies(first, "final"))
     head = ["", "variant", "final %", "against the first", "best on validation %", "train s", "MiB"]
@@ -75,11 +76,15 @@ def markdown(found: Found, what: Mapping[str, str], *, title: str, command: str)
     times = [f"t={t}" for t in range(1, len(per_step(first)) + 1)]
     alike = ["", "cosine of maps", "linear CKA", "erased %", "firing rate %", "µJ a sample"]
     of = first[0].of
+    final = [mean(accuracies(runs, "final")) / 100 for runs in found.values()]
+    samples = first[0].test["final"].samples if first[0].test else 0
+    warning = chance_warning(final, samples, of.data.classes)
+    note = f"\n**{warning}**\n" if warning else ""
     sizes = ", ".join(f"{split} {n}" for split, n in of.data.sizes.items())
     versions = ", ".join(f"{name} {number}" for name, number in of.versions.items())
     seeds = ", ".join(str(run.of.seed) for run in first)
     return f"""### {title}
-
+{note}
 {table(head, rows)}
 
 Accuracy (%) after each time step, final weights:
@@ -131,6 +136,9 @@ def plot(found: Found, path: Path, *, title: str) -> None:
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     over_time, last = figure.subplots(1, 2)
+    if classes := next(iter(found.values()))[0].of.data.classes:
+        over_time.axhline(100 / classes, color="gray", ls=":", label="chance")
+        last.axhline(100 / classes, color="gray", ls=":")
     for place, (name, runs) in enumerate(found.items()):
         steps = per_step(runs)
         over_time.plot(range(1, len(steps) + 1), steps, marker="o", label=name)

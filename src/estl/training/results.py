@@ -47,11 +47,15 @@ class Json:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """Which data: class, fingerprint of items and splits, number of items by split."""
+    """Which data: class, fingerprint of items and splits, number of items by split and of classes.
+
+    `classes` is None in files of runs that did not say.
+    """
 
     name: str
     fingerprint: str
     sizes: dict[str, int]
+    classes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ def provenance(
     return Provenance(
         command=" ".join(["estl", *sys.argv[1:]]),
         seed=recipe["seed"],
-        data=DataFacts(type(data).__name__, data.fingerprint, data.sizes),
+        data=DataFacts(type(data).__name__, data.fingerprint, data.sizes, len(data.classes)),
         student=type(student).__name__,
         parameters=sum(p.numel() for p in student.parameters()),
         supervision=str(supervision),

@@ -63,6 +63,7 @@ class DVSGesture(ItemData):
         split_seed: int = 0,
         **loading: Any,
     ) -> None:
+        self.val_fraction = val_fraction
         root, row = Path(root), BY_NAME["dvsgesture"]
         no_training = row.test_alone(root)
         training = [] if no_training else _listed(row.files["train"], root)

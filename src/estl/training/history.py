@@ -92,7 +92,8 @@ def line(row: dict[str, float], epochs: int | None) -> str:
 
     >>> row = {"epoch": 3, "train/cls": 1.5, "train/kl": 0.5, "train/loss": 2.0, "train/acc": 0.4}
     >>> line(row | {"val/acc": 0.35, "lr": 5e-3, "seconds": 12.34}, epochs=20)
-    'epoch  3/20  12.3 s  lr 0.005  accuracy: train 40.0 %, val 35.0 %  loss 2.00 = cls 1.50 + kl 0.500'
+    'epoch  3/20   12.3 s  lr 0.005     accuracy: train 40.0 %, val 35.0 %
+    loss 2.00 = cls 1.50 + kl 0.500'
     """
     number = f"{row['epoch']:{len(str(epochs))}.0f}/{epochs}"
     terms = [
@@ -102,7 +103,7 @@ def line(row: dict[str, float], epochs: int | None) -> str:
     ]
     val = f"{100 * row['val/acc']:4.1f} %" if "val/acc" in row else f"{'-':>4}  "
     return (
-        f"epoch {number}  {row['seconds']:.1f} s  lr {row['lr']:<6.3g} "
+        f"epoch {number}  {row['seconds']:5.1f} s  lr {row['lr']:<8.3g} "
         f"accuracy: train {100 * row['train/acc']:4.1f} %, val {val}  "
         f"loss {row['train/loss']:#.3g} = {' + '.join(terms)}"
     )

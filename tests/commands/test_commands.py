@@ -97,7 +97,7 @@ def test_the_last_epoch_is_validated_always(tmp_path: Path) -> None:
     words = [*SMALL, "--tse", "--epochs=2", "--trainer.check_val_every_n_epoch=5"]
     assert main(["fit", *words, f"--output-dir={tmp_path}"]) == 0
     assert set(Results.read(tmp_path / "results.json").val) == {"final", "best_on_validation"}
-    assert [path.name for path in tmp_path.glob("best*")] == ["best-001.ckpt"]
+    assert [path.name for path in tmp_path.glob("best*")] == ["best-002.ckpt"]
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """A run that is killed and resumed ends where an unbroken one ends, bit for bit."""
 
+import csv
 import os
 import signal
 import subprocess
@@ -20,6 +21,12 @@ RUN = [
 def epoch_of(checkpoint: Path) -> int:
     """The epoch in a checkpoint, -1 where there is none."""
     return int(torch.load(checkpoint, weights_only=True)["epoch"]) if checkpoint.exists() else -1
+
+
+def history(run: Path) -> list[dict[str, str]]:
+    """The rows of `history.csv`, but for the seconds."""
+    with (run / "history.csv").open(newline="") as file:
+        return [row | {"seconds": ""} for row in csv.DictReader(file)]
 
 
 @pytest.mark.slow
@@ -49,3 +56,5 @@ def test_killed_and_resumed_equals_unbroken(tmp_path: Path) -> None:
         assert torch.equal(value, two["state_dict"][name]), name
     assert next(whole.glob("best*")).name == next(broken.glob("best*")).name
     assert (broken / "results.json").exists()
+    assert [row["epoch"] for row in history(broken)] == [str(n) for n in range(1, 13)]
+    assert history(broken) == history(whole)

@@ -26,11 +26,9 @@ def fit(
         resume: a run folder to continue.
         help_all: list every key of a recipe.
     """
-    from estl.commands.screen import quiet
     from estl.training.recipe import make_parser, parse
     from estl.training.run import fit as run_fit
 
-    quiet()
     if help_all:
         make_parser().print_help()
         return

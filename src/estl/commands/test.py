@@ -25,11 +25,9 @@ def test(
         output_dir: write test.json there.
         trust: a module that the checkpoint may name beside ESTL's own.
     """
-    from estl.commands.screen import quiet
     from estl.evaluation.attacks import parse_eps
     from estl.training.run import test as run_test
 
-    quiet()
     root = None if data_path is None else str(data_path)
     results = run_test(ckpt, root, attacks=attack, eps=parse_eps(eps), noisy=noise, trust=trust)
     if output_dir is not None:

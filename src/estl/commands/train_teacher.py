@@ -38,11 +38,9 @@ def train_teacher(
         objective: what it is trained by: class embeddings, or a linear layer.
         flip: mirrored images are of the same class.
     """
-    from estl.commands.screen import quiet
     from estl.experiments.train_teacher import train_teacher as run
     from estl.training.recipe import build_data, parse
 
-    quiet()
     config, given = parse(flags.spell_out(overrides), ["data"])
     tower = {
         "image_size": image_size,

@@ -30,12 +30,10 @@ def tune(
         storage: Optuna storage URL (default: SQLite in the folder).
         prune: end trials that are worse than the median.
     """
-    from estl.commands.screen import quiet
     from estl.experiments.sweep import keep_recipe
     from estl.experiments.tune import tune as search
     from estl.report.search import write
 
-    quiet()
     if bool(grid_tau_f) != bool(grid_kappa):
         raise ValueError("a grid needs both: give --grid-tau-f and --grid-kappa, or neither")
     study = search(

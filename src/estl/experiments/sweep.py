@@ -116,8 +116,10 @@ def _run(folder: Path, seed: int, environment: dict[str, str], watched: bool) ->
         else:
             args = [f"--config={folder / 'recipe.yaml'}", f"--seed={seed}", f"--output-dir={run}"]
         command = [sys.executable, "-m", "estl.commands", "fit", *args]
+        if watched:  # one at a time: its lines are on the screen
+            print(f"{folder.name}, seed {seed}:", flush=True)
         with (run / "log.txt").open("w") as log:
-            shown = None if watched else log  # one at a time: its progress bar is on the screen
+            shown = None if watched else log
             status = subprocess.run(
                 command, stdout=shown, stderr=log, env=environment, check=False
             ).returncode

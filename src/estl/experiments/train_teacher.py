@@ -16,11 +16,12 @@ from estl.data.check import refuse_leaks
 from estl.data.module import EventData
 from estl.data.sets.photographs import Photographs
 from estl.evaluation.accuracy import evaluate
-from estl.guidance.teacher import CLIP_MEAN, CLIP_STD
+from estl.guidance.teacher import CLIP_MEAN, CLIP_STD, quiet_transformers
 from estl.guidance.tower import BothHeads, ClipTower
+from estl.training.history import History
 from estl.training.learner import Learner
 from estl.training.results import Json, Provenance, provenance
-from estl.training.run import ProgressBar
+from estl.training.screen import progress_bars, quiet
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class TeacherRecord(Json):
     image_accuracy: dict[str, float]
 
 
+@quiet()
 def train_teacher(
     pairs: EventData,
     folder: Path,
@@ -63,7 +65,7 @@ def train_teacher(
 
     Args:
         pairs: the paired set; only its training items are learned from.
-        folder: becomes what `ClipTeacher` loads.
+        folder: becomes what `ClipTeacher` loads, and holds `history.csv`.
         tower: arguments of `ClipTower`, without `classes`.
         images: a folder of further training images, see `Photographs`.
         flip: whether mirrored images are of the same class: half of them are mirrored then.
@@ -87,12 +89,14 @@ def train_teacher(
     student = ClipTower(len(pairs.classes), **tower)
     recipe = {"seed": seed}
     learner = Learner(student, BothHeads(), lr=lr, weight_decay=0.05, warmup=2.0, recipe=recipe)
+    bars = progress_bars()
     trainer = Trainer(
         max_epochs=epochs,
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        callbacks=[ProgressBar()],
+        enable_progress_bar=bool(bars),
+        callbacks=[History(folder), *bars],
     )
     trainer.fit(learner, photographs)
     device = trainer.strategy.root_device
@@ -109,10 +113,8 @@ def train_teacher(
         lr=lr,
         image_accuracy=found,
     )
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # of writing one small file
-    student.tower.save_pretrained(folder)
+    with quiet_transformers():
+        student.tower.save_pretrained(folder)
     normalization = {"image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD)}
     (folder / "preprocessor_config.json").write_text(json.dumps(normalization, indent=2) + "\n")
     (folder / "teacher.json").write_text(record.to_json())

@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,11 +155,8 @@ def _load(name_or_folder: str | Path) -> tuple[Any, dict[str, Any]]:
 
 def _tower(source: str, local: bool) -> Any:
     from transformers import CLIPVisionModel
-    from transformers.utils import logging
 
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # the text half of a whole CLIP is reported as unexpected
-    try:
+    with quiet_transformers(bars=not local):  # of a download, a bar
         loaded: Any = CLIPVisionModel.from_pretrained(
             source,
             local_files_only=local,
@@ -166,8 +164,6 @@ def _tower(source: str, local: bool) -> Any:
             dtype=torch.float32,
             output_loading_info=True,
         )
-    finally:
-        logging.set_verbosity(verbosity)
     tower, info = loaded
     missing = sorted(info["missing_keys"])
     if missing:  # transformers would initialize them at random
@@ -176,6 +172,23 @@ def _tower(source: str, local: bool) -> Any:
             "a CLIP vision tower: give a CLIP model"
         )
     return tower
+
+
+@contextmanager
+def quiet_transformers(bars: bool = False) -> Iterator[None]:
+    """Without transformers' notes (the text half of a CLIP is one) and, unless `bars`, its bars."""
+    from transformers.utils import logging
+
+    verbosity, still = logging.get_verbosity(), logging.is_progress_bar_enabled() and not bars
+    logging.set_verbosity_error()
+    if still:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if still:
+            logging.enable_progress_bar()
 
 
 def _hub_preprocessor(name: str, local: bool) -> dict[str, Any]:

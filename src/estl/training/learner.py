@@ -15,6 +15,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from estl.evaluation.accuracy import hits
 from estl.supervision.distillation import COLLAPSED
 from estl.supervision.schedule import Scheduled
 from estl.types import Batch, Loss, Supervision
@@ -134,7 +135,7 @@ class Learner(LightningModule):
                 module.at(progress)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of one batch; every term and metric is logged under its own name."""
+        """Loss of one batch; every term and metric is logged by its name, and the accuracy."""
         output = self.student(batch.events)
         loss: Loss = self.supervision(output, batch)
         self.finite.see(loss)
@@ -142,6 +143,7 @@ class Learner(LightningModule):
             self.finite.stop()
         values = {f"train/{name}": value for name, value in loss.terms.items()}
         values["train/loss"] = loss.total
+        values["train/acc"] = _accuracy(output.logits.detach(), batch.label)
         values |= {f"watch/{name}": value for name, value in loss.metrics.items()}
         size = len(batch.label)
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
@@ -173,9 +175,9 @@ class Learner(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Cross-entropy and accuracy of the mean over time, the same for every supervision."""
-        mean = self.student(batch.events).logits.float().mean(1)
-        correct = (mean.argmax(-1) == batch.label).float().mean()
-        loss = F.cross_entropy(mean, batch.label)
+        logits = self.student(batch.events).logits.float()
+        correct = _accuracy(logits, batch.label)
+        loss = F.cross_entropy(logits.mean(1), batch.label)
         size = len(batch.label)
         self.log("val/loss", loss, batch_size=size, sync_dist=True)
         self.log("val/acc", correct, prog_bar=True, batch_size=size, sync_dist=True)
@@ -253,6 +255,11 @@ def owner(name: str) -> str:
     path = [word for word in name.split(".") if not word.isdigit()]
     below = [word for word in path[1:-1] if word != "supervisions"]
     return path[0] if path[0] == "student" or not below else below[0]
+
+
+def _accuracy(logits: Tensor, label: Tensor) -> Tensor:
+    """Share of samples whose mean over time predicts the label, on the device."""
+    return hits(logits.float(), label)[:, -1].float().mean()
 
 
 def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

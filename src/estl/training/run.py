@@ -1,7 +1,7 @@
 """What the commands do: train into a run folder, test a checkpoint, predict files.
 
-A run folder holds `config.yaml` (the resolved recipe), `best*.ckpt` and `last.ckpt`, TensorBoard
-events, and `results.json`, which is written once, at the end.
+A run folder holds `config.yaml` (the resolved recipe), `best*.ckpt` and `last.ckpt`, `history.csv`,
+TensorBoard events, and `results.json`, which is written once, at the end.
 """
 
 import itertools
@@ -15,29 +15,31 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning import LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar, Timer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 from estl.data.check import refuse_leaks
 from estl.evaluation.accuracy import Accuracy, evaluate
 from estl.evaluation.attacks import attack, noise, robustness
 from estl.evaluation.diagnostics import diagnose, summary
 from estl.training.checkpoint import build_student, read_checkpoint
+from estl.training.history import History
 from estl.training.learner import Learner
 from estl.training.names import refuse_strangers
 from estl.training.recipe import Parts, build, build_data, parse_recipe
 from estl.training.results import CheckpointResults, Results, Weights, peak_memory, provenance
+from estl.training.screen import progress_bars, quiet
 
 
-class ProgressBar(RichProgressBar):
-    """Lightning's, without the logger's version number."""
+class Best(ModelCheckpoint):
+    """Keeps the weights best on validation, named by their epoch as counted from 1."""
 
-    def get_metrics(self, *args: Any) -> dict[str, Any]:
-        """What the bar shows beside the speed."""
-        metrics = super().get_metrics(*args)
-        metrics.pop("v_num", None)
-        return metrics
+    def format_checkpoint_name(self, metrics: dict[str, Tensor], *args: Any, **kwargs: Any) -> str:
+        """File name of a checkpoint."""
+        metrics = metrics | {"epoch": metrics["epoch"] + 1}
+        return super().format_checkpoint_name(metrics, *args, **kwargs)
 
 
 class ValidateLast(Callback):
@@ -85,6 +87,7 @@ def run_folder(config: Namespace) -> Path:
     return path
 
 
+@quiet()
 def fit(
     config: Namespace,
     given: Namespace,
@@ -123,20 +126,25 @@ def fit(
     last = ModelCheckpoint(
         folder, "last", save_on_train_epoch_end=True, enable_version_counter=False
     )
-    best = ModelCheckpoint(
+    best = Best(
         folder, "best-{epoch:03d}", monitor="val/rank", mode="max", auto_insert_metric_name=False
     )
     selects = parts.data.sizes["val"] > 0
     timer = Timer()
+    options = config.trainer.as_dict() | ({} if selects else {"limit_val_batches": 0})
+    bars = [] if options["enable_progress_bar"] is False else progress_bars()
+    options["enable_progress_bar"] = bool(bars)
+    options["enable_model_summary"] = bool(options["enable_model_summary"])  # None: a line instead
     trainer = Trainer(
-        **config.trainer.as_dict() | ({} if selects else {"limit_val_batches": 0}),
+        **options,
         default_root_dir=folder,
         logger=TensorBoardLogger(str(folder), name="", version="tensorboard"),
         callbacks=[
             *([best, ValidateLast()] if selects else []),
             last,
             timer,
-            ProgressBar(),
+            History(folder),
+            *bars,
             *callbacks,
         ],
     )
@@ -182,6 +190,7 @@ def _diagnose(parts: Parts, folder: Path, device: torch.device) -> dict[str, flo
     return summary(found)
 
 
+@quiet()
 def test(
     path: Path,
     data_path: str | None = None,  # noqa: PT028

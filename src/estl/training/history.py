@@ -1,0 +1,109 @@
+"""One line an epoch, on the screen and in `history.csv`."""
+
+import csv
+import os
+import time
+from collections import Counter
+from pathlib import Path
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from estl.training.learner import Learner, owner
+
+LAST = ("train/loss", "train/acc", "val/acc", "lr", "seconds")
+"""Columns after the epoch and the weighted terms."""
+
+
+class History(Callback):
+    """Prints a line an epoch, and writes it to `history.csv` in `folder`.
+
+    Its columns: `epoch`, counted from 1; `train/NAME` for every weighted term; `train/loss`;
+    `train/acc`, of the training steps themselves (augmented, in training mode, while the weights
+    change); `val/acc`, empty where the epoch was not validated; `lr`, of the first parameter group
+    (the student's) in the first step; `seconds`, validation included.
+
+    A resumed run writes over the epochs that it trains again. The first process alone writes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "history.csv"
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print what is trained."""
+        if trainer.is_global_zero and isinstance(pl_module, Learner):
+            print(parts(pl_module), flush=True)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the time and the learning rate."""
+        self.start, self.validated = time.monotonic(), False
+        self.lr = float(trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that this epoch has been validated: figures of earlier ones stay in the trainer."""
+        self.validated = True
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write and print the line, before the epoch's checkpoint is written."""
+        metrics = trainer.callback_metrics  # in every process: they take the means together
+        if not trainer.is_global_zero:
+            return
+        row = {"epoch": float(trainer.current_epoch + 1)}
+        row |= {name: float(metrics[name]) for name in metrics if name.startswith("train/")}
+        if self.validated:
+            row["val/acc"] = float(metrics["val/acc"])
+        row |= {"lr": self.lr, "seconds": time.monotonic() - self.start}
+        write(row, self.path)
+        print(line(row, trainer.max_epochs), flush=True)
+
+
+def parts(learner: Learner) -> str:
+    """The classes of student and supervision, and the number of parameters by part."""
+    sizes: Counter[str] = Counter()
+    for name, parameter in learner.named_parameters():
+        sizes[owner(name)] += parameter.numel()
+    listed = ", ".join(f"{part} {size:,}" for part, size in sizes.items())
+    student, supervision = type(learner.student).__name__, type(learner.supervision).__name__
+    return f"{student} trained by {supervision}; parameters: {listed}"
+
+
+def write(row: dict[str, float], path: Path) -> None:
+    """Put the row into the file, in the place of its epoch and of all later ones.
+
+    The file is replaced as a whole, so that a run that is killed leaves no half of a line.
+    """
+    rows: list[dict[str, str]] = []
+    if path.exists():
+        with path.open(newline="") as file:
+            rows = [old for old in csv.DictReader(file) if int(old["epoch"]) < row["epoch"]]
+    rows.append({name: f"{value:.6g}" for name, value in row.items()})
+    terms = [name for name in dict.fromkeys(n for r in rows for n in r) if name not in LAST]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".csv.new")
+    with new.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*terms, *LAST], restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(new, path)
+
+
+def line(row: dict[str, float], epochs: int | None) -> str:
+    """A row for the screen, of `epochs` epochs in all.
+
+    >>> row = {"epoch": 3, "train/cls": 1.5, "train/kl": 0.5, "train/loss": 2.0, "train/acc": 0.4}
+    >>> line(row | {"val/acc": 0.35, "lr": 5e-3, "seconds": 12.34}, epochs=20)
+    'epoch  3/20   12.3 s  lr 0.005     accuracy: train 40.0 %, val 35.0 %
+    loss 2.00 = cls 1.50 + kl 0.500'
+    """
+    number = f"{row['epoch']:{len(str(epochs))}.0f}/{epochs}"
+    terms = [
+        f"{name.removeprefix('train/')} {value:#.3g}"
+        for name, value in row.items()
+        if name.startswith("train/") and name not in LAST
+    ]
+    val = f"{100 * row['val/acc']:4.1f} %" if "val/acc" in row else f"{'-':>4}  "
+    return (
+        f"epoch {number}  {row['seconds']:5.1f} s  lr {row['lr']:<8.3g} "
+        f"accuracy: train {100 * row['train/acc']:4.1f} %, val {val}  "
+        f"loss {row['train/loss']:#.3g} = {' + '.join(terms)}"
+    )

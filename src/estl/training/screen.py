@@ -1,0 +1,53 @@
+"""What is on the screen while a student is trained, and what does not belong there."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch.callbacks import RichProgressBar
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's, with epochs counted from 1, and the loss beside it: the rest is in the line."""
+
+    def get_metrics(self, *args: Any) -> dict[str, Any]:
+        """What the bar shows beside the speed."""
+        metrics = super().get_metrics(*args)
+        return {name: metrics[name] for name in metrics if name == "loss"}
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"Epoch {current_epoch + 1}/{self.trainer.max_epochs}"
+
+
+def progress_bars() -> list[ProgressBar]:
+    """One on a terminal, none in a file or a pipe."""
+    return [ProgressBar()] if sys.stdout.isatty() else []
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep off the screen what Lightning, torch and transformers say to programmers.
+
+    That is advice on workers and hardware, advertisements, and what they deprecate in each other.
+    Warnings about the training itself stay. Also a decorator: `@quiet()`.
+    """
+    loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PossibleUserWarning)
+        for category in (DeprecationWarning, FutureWarning):
+            module = r"(lightning|torch|transformers)(\.|$)"
+            warnings.filterwarnings("ignore", category=category, module=module)
+        for text in (".*exists and is not empty", ".*Skipping val loop"):
+            warnings.filterwarnings("ignore", message=text)
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

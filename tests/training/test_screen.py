@@ -1,0 +1,73 @@
+"""A run says what it does in its own lines, and nothing else, from the command and from Python."""
+
+import logging
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from estl.guidance.tower import ClipTower
+from estl.training.screen import progress_bars, quiet
+
+FROM_PYTHON = (
+    "import sys; from estl.training.recipe import parse; from estl.training.run import fit; "
+    "fit(*parse(sys.argv[1:]))"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [["-m", "estl.commands", "fit"], ["-c", FROM_PYTHON]])
+def test_a_guided_run_prints_its_lines_alone(how: list[str], tmp_path: Path) -> None:
+    tower = ClipTower(10, image_size=16, patch=8, dim=16, depth=1, heads=2)
+    tower.tower.save_pretrained(tmp_path / "teacher")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"""
+data: {{class_path: estl.data.Digits, init_args: {{T: 3, size: 16, per_class: 4}}}}
+student: {{class_path: estl.students.VGGSNN, init_args: {{layers: [8, AP], pooled: true}}}}
+supervision:
+  class_path: estl.supervision.EdgeGuidedDistillation
+  init_args: {{teacher: {tmp_path / "teacher"}, heads: 2}}
+trainer: {{max_epochs: 2, check_val_every_n_epoch: 5}}
+output_dir: {tmp_path / "run"}
+""")
+    command = [sys.executable, "-W", "default", *how, f"--config={recipe}"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stderr == ""
+    shown = done.stdout.split("\nTest accuracy")[0].splitlines()
+    assert len(shown) == 3
+    assert shown[0].startswith("VGGSNN trained by EdgeGuidedDistillation; parameters: student ")
+    for epoch, text in enumerate(shown[1:], 1):
+        assert text.startswith(f"epoch {epoch}/2 ")
+        assert ("val    - " in text) == (epoch == 1)
+        for term in ("cls", "global_distill", "patch_distill", "contrastive", "edge_reg"):
+            assert f" {term} " in text
+
+
+def test_only_a_terminal_has_a_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert progress_bars() == []
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert len(progress_bars()) == 1
+
+
+def test_quiet_hides_others_deprecations_alone_and_ends() -> None:
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+
+    def deprecated(module: str) -> None:
+        warnings.warn_explicit("old", FutureWarning, "file.py", 1, module=module)
+
+    with quiet():
+        deprecated("torch.nn.functional")
+        deprecated("lightning.pytorch.trainer")
+        assert not logger.isEnabledFor(logging.INFO)
+        with pytest.warns(FutureWarning, match="old"):
+            deprecated("estl.training.run")
+        with pytest.warns(FutureWarning, match="old"):
+            deprecated("torchmine")
+        with pytest.warns(UserWarning, match="collapsed"):
+            warnings.warn("the edge map has collapsed", stacklevel=1)
+    assert logger.level == level
+    with pytest.warns(FutureWarning, match="old"):
+        deprecated("torch.nn.functional")

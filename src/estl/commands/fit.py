@@ -14,6 +14,7 @@ def fit(
     seed: int | None = None,
     output_dir: Path | None = None,
     resume: Path | None = None,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
     help_all: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Train a student.
@@ -24,6 +25,8 @@ def fit(
         seed: of weights and batch order.
         output_dir: run folder (default: a new one in runs/).
         resume: a run folder to continue.
+        dry_run: build all parts, train two steps on them, say what they are and how long the run
+            would take; nothing is written.
         help_all: list every key of a recipe.
     """
     from estl.training.recipe import make_parser, parse
@@ -43,6 +46,11 @@ def fit(
     args += [] if seed is None else [f"--seed={seed}"]
     args += [] if output_dir is None else [f"--output_dir={output_dir}"]
     config, given = parse(flags.spell_out(args))
+    if dry_run:
+        from estl.training.rehearsal import rehearse
+
+        print("\n".join(rehearse(config, given).lines()))
+        return
     finished = run_fit(config, given, resume, callbacks=[Pictures()])
     if finished is not None:
         folder, results = finished

@@ -125,7 +125,8 @@ class DataFlags:
             classes += _named(DATASETS, "--dataset", name, OTHER_NAMES)
         if (name := given.get("augment")) is not None:
             given["augment"] = _augment(name)
-        given["precision"] = PRECISIONS.get(name := given.get("precision"), name)
+        if (name := given.get("precision")) is not None:
+            given["precision"] = PRECISIONS.get(name, name)
         rest: list[str] = []
         queue = iter(more)
         for word in queue:

@@ -99,7 +99,7 @@ class DataSet:
         files: where its files lie, as "train" and "test" if it has a test split of its own.
         archives: what `estl data prepare` fetches.
         init_args: arguments of the class that make it this set.
-        also: further names of it in papers, as `--dataset` compares them: small letters, no hyphens.
+        also: its further names in papers, in small letters without hyphens.
     """
 
     name: str

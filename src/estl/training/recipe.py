@@ -181,6 +181,17 @@ def build(config: Namespace, given: Namespace) -> Parts:
     return Parts(data, student, supervision, plain(config))
 
 
+def make_learner(config: Namespace, parts: Parts) -> Learner:
+    """The learner of a run's parts, with the configuration's optimizer and rates."""
+    return Learner(
+        parts.student,
+        parts.supervision,
+        **config.learner.as_dict(),
+        recipe=parts.recipe,
+        classes=parts.data.classes,
+    )
+
+
 def build_data(config: Namespace, given: Namespace) -> EventData:
     """The data of a configuration alone; the run's seed is theirs where they have none."""
     if "seed" not in _written(given, "data"):

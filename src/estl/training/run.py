@@ -26,9 +26,8 @@ from estl.evaluation.attacks import attack, noise, robustness
 from estl.evaluation.diagnostics import diagnose, summary
 from estl.training.checkpoint import build_student, read_checkpoint
 from estl.training.history import History
-from estl.training.learner import Learner
 from estl.training.names import refuse_strangers
-from estl.training.recipe import Parts, build, build_data, parse_recipe
+from estl.training.recipe import Parts, build, build_data, make_learner, parse_recipe
 from estl.training.results import CheckpointResults, Results, Weights, peak_memory, provenance
 from estl.training.screen import progress_bars, quiet
 
@@ -111,18 +110,14 @@ def fit(
     seed_everything(config.seed, verbose=False)
     parts = build(config, given)
     parts.data.require("train")
+    if test:
+        parts.data.require("test")
     if not parts.data.allow_leaks:
         refuse_leaks(parts.data)
     folder = resume or run_folder(config)
     if rank() == 0:
         (folder / "config.yaml").write_text(yaml.safe_dump(parts.recipe, sort_keys=False))
-    learner = Learner(
-        parts.student,
-        parts.supervision,
-        **config.learner.as_dict(),
-        recipe=parts.recipe,
-        classes=parts.data.classes,
-    )
+    learner = make_learner(config, parts)
     last = ModelCheckpoint(
         folder, "last", save_on_train_epoch_end=True, enable_version_counter=False
     )

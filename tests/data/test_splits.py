@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -177,6 +178,15 @@ def test_of_a_test_split_alone_the_training_list_does_not_count(tmp_path: Path) 
         data.require("train")
 
 
+def test_the_list_of_the_guide_is_read(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    (text,) = re.findall(r"^```text\n(train: .*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "list.yaml").write_text(text)
+    write_ncaltech101(tmp_path, [*names_of("chair", 62), *names_of("cup", 57)])
+    data = load("ncaltech101", tmp_path, splits=tmp_path / "list.yaml")
+    assert data.sizes == {"train": 79, "val": 10, "test": 30}
+
+
 # The list of the figures, and the further images of their teacher
 
 
@@ -224,9 +234,9 @@ def public(shared: Path, tmp_path: Path) -> Path:
     for file in source.glob("MNIST-extra/*/*"):
         link(file, f"MNIST/Train/{file.parent.name}/{file.name}")
         link(other, f"N-MNIST/Train/{file.parent.name}/{file.stem}.bin")
-    for part, number in (("Train", "00701"), ("Test", "00101")):
-        link(other, f"N-MNIST/{part}/0/{number}.bin")
-        link(source / "MNIST/Train/0/00002.png", f"MNIST/{part}/0/{number}.png")
+    for place in ("Train/0/00701", "Test/0/00101"):
+        link(other, f"N-MNIST/{place}.bin")
+        link(source / "MNIST/Train/0/00002.png", f"MNIST/{place}.png")
     return tmp_path
 
 

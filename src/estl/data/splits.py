@@ -43,17 +43,17 @@ class SplitData(ItemData):
             set has a test split of its own.
         per_class: training items a class, all if None; the rest is unused.
         split_seed: of the choice of test, validation and `per_class` items.
-        group: what keeps together in the choice of validation items, such as a person; every item
-            is alone if None.
         loading: arguments of `ItemData` and `EventData`.
 
     Attributes:
-        extra: entries of the list of further images for a teacher, None if there is no such list
-            (`estl.data.sets.photographs`).
+        group: in a subclass, whom an item belongs to: validation is then a share of these.
+        extra: what `splits` lists as "extra" (`estl.data.sets.photographs`), or None.
 
     Raises:
         ValueError: a fraction out of range, fewer items than `per_class`, a bad list.
     """
+
+    group: Callable[[Item], Item] | None = None
 
     def __init__(
         self,
@@ -67,7 +67,6 @@ class SplitData(ItemData):
         test_fraction: float | None = None,
         per_class: int | None = None,
         split_seed: int = 0,
-        group: Callable[[Item], Item] | None = None,
         **loading: Any,
     ) -> None:
         if test is not None and test_fraction is not None:
@@ -86,7 +85,7 @@ class SplitData(ItemData):
         else:
             parts = {"train": sorted(items), "test": sorted(test)}
         if "val" not in parts:
-            drawn = split_items(parts["train"], val_fraction, split_seed, group)
+            drawn = split_items(parts["train"], val_fraction, split_seed, self.group)
             parts = {"train": drawn[0], "val": drawn[1], "test": parts["test"]}
         if per_class is not None:
             parts["train"] = select_items(parts["train"], per_class, split_seed)

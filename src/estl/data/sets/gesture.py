@@ -29,6 +29,15 @@ def gesture_content(item: Item) -> Iterable[bytes]:
     yield repr(interval(item)).encode()
 
 
+def user(item: Item) -> Item:
+    """Who makes this gesture.
+
+    >>> str(user(Item("arm_roll", "user01_led/8")))
+    'user/user01'
+    """
+    return Item("user", item.number.partition("_")[0])
+
+
 class DVSGesture(SplitData):
     """Gestures of DVS128 Gesture (Amir et al. 2017), cut from their recordings; without images.
 
@@ -49,6 +58,8 @@ class DVSGesture(SplitData):
     Raises:
         ValueError: broken labels, or a recording that is listed twice.
     """
+
+    group = staticmethod(user)
 
     def __init__(
         self,
@@ -71,7 +82,6 @@ class DVSGesture(SplitData):
             list_gestures(training),
             partial(read_gesture, T=T, size=size, by=by),
             test=list_gestures(test),
-            group=_user,
             T=T,
             frame_size=(size, size),
             content=gesture_content,
@@ -87,7 +97,3 @@ def _listed(files: Files, root: Path) -> list[Path]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{path}: {twice[0]} is listed twice")
     return [path.parent / name for name in names]
-
-
-def _user(item: Item) -> Item:
-    return Item("user", item.number.partition("_")[0])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from estl.data.catalog import Files
 from estl.data.items import Item, Pairing, find_pairs, fingerprint
-from estl.data.splits import SplitData, read_splits, select_items, split_items
+from estl.data.splits import SplitData, pick_items, read_lists, select_items, split_items
 
 ITEMS = [
     Item(label, f"{i:04d}") for label, n in (("cat", 20), ("dog", 7), ("eel", 1)) for i in range(n)
@@ -206,7 +206,7 @@ def test_published_lists_are_read_with_and_without_suffix(tmp_path: Path) -> Non
         val="dog/0000\n",
         test="dog\\0001.jpg\neel/0000\n",
     )
-    splits = read_splits(lists, ITEMS)
+    splits = pick_items(read_lists(lists), ITEMS)
     assert list(splits) == ["train", "val", "test"]
     assert {name: list(map(str, items)) for name, items in splits.items()} == {
         "train": ["cat/0001", "cat/0003"],
@@ -250,20 +250,20 @@ def test_bad_lists_are_refused_with_file_and_line(
     tmp_path: Path, train: str, test: str, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        read_splits(write_lists(tmp_path, train=train, test=test), ITEMS)
+        pick_items(read_lists(write_lists(tmp_path, train=train, test=test)), ITEMS)
 
 
 def test_a_missing_or_binary_list_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no list .*test\.txt"):
-        read_splits(write_lists(tmp_path, train="cat/0001"), ITEMS)
+        read_lists(write_lists(tmp_path, train="cat/0001"))
     (tmp_path / "test.txt").write_bytes(b"cat/\xff")
     with pytest.raises(ValueError, match=r"test\.txt: not a text file \(byte 4\)"):
-        read_splits(tmp_path, ITEMS)
+        read_lists(tmp_path)
 
 
 def test_names_and_classes_that_are_left_out_may_be_listed(tmp_path: Path) -> None:
     lists = write_lists(tmp_path, train="cat/0001\nfox/1\nowl/2.bin", test="dog/0001\nowl/3")
-    splits = read_splits(lists, ITEMS, left_out={"fox/1", "owl/"})
+    splits = pick_items(read_lists(lists), ITEMS, left_out={"fox/1", "owl/"})
     assert list(map(str, splits["train"] + splits["test"])) == ["cat/0001", "dog/0001"]
     with pytest.raises(ValueError, match=r"line 3: 'owl/2\.bin'"):
-        read_splits(lists, ITEMS, left_out={"fox/1"})
+        pick_items(read_lists(lists), ITEMS, left_out={"fox/1"})

@@ -3,6 +3,7 @@
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -90,12 +91,30 @@ def test_tables_show_mean_and_standard_deviation_over_seeds() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_names_its_log(tmp_path: Path) -> None:
-    broken = Variant("broken", "unknown key", {"learner": {"lrr": 3}})
-    with pytest.raises(ValueError, match=r"log\.txt.*lrr"):
-        sweep(PARTS, [broken], [0], tmp_path)
+@pytest.mark.parametrize(
+    ("overlay", "text"),
+    [
+        ({"learner": {"lrr": 3}}, "lrr"),
+        ({"learner": {"part_lr": {"fusion": 0.1}}}, "fusion.*no trained parameter"),
+        ({"student": {"init_args": {"layers": [4, *["AP"] * 6]}}}, "too small for 6 poolings"),
+    ],
+)
+def test_a_variant_that_does_not_train_is_known_before_the_first_run(
+    overlay: dict[str, Any], text: str, tmp_path: Path
+) -> None:
+    sound = Variant("sound", "as it is", {})
+    with pytest.raises(ValueError, match=rf"^broken \(by the test\) does not train: .*{text}"):
+        sweep(PARTS, [sound, Variant("broken", "by the test", overlay)], [0], tmp_path)
+    assert not list(tmp_path.glob("*/seed*"))
     with pytest.raises(ValueError, match="no seeds"):
-        sweep(PARTS, [broken], [], tmp_path)
+        sweep(PARTS, [sound], [], tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_names_its_log(tmp_path: Path) -> None:
+    (tmp_path / "full" / "seed0" / "last.ckpt").mkdir(parents=True)  # no file can be written there
+    with pytest.raises(ValueError, match=r"full, seed 0 failed .*log\.txt"):
+        sweep(PARTS, [Variant("full", "no room", {})], [0], tmp_path)
 
 
 def test_another_recipe_in_the_same_folder_is_refused(tmp_path: Path) -> None:

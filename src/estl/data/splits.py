@@ -5,15 +5,26 @@ in which a disk lists its files nor on chance.
 """
 
 import hashlib
+import json
 import math
-from collections.abc import Collection, Iterable, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import yaml
 
 from estl.data.cache import Load
 from estl.data.items import Item
 from estl.data.module import ItemData
+
+LISTS = Path(__file__).parent / "lists"
+"""The lists that come with the package."""
+
+WORDS = ("train", "val", "test", "extra")
+"""What items of a list are for."""
 
 
 class SplitData(ItemData):
@@ -24,7 +35,9 @@ class SplitData(ItemData):
         load: loads one item, see `ItemData`.
         test: the items of the test split, where the set has one of its own.
         left_out: names that published lists may hold although they are no items.
-        splits: folder of published lists (`estl.data.splits.read_splits`) in place of fractions.
+        splits: published lists in place of fractions (`read_lists`): a YAML or JSON file, a folder
+            of text files, or the name of a list of the package. In a folder that holds the set's
+            test split alone, only the test list counts.
         val_fraction: share of each class, outside the test split, that is the validation split.
         test_fraction: share of each class that is the test split, 0.2 if None; refused where the
             set has a test split of its own.
@@ -32,9 +45,15 @@ class SplitData(ItemData):
         split_seed: of the choice of test, validation and `per_class` items.
         loading: arguments of `ItemData` and `EventData`.
 
+    Attributes:
+        group: in a subclass, whom an item belongs to: validation is then a share of these.
+        extra: what `splits` lists as "extra" (`estl.data.sets.photographs`), or None.
+
     Raises:
         ValueError: a fraction out of range, fewer items than `per_class`, a bad list.
     """
+
+    group: Callable[[Item], Item] | None = None
 
     def __init__(
         self,
@@ -43,7 +62,7 @@ class SplitData(ItemData):
         *,
         test: Sequence[Item] | None = None,
         left_out: Collection[str] = (),
-        splits: Path | None = None,
+        splits: str | Path | None = None,
         val_fraction: float = 0.1,
         test_fraction: float | None = None,
         per_class: int | None = None,
@@ -55,28 +74,37 @@ class SplitData(ItemData):
             raise ValueError(
                 f"test_fraction={test_fraction}: the set has a test split of its own: leave it out"
             )
-        if splits is not None:
-            parts = read_splits(splits, [*items, *(test or ())], left_out)
+        lists = {} if splits is None else read_lists(splits)
+        extra = lists.pop("extra", None)
+        if lists:
+            if test is not None and not items:
+                lists = {"test": lists["test"]}
+            parts = {"train": [], **pick_items(lists, [*items, *(test or ())], left_out)}
         elif test is None:
             share = 0.2 if test_fraction is None else test_fraction
             parts = dict(zip(("train", "test"), split_items(items, share, split_seed), strict=True))
         else:
             parts = {"train": sorted(items), "test": sorted(test)}
         if "val" not in parts:
-            drawn = split_items(parts["train"], val_fraction, split_seed)
+            drawn = split_items(parts["train"], val_fraction, split_seed, self.group)
             parts = {"train": drawn[0], "val": drawn[1], "test": parts["test"]}
         if per_class is not None:
             parts["train"] = select_items(parts["train"], per_class, split_seed)
         super().__init__(parts, load, **loading)
+        self.extra = extra
 
 
 def split_items(
-    items: Iterable[Item], fraction: float, seed: int = 0
+    items: Iterable[Item],
+    fraction: float,
+    seed: int = 0,
+    group: Callable[[Item], Item] | None = None,
 ) -> tuple[list[Item], list[Item]]:
     """Two parts of `items`, the second with `fraction` of each class, both sorted.
 
     Of n items of a class, the second part takes those with the smallest hashes: floor(fraction n +
     1/2), but at least one where n > 1 and `fraction` > 0. An item listed twice is a ValueError.
+    With `group`, the groups of the items are split so, and their items go with them.
 
     >>> rest, part = split_items([Item("cat", str(i)) for i in range(10)], fraction=0.2)
     >>> len(rest), len(part), set(rest) & set(part)
@@ -84,6 +112,11 @@ def split_items(
     """
     if not 0 <= fraction < 1:
         raise ValueError(f"fraction={fraction}: in [0,1)")
+    if group is not None:
+        members = sorted(items)
+        chosen = set(split_items({group(item) for item in members}, fraction, seed)[1])
+        kept = [item for item in members if group(item) not in chosen]
+        return kept, [item for item in members if group(item) in chosen]
     rest: list[Item] = []
     part: list[Item] = []
     for ranked in _ranked_classes(items, seed):
@@ -112,52 +145,146 @@ def select_items(items: Iterable[Item], per_class: int, seed: int = 0) -> list[I
     return sorted(chosen)
 
 
-def read_splits(
-    folder: Path, items: Iterable[Item], left_out: Collection[str] = ()
-) -> dict[str, list[Item]]:
-    """Splits that others published: lists of names in `train.txt`, `test.txt` and maybe `val.txt`.
+class Entry(NamedTuple):
+    """A name, or a range of names, and where it is listed."""
 
-    A line is `class/number`, with or without a suffix such as `.bin`; empty lines do not count.
-    Items that no list names are in no split. `left_out` are names, or whole classes as `class/`,
-    that the lists may hold although they are no items.
+    name: str
+    file: Path
+    place: str
+
+    def expand(self) -> list[str]:
+        """The names of a range, with numbers as wide as its first; empty if it is none.
+
+        >>> Entry("cat/image_0009-0011", Path("list.yaml"), "train 1").expand()
+        ['cat/image_0009', 'cat/image_0010', 'cat/image_0011']
+        """
+        if (found := re.fullmatch(r"(.*?)(\d+)-(\d+)", self.name)) is None:
+            return []
+        head, first, last = found.groups()
+        return [f"{head}{i:0{len(first)}d}" for i in range(int(first), int(last) + 1)]
+
+
+def read_lists(source: str | Path) -> dict[str, list[Entry]]:
+    """Published lists of names: "train", "test", and where they are given "val" and "extra".
+
+    `source` is the name of a list of the package; a YAML or JSON file that maps these words to
+    names; or a folder of `train.txt`, `test.txt` and so on with a name in every line. "extra" are
+    images that only a teacher learns from.
 
     Raises:
-        FileNotFoundError: no `train.txt` or no `test.txt`.
-        ValueError: an unknown name, a name listed twice, or a list without items; the text names
-            the file and the line.
+        FileNotFoundError: no such list.
+        ValueError: a file that cannot be read, or other lists than these.
+
+    >>> [entry.name for entry in read_lists("nmnist-subset")["test"]]
+    ['60001-60100']
     """
-    by_name = {str(item): item for item in items}
-    where: dict[Item, str] = {}
-    splits: dict[str, list[Item]] = {}
-    for split in ("train", "val", "test"):
-        path = folder / f"{split}.txt"
-        if split == "val" and not path.is_file():
-            continue
-        if not path.is_file():
-            raise FileNotFoundError(f"no list {path}: a folder of splits has train.txt, test.txt")
-        splits[split] = []
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: not a text file (byte {error.start})") from None
-        for i, line in enumerate(lines, start=1):
-            name = line.strip().replace("\\", "/")
-            short = name.rsplit(".", 1)[0]
-            if not name or not {name, short, name.split("/")[0] + "/"}.isdisjoint(left_out):
-                continue
-            item = by_name.get(name) or by_name.get(short)
-            if item is None:
-                raise ValueError(
-                    f"{path} line {i}: {name!r} is no item of this data set, such as "
-                    f"{next(iter(by_name), None)!r}"
-                )
-            if item in where:
-                raise ValueError(f"{path} line {i}: {name!r} is already in {where[item]}")
-            where[item] = f"{path.name} line {i}"
-            splits[split].append(item)
-        if not splits[split]:
-            raise ValueError(f"{path}: no items in this list")
-    return {split: sorted(items) for split, items in splits.items()}
+    path = shipped if (shipped := LISTS / f"{source}.yaml").is_file() else Path(source)
+    if path.is_dir():
+        files = {word: path / f"{word}.txt" for word in WORDS}
+        needed = {w: f for w, f in files.items() if f.is_file() or w in ("train", "test")}
+        return {
+            word: [
+                Entry(name, file, f"line {i}")
+                for i, name in enumerate(_read(file).splitlines() or [""], start=1)
+            ]
+            for word, file in needed.items()
+        }
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in LISTS.glob("*.yaml")))
+        raise FileNotFoundError(
+            f"no list {source}: splits is a YAML or JSON file, a folder with train.txt and "
+            f"test.txt, or one of {known}"
+        )
+    try:  # BaseLoader: 00001 is a name, not a number
+        text = _read(path)
+        lists = json.loads(text) if path.suffix == ".json" else yaml.load(text, yaml.BaseLoader)
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"{path}: neither YAML nor JSON ({' '.join(str(error).split())})"
+        ) from None
+    if not isinstance(lists, dict) or not {"train", "test"} <= lists.keys() <= set(WORDS):
+        raise ValueError(
+            f"{path}: give the lists train and test, and maybe val and extra, no others"
+        )
+    entries = {}
+    for word in (word for word in WORDS if word in lists):  # the fingerprint knows their order
+        names = lists[word]
+        names = [names] if isinstance(names, str) else names
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{path}: {word} is no list of names (in JSON, each in quotes)")
+        entries[word] = [
+            Entry(x, path, f"{word} {i}") for i, x in enumerate(names or [""], start=1)
+        ]
+    return entries
+
+
+def pick_items(
+    lists: Mapping[str, Sequence[Entry]],
+    items: Iterable[Item],
+    left_out: Collection[str] = (),
+    of: str | Path = "this data set",
+) -> dict[str, list[Item]]:
+    """The items that lists name, sorted; those that no list names are in no split.
+
+    A name is `class/number`, with or without a suffix such as `.bin`, or the number alone where
+    only one class has it. What is no item's name may be a range (`Entry.expand`).
+
+    Args:
+        lists: what to pick (`read_lists`); empty names do not count.
+        items: what there is.
+        left_out: names, or whole classes as `class/`, that lists may hold although they are no
+            items.
+        of: where the items are, for messages.
+
+    Raises:
+        ValueError: names that are no items, a name listed twice, or a list without items; the text
+            names file and place.
+    """
+    by_name: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        by_name[str(item)].append(item)
+        by_name[item.number].append(item)
+    where: dict[Item, Entry] = {}
+    absent: list[str] = []
+    parts: dict[str, list[Item]] = {}
+    for word, entries in lists.items():
+        for entry in entries:
+            whole = entry.name.strip().replace("\\", "/")
+            names = [] if whole in by_name else entry._replace(name=whole).expand()
+            for name in names or [whole]:
+                short = name.rsplit(".", 1)[0]
+                if not name or not {name, short, name.split("/")[0] + "/"}.isdisjoint(left_out):
+                    continue
+                at = f"{entry.file} {entry.place}: {name!r} is"
+                found = by_name.get(name) or by_name.get(short)
+                if found is None:
+                    absent.append(at)
+                    continue
+                item = found[0]
+                if len(found) > 1:
+                    raise ValueError(f"{at} in {item.label} and {found[1].label}: name the class")
+                if item in where:
+                    other = where[item]
+                    raise ValueError(f"{at} already in {other.file.name} {other.place}")
+                where[item] = entry
+                parts.setdefault(word, []).append(item)
+    if absent:
+        more = f" (nor are {len(absent) - 1} other names)" if len(absent) > 1 else ""
+        example = next(iter(by_name), None)
+        raise ValueError(f"{absent[0]} no item of {of}, such as {example!r}{more}")
+    for word, entries in lists.items():
+        if word not in parts:
+            raise ValueError(f"{entries[0].file}: no items in this list ({word})")
+    return {word: sorted(picked) for word, picked in parts.items()}
+
+
+def _read(file: Path) -> str:
+    if not file.is_file():
+        raise FileNotFoundError(f"no list {file}: a folder of splits has train.txt, test.txt")
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: not a text file (byte {error.start})") from None
 
 
 def _ranked_classes(items: Iterable[Item], seed: int) -> list[list[Item]]:

@@ -15,7 +15,8 @@ from typing import Any
 
 import yaml
 
-from estl.training.recipe import merge, parse, plain
+from estl.training.recipe import merge, parse, parse_recipe, plain
+from estl.training.rehearsal import duration, rehearse
 from estl.training.results import Results
 
 
@@ -64,6 +65,9 @@ def sweep(
 ) -> dict[str, list[Results]]:
     """Run what has not finished yet; return the results of every run, by variant.
 
+    Before the first run, every variant that is not finished is rehearsed: one that cannot be built
+    or trained is known before the others have taken hours.
+
     Args:
         recipe: plain values that all share.
         variants: what differs.
@@ -80,6 +84,7 @@ def sweep(
         raise ValueError("no seeds: give at least one, as --seeds 0,1,2")
     for variant in variants:
         _write(recipe, variant, folder / variant.name)
+    rehearse_all(recipe, variants, seeds, folder, jobs)
     pairs = [(variant.name, seed) for seed in seeds for variant in variants]
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     environment = {"OMP_NUM_THREADS": threads} | os.environ
@@ -98,6 +103,39 @@ def sweep(
     return found
 
 
+def rehearse_all(
+    recipe: dict[str, Any],
+    variants: Sequence[Variant],
+    seeds: Sequence[int],
+    folder: Path,
+    jobs: int,
+) -> None:
+    """Two training steps of every variant with runs to do; print how long these will take.
+
+    Raises:
+        ValueError: a variant that does not train; the text names it.
+    """
+    total = 0.0
+    for variant in variants:
+        to_do = sum(not _results(folder / variant.name, seed).exists() for seed in seeds)
+        if not to_do:
+            continue
+        try:
+            seconds = rehearse(*parse_recipe(merge(recipe, variant.overlay))).seconds
+        except (ValueError, RuntimeError, OSError) as error:
+            raise ValueError(f"{variant.name} ({variant.what}) does not train: {error}") from None
+        print(
+            f"{variant.name}: {variant.what}; {to_do} runs of about {duration(seconds)}", flush=True
+        )
+        total += to_do * seconds
+    if total:
+        print(f"training takes about {duration(total / jobs)} in all", flush=True)
+
+
+def _results(folder: Path, seed: int) -> Path:
+    return folder / f"seed{seed}" / "results.json"
+
+
 def _write(recipe: dict[str, Any], variant: Variant, folder: Path) -> None:
     """The overlay of a variant, and the recipe that it makes, for a person and for `estl fit`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +147,7 @@ def _write(recipe: dict[str, Any], variant: Variant, folder: Path) -> None:
 def _run(folder: Path, seed: int, environment: dict[str, str], watched: bool) -> Results:
     """Results of one run of the variant in `folder`, trained or continued if need be."""
     run = folder / f"seed{seed}"
-    if not (run / "results.json").exists():
+    if not _results(folder, seed).exists():
         run.mkdir(parents=True, exist_ok=True)
         if (run / "config.yaml").exists():
             args = ["--resume", str(run)]
@@ -126,4 +164,4 @@ def _run(folder: Path, seed: int, environment: dict[str, str], watched: bool) ->
         if status:
             last = (run / "log.txt").read_text().strip().splitlines()[-1:]
             raise ValueError(f"{folder.name}, seed {seed} failed ({run / 'log.txt'}): {last}")
-    return Results.read(run / "results.json")
+    return Results.read(_results(folder, seed))

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from estl.supervision import TSE
 from estl.training.names import public_path
 from estl.training.recipe import merge, parse_recipe
+from estl.training.rehearsal import duration, rehearse
 from estl.training.run import fit
 
 RANGES = {"tau_f": (0.1, 0.9), "kappa": (0.0, 3.0)}
@@ -91,6 +92,13 @@ def tune(
         study.sampler = optuna.samplers.GridSampler(values, seed)
         trials = min(trials, math.prod(len(values[name]) for name in RANGES))
 
+    if not ended(study):
+        supervision = {"class_path": public_path(TSE)}
+        rehearsal = rehearse(*parse_recipe(merge(recipe, {"supervision": supervision})))
+        if not rehearsal.parts.data.sizes["val"]:
+            raise ValueError("tune ranks by validation: give a val_fraction above 0")
+        print(f"{trials} trials of about {duration(rehearsal.seconds)} each", flush=True)
+
     def objective(trial: optuna.Trial) -> float:
         if grid is None:
             chosen = {name: trial.suggest_float(name, *RANGES[name]) for name in RANGES}
@@ -102,8 +110,6 @@ def tune(
         report = Report(trial)
         finished = fit(*parse_recipe(merge(recipe, overlay)), callbacks=[report], test=False)
         assert finished is not None, "trials run in one process"
-        if not finished[1].val:
-            raise ValueError("tune ranks by validation: give a val_fraction above 0")
         best = finished[1].val["best_on_validation"]
         trial.set_user_attr("accuracy", best.final)
         trial.set_user_attr("samples", best.samples)

@@ -8,9 +8,8 @@ from typing import Any
 from estl.data.catalog import BY_NAME, Files
 from estl.data.frames import Slicing
 from estl.data.items import Item, file_content
-from estl.data.module import ItemData
 from estl.data.reading import interval, read_gesture, read_labels
-from estl.data.splits import split_items
+from estl.data.splits import SplitData
 
 
 def list_gestures(recordings: Iterable[Path]) -> list[Item]:
@@ -30,7 +29,16 @@ def gesture_content(item: Item) -> Iterable[bytes]:
     yield repr(interval(item)).encode()
 
 
-class DVSGesture(ItemData):
+def user(item: Item) -> Item:
+    """Who makes this gesture.
+
+    >>> str(user(Item("arm_roll", "user01_led/8")))
+    'user/user01'
+    """
+    return Item("user", item.number.partition("_")[0])
+
+
+class DVSGesture(SplitData):
     """Gestures of DVS128 Gesture (Amir et al. 2017), cut from their recordings; without images.
 
     `root`, or its folder DvsGesture, holds `user01_led.aedat` and so on, each with its
@@ -44,13 +52,14 @@ class DVSGesture(ItemData):
         T: number of frames.
         size: height and width of the frames; the sensor has 128.
         by: frames of equal event "count" or of equal "time".
-        val_fraction: share of the training users whose gestures are the validation split.
-        split_seed: of the choice of these users.
-        loading: arguments of `ItemData` and `EventData`.
+        loading: arguments of `SplitData`, `ItemData` and `EventData`; `val_fraction` is a share of
+            the training users.
 
     Raises:
         ValueError: broken labels, or a recording that is listed twice.
     """
+
+    group = staticmethod(user)
 
     def __init__(
         self,
@@ -59,11 +68,8 @@ class DVSGesture(ItemData):
         T: int = 16,
         size: int = 64,
         by: Slicing = "count",
-        val_fraction: float = 0.1,
-        split_seed: int = 0,
         **loading: Any,
     ) -> None:
-        self.val_fraction = val_fraction
         root, row = Path(root), BY_NAME["dvsgesture"]
         no_training = row.test_alone(root)
         training = [] if no_training else _listed(row.files["train"], root)
@@ -72,17 +78,10 @@ class DVSGesture(ItemData):
             raise ValueError(
                 f"{both[0]} is listed in trials_to_train.txt and in trials_to_test.txt"
             )
-        _, chosen = split_items(
-            {Item("user", _user(path)) for path in training}, val_fraction, split_seed
-        )
-        held_out = {user.number for user in chosen}
         super().__init__(
-            {
-                "train": list_gestures(p for p in training if _user(p) not in held_out),
-                "val": list_gestures(p for p in training if _user(p) in held_out),
-                "test": list_gestures(test),
-            },
+            list_gestures(training),
             partial(read_gesture, T=T, size=size, by=by),
+            test=list_gestures(test),
             T=T,
             frame_size=(size, size),
             content=gesture_content,
@@ -98,7 +97,3 @@ def _listed(files: Files, root: Path) -> list[Path]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{path}: {twice[0]} is listed twice")
     return [path.parent / name for name in names]
-
-
-def _user(recording: Path) -> str:
-    return recording.stem.partition("_")[0]

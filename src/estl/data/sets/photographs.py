@@ -9,6 +9,7 @@ from torch import Tensor
 from estl.data.augment import Augment
 from estl.data.items import Item, file_content, list_images
 from estl.data.module import EventData, ItemData, with_items
+from estl.data.splits import SplitData, pick_items
 
 
 class Photographs(ItemData):
@@ -16,13 +17,14 @@ class Photographs(ItemData):
 
     Args:
         data: the paired set; its splits are kept.
-        extra: a folder of further training images `<class>/<name>.png`, or None.
+        extra: a folder of further training images `<class>/<name>.png`, or None. If the set was
+            given `splits` that list images as `extra`, only those are taken from the folder.
         augment: random changes of the training images.
 
     Raises:
         ValueError: the set has no single items, no images, or none for training or validation;
-            `extra` has other classes, or an image of the set's validation or test items (same class
-            and number).
+            `extra` has other classes, lacks a listed image, or has one of the set's validation or
+            test items (same class and number).
     """
 
     def __init__(
@@ -34,7 +36,10 @@ class Photographs(ItemData):
         splits = {name: list(items) for name, items in pairs.splits.items()}
         if extra is not None:
             held = {*splits["val"], *splits["test"]}
-            more = [item for item in list_images(extra) if item not in set(splits["train"])]
+            found = list_images(extra)
+            if isinstance(pairs, SplitData) and pairs.extra is not None:
+                found = pick_items({"extra": pairs.extra}, found, of=extra)["extra"]
+            more = [item for item in found if item not in set(splits["train"])]
             leaks = [item for item in more if item in held]
             strange = {item.label for item in more} - set(pairs.classes)
             if leaks or strange:

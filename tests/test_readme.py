@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from estl.commands import main
 from estl.commands.fit import fit
@@ -246,7 +247,8 @@ def test_parameter_counts_are_those_of_the_students(path: Path) -> None:
 
     for arch, overrides in ARCHS.items():
         name = overrides[0].rpartition(".")[2]
-        options = {"pooled": True} if "pooled" in arch else {}
+        given = [word.removeprefix("--student.init_args.").split("=") for word in overrides[1:]]
+        options = {key: yaml.safe_load(value) for key, value in given}
         with torch.device("meta"):
             student = getattr(estl.students, name)(classes=10, in_channels=2, **options)
         count = sum(p.numel() for p in student.parameters())

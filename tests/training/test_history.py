@@ -62,7 +62,7 @@ def tiny() -> VGGSNN:
 def test_every_epoch_has_its_own_figures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    learner = Counting(tiny(), TSE(), lr=0.1)
+    learner = Counting(tiny(), TSE(), lr=0.05)
     right, losses = learner.right, learner.losses
     trainer = Trainer(
         max_epochs=3,
@@ -89,15 +89,15 @@ def test_every_epoch_has_its_own_figures(
         mean = sum(x * size for x, size in zip(losses[steps], SIZES, strict=True)) / 10
         assert float(row["train/loss"]) == pytest.approx(mean, rel=1e-5)
         assert row["train/tse"] == row["train/loss"]
-        assert float(row["lr"]) == pytest.approx(0.1 * cosine(3 * n, 9, 0), rel=1e-5)
+        assert float(row["lr"]) == pytest.approx(0.05 * cosine(3 * n, 9, 0), rel=1e-5)
         assert 0 < float(row["seconds"]) < 60
     validated = right[False][1:]  # the first is the trainer's trial batch
     assert len(validated) == 3
     assert [row["val/acc"] for row in rows] == ["", f"{sum(validated) / 10:.6g}", ""]
 
     shown = capsys.readouterr().out.splitlines()
-    assert shown[0] == parts(learner)
-    assert [text.split("  ")[0] for text in shown[1:]] == [f"epoch {n}/3" for n in (1, 2, 3)]
+    assert shown[:2] == parts(learner).splitlines()
+    assert [text.split("  ")[0] for text in shown[2:]] == [f"epoch {n}/3" for n in (1, 2, 3)]
 
 
 def row(epoch: int, **others: float) -> dict[str, Any]:
@@ -146,4 +146,5 @@ def test_only_the_first_process_writes_but_all_take_the_means(tmp_path: Path) ->
 def test_parts_are_named_with_their_sizes() -> None:
     size = 4 * 2 * 9 + 4 + 2 * 4 + 3 * 4 + 3  # convolution, batch norm, head
     text = parts(Learner(tiny(), TSE(learn_kappa=True)))
-    assert text == f"VGGSNN trained by TSE; parameters: student {size}, kappa 1"
+    assert text.splitlines()[0].startswith("TSE: True, tau_f=0.5, ")
+    assert text.splitlines()[1] == f"VGGSNN, parameters: student {size}, kappa 1"

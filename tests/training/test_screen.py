@@ -36,9 +36,11 @@ output_dir: {tmp_path / "run"}
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert done.stderr == ""
     shown = done.stdout.split("\nTest accuracy")[0].splitlines()
-    assert len(shown) == 3
-    assert shown[0].startswith("VGGSNN trained by EdgeGuidedDistillation; parameters: student ")
-    for epoch, text in enumerate(shown[1:], 1):
+    assert len(shown) == 5
+    assert shown[0].startswith("EdgeGuidedDistillation: True")
+    assert shown[1].startswith("VGGSNN, parameters: student ")
+    assert shown[2].startswith("batch: ")
+    for epoch, text in enumerate(shown[3:], 1):
         assert text.startswith(f"epoch {epoch}/2 ")
         assert ("val    - " in text) == (epoch == 1)
         for term in ("cls", "global_distill", "patch_distill", "contrastive", "edge_reg"):

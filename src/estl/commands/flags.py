@@ -13,6 +13,7 @@ from estl.data.catalog import CATALOG
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
+SMALL = {"dim": 64, "depth": 1, "heads": 4, "poolings": 3}
 ARCHS = {
     "vggsnn": ["--student=estl.students.VGGSNN"],
     "vggsnn-pooled": ["--student=estl.students.VGGSNN", "--student.init_args.pooled=true"],
@@ -21,6 +22,10 @@ ARCHS = {
     "resnet34": ["--student=estl.students.resnet34"],
     "resnet50": ["--student=estl.students.resnet50"],
     "spikformer": ["--student=estl.students.Spikformer"],
+    "spikformer-small": [
+        "--student=estl.students.Spikformer",
+        *(f"--student.init_args.{k}={v}" for k, v in SMALL.items()),
+    ],
 }
 DATASETS = {
     row.name: [
@@ -164,7 +169,8 @@ class TrainingFlags(DataFlags):
     """Which data, student and supervision, and how it is trained.
 
     Args:
-        arch: student: vggsnn, vggsnn-pooled, resnet18, resnet19, resnet34, resnet50 or spikformer.
+        arch: student: vggsnn, vggsnn-pooled, resnet18, resnet19, resnet34, resnet50, spikformer or
+            spikformer-small.
         tse: temporal-self-erasing supervision.
         tau_f: its fixed threshold.
         kappa: its dynamic threshold, in standard deviations.

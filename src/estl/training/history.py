@@ -9,7 +9,9 @@ from pathlib import Path
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from estl.data.module import EventData
 from estl.training.learner import Learner, owner
+from estl.types import Supervision
 
 LAST = ("train/loss", "train/acc", "val/acc", "lr", "seconds")
 """Columns after the epoch and the weighted terms."""
@@ -33,6 +35,9 @@ class History(Callback):
         """Print what is trained."""
         if trainer.is_global_zero and isinstance(pl_module, Learner):
             print(parts(pl_module), flush=True)
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            if isinstance(data, EventData):
+                print(f"batch: {shares(data.batch_size, trainer.world_size)}", flush=True)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the time and the learning rate."""
@@ -58,13 +63,34 @@ class History(Callback):
 
 
 def parts(learner: Learner) -> str:
-    """The classes of student and supervision, and the number of parameters by part."""
+    """The supervision and its options, the student, and the number of parameters by part."""
     sizes: Counter[str] = Counter()
     for name, parameter in learner.named_parameters():
         sizes[owner(name)] += parameter.numel()
     listed = ", ".join(f"{part} {size:,}" for part, size in sizes.items())
-    student, supervision = type(learner.student).__name__, type(learner.supervision).__name__
-    return f"{student} trained by {supervision}; parameters: {listed}"
+    student = type(learner.student).__name__
+    return f"{start_line(learner.supervision)}\n{student}, parameters: {listed}"
+
+
+def start_line(supervision: Supervision) -> str:
+    """The supervision and its options, as the written design's scripts print them at the start.
+
+    >>> from estl.supervision import TSE
+    >>> start_line(TSE(tau_f=0.3))
+    "TSE: True, tau_f=0.3, kappa=1.0, reduction='sum', label_smoothing=0.0"
+    """
+    options = supervision.extra_repr()
+    return f"{type(supervision).__name__}: True" + (f", {options}" if options else "")
+
+
+def shares(batch_size: int, processes: int) -> str:
+    """What a batch holds.
+
+    >>> shares(128, 1), shares(128, 4)
+    ('128 samples', '128 samples, 32 for each of 4 processes')
+    """
+    each = f", {batch_size // processes} for each of {processes} processes"
+    return f"{batch_size} samples" + (each if processes > 1 else "")
 
 
 def write(row: dict[str, float], path: Path) -> None:

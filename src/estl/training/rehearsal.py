@@ -10,6 +10,7 @@ from lightning import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
 
 from estl.data.check import refuse_leaks
+from estl.training.history import start_line
 from estl.training.learner import Learner
 from estl.training.recipe import Parts, build, make_learner
 from estl.training.results import peak_memory
@@ -129,17 +130,6 @@ def rehearse(config: Namespace, given: Namespace) -> Rehearsal:
         epochs=options["max_epochs"],
         memory_mib=peak_memory(),
     )
-
-
-def start_line(supervision: Supervision) -> str:
-    """The supervision and its options, as the written design's scripts print them at the start.
-
-    >>> from estl.supervision import TSE
-    >>> start_line(TSE(tau_f=0.3))
-    "TSE: True, tau_f=0.3, kappa=1.0, reduction='sum', label_smoothing=0.0"
-    """
-    options = supervision.extra_repr()
-    return f"{type(supervision).__name__}: True" + (f", {options}" if options else "")
 
 
 def duration(seconds: float) -> str:

@@ -148,6 +148,11 @@ class EdgeGuidedDistillation(Supervision):
                 'give contrastive a weight, or use edges="none"'
             )
 
+    def extra_repr(self) -> str:
+        """The options, as `print` shows them."""
+        terms = ", ".join(f"{name} {weight:g}" for name, weight in self.weights.items())
+        return f"{terms}; detach_target={self.detach_target}"
+
     def forward(self, output: Output, batch: Batch) -> Loss:
         """The loss of one batch."""
         terms: dict[str, Tensor] = {}

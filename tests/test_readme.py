@@ -113,6 +113,7 @@ def test_the_worked_example_of_the_tuning_guide_is_right() -> None:
     assert doctest.DocTestRunner().run(example) == (0, 7)
 
 
+@pytest.mark.slow
 def test_limits_of_small_maps_in_the_tuning_guide_are_right() -> None:
     rows = re.findall(r"\| (\d)\W\1 \| ([\d.]+) \| (\d+) of (\d+) \|", prose(TUNING))
     assert [int(side) for side, *_ in rows] == [2, 3, 4, 8]
@@ -186,6 +187,7 @@ def commands(path: Path) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in COMMAND.findall(text)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", WITH_COMMANDS, ids=lambda path: path.name)
 def test_commands_are_understood(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -216,6 +218,7 @@ def test_commands_are_understood(
             raise AssertionError(f"{args}: ended with {main(args)}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.name)
 def test_recipes_in_the_guides_are_understood(path: Path, tmp_path: Path) -> None:
     parts = [text for language, text in blocks(path) if language == "yaml"]
@@ -241,6 +244,7 @@ def test_short_flags_and_names_are_all_there(path: Path) -> None:
     assert [key for key in keys if f"`{key}`" not in text] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [ENGLISH, CHINESE], ids=lambda path: path.name)
 def test_parameter_counts_are_those_of_the_students(path: Path) -> None:
     import estl.students

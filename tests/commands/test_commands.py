@@ -112,6 +112,7 @@ def test_tse_and_tet_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> N
     assert "leave one out" in fails(capsys, ["fit", *SMALL, "--tse", "--tet"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -155,6 +156,7 @@ def test_a_recipe_with_a_wrong_key_gets_one_line(
     assert str(recipe) in fails(capsys, ["fit", "--config", str(recipe)])
 
 
+@pytest.mark.slow
 def test_every_recipe_is_listed_and_found_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes"]) == 0
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
@@ -176,6 +178,7 @@ def test_the_help_of_every_command_fits_a_screen(capsys: pytest.CaptureFixture[s
         assert max(map(len, lines)) <= 80
 
 
+@pytest.mark.slow
 def test_the_command_line_imports_nothing_heavy() -> None:
     code = "import sys, estl.commands as c; c.main(['fit', '--help']); print(sorted(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -23,6 +23,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, s
     return status, said.out, said.err.strip()
 
 
+@pytest.mark.slow
 def test_a_set_without_mistakes_passes(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = shared / "data" / "nmnist-pairs"
     status, out, _ = run(capsys, "check", "--root", root, "--limit", 20)
@@ -32,6 +33,7 @@ def test_a_set_without_mistakes_passes(shared: Path, capsys: pytest.CaptureFixtu
     assert out.endswith("nothing is wrong\n")
 
 
+@pytest.mark.slow
 def test_a_broken_recording_ends_with_status_1(
     shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,6 +110,7 @@ def test_the_set_is_known_by_its_folder(shared: Path, tmp_path: Path) -> None:
     assert commands.dataset(tmp_path) == "folder"
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn_of_pairs_recordings_and_images(
     shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,6 +132,7 @@ def test_pictures_are_drawn_of_pairs_recordings_and_images(
         assert min(red, blue) > 500  # of the legend, some 150
 
 
+@pytest.mark.slow
 def test_a_set_is_packed_and_named_for_fit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

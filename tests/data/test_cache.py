@@ -110,6 +110,7 @@ def test_static_items_keep_one_step(tmp_path: Path) -> None:
     assert torch.equal(batch.events[3], load_static(ITEMS[3])[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_real_pairs_come_back_bit_by_bit(shared: Path, tmp_path: Path, workers: int) -> None:
     root = shared / "data" / "nmnist-pairs"
@@ -290,6 +291,7 @@ def ended(process: subprocess.Popen[str]) -> int:
     return process.returncode
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["Column.write", "Path.rename"])
 def test_a_killed_build_leaves_nothing_that_is_taken_for_complete(
     tmp_path: Path, place: str
@@ -303,6 +305,7 @@ def test_a_killed_build_leaves_nothing_that_is_taken_for_complete(
     assert not list(folder.glob(".*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("locks", [True, False])
 def test_two_processes_that_build_at_once_both_have_a_good_cache(
     tmp_path: Path, locks: bool

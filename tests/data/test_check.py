@@ -187,6 +187,7 @@ def test_no_validation_is_wrong_unless_it_was_asked_for(root: Path) -> None:
     assert report.wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("option", "status"), [("val_fraction", 0), ("test_fraction", 1)])
 def test_check_of_a_set_with_an_empty_split_has_this_status(option: str, status: int) -> None:
     words = ["data", "check", "--dataset=digits", "--T=3", "--limit=2"]
@@ -215,6 +216,7 @@ def changed(path: Path, how: str) -> Tensor:
     return torch.from_numpy(np.array(image)).movedim(-1, 0) / 255
 
 
+@pytest.mark.slow
 def test_copies_of_photographs_look_the_same_and_other_photographs_do_not(shared: Path) -> None:
     folder = shared / "data" / "caltech101-128px" / "101_ObjectCategories"
     paths = sorted(folder.glob("*/*.jpg"))[::16]

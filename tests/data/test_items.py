@@ -42,6 +42,7 @@ def labels(items: list[Item]) -> dict[str, int]:
     return dict(Counter(item.label for item in items))
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.permutations(ITEMS), st.integers(0, 5))
 def test_a_split_does_not_depend_on_the_listing(order: list[Item], seed: int) -> None:

@@ -275,6 +275,7 @@ def test_a_trainer_sees_augmented_batches_and_a_seed_gives_them_again() -> None:
     assert not torch.equal(seen(1), seen(2))
 
 
+@pytest.mark.slow
 def test_options_of_loading_are_read_from_a_recipe(tmp_path: Path) -> None:
     words = ["--data.init_args.normalize=max"]
     words += [f"--data.init_args.cache={tmp_path}", "--data.init_args.skip_broken=true"]
@@ -464,6 +465,7 @@ def test_a_digit_is_the_scan_of_its_number(digits: Digits) -> None:
         assert np.corrcoef(small.numpy(), scan.numpy())[0, 1] > 0.97
 
 
+@pytest.mark.slow
 def test_digits_are_the_same_each_time_and_differ_with_the_split(digits: Digits) -> None:
     again, other = Digits(seed=3), Digits(split_seed=1)
     assert again.fingerprint == digits.fingerprint != other.fingerprint
@@ -471,6 +473,7 @@ def test_digits_are_the_same_each_time_and_differ_with_the_split(digits: Digits)
     assert Digits(per_class=5).sizes["train"] == 50
 
 
+@pytest.mark.slow
 def test_digits_can_be_told_apart_by_their_events(digits: Digits) -> None:
     def counts(name: str) -> tuple[Tensor, Tensor]:
         samples = [digits.dataset(name)[i] for i in range(digits.sizes[name])]

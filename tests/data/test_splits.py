@@ -240,6 +240,7 @@ def public(shared: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_figures_of_the_subset_can_be_repeated_from_the_public_set(
     shared: Path, public: Path
 ) -> None:

@@ -68,10 +68,11 @@ def numbers(batches: Any) -> list[int]:
 
 def stream(root: Path, rank: int = 0, processes: int = 1, **options: Any) -> Stream:
     shuffle = options.pop("shuffle", True)
-    data = Shards(root, **{"batch_size": 4, "buffer": 16} | options)
+    data = Shards(root, **{"batch_size": 4 * processes, "buffer": 16} | options)
     return Stream(data, "train" if shuffle else "val", shuffle=shuffle, rank=rank, R=processes)
 
 
+@pytest.mark.slow
 def test_shards_of_photographs_hold_what_the_folder_holds(source: ImageFolder, real: Path) -> None:
     data = Shards(real, batch_size=10)
     assert data.classes == source.classes

@@ -255,6 +255,7 @@ def test_a_folder_without_a_whole_tower_is_refused(tmp_path: Path) -> None:
         ClipTeacher(tmp_path)
 
 
+@pytest.mark.slow
 def test_importing_the_guidance_does_not_import_transformers() -> None:
     code = "import sys, estl.guidance; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -48,6 +48,7 @@ def test_a_run_says_so_after_its_table() -> None:
     assert "CHANCE" not in accuracy_table(run(0.12, None))
 
 
+@pytest.mark.slow
 def test_a_comparison_says_so_unless_its_best_row_is_above(tmp_path: Path) -> None:
     found = {"a": [run(0.12), run(0.08)], "b": [run(0.13), run(0.1)]}
     what = {"a": "x", "b": "y"}
@@ -71,6 +72,7 @@ def trial(number: int, accuracy: float, grid: bool) -> optuna.trial.FrozenTrial:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", [True, False])
 def test_a_search_says_so_and_draws_what_was_searched(grid: bool, tmp_path: Path) -> None:
     pages = []

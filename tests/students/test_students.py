@@ -182,6 +182,7 @@ def test_wrong_dimensions_and_channels_are_refused_in_one_line(student: nn.Modul
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("factory", "size"),
     [

@@ -465,6 +465,7 @@ def rank_of_two(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_with_half_the_batch_each_are_one_rank_with_the_whole(tmp_path: Path) -> None:
     mp.spawn(rank_of_two, (str(tmp_path),), nprocs=2)
     got = torch.load(tmp_path / "got.pt")

@@ -103,6 +103,7 @@ def test_loss_mask_and_gradients_equal_a_scalar_transcription(
         torch.testing.assert_close(ours, oracle, rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_finite_differences() -> None:
     head = linear_head(6, 3)
     pooled = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)

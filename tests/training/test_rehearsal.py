@@ -63,6 +63,7 @@ def test_the_weights_are_trained_for_two_steps() -> None:
     assert not torch.allclose(trained["head.weight"], fresh["head.weight"], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_trained_or_tested_on_is_refused() -> None:
     data = RECIPE["data"]["init_args"]
     with pytest.raises(ValueError, match="the test split is empty"):

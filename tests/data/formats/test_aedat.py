@@ -259,6 +259,7 @@ def test_any_bytes_are_counted_once_or_refused(
     counted_or_refused(tmp_path_factory.getbasetemp() / "fuzz.aedat", head + body)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     version=st.sampled_from([2, 3]),

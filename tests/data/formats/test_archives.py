@@ -115,6 +115,7 @@ def test_broken_archives_are_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=60), st.integers(0, 700), st.sampled_from(["zip", "tar", "gz", "noise"]))
 def test_any_bytes_are_unpacked_or_refused(

@@ -67,6 +67,7 @@ def test_the_largest_values_of_the_format_are_read(tmp_path: Path) -> None:
     assert read_events(write_events(tmp_path / "e.bin", events)).tolist() == events
 
 
+@pytest.mark.slow
 def test_a_real_recording_is_read_as_a_loop_over_its_bytes_reads_it(shared: Path) -> None:
     path = shared / "data/nmnist-pairs/N-MNIST/Test/0/60004.bin"
     data = path.read_bytes()
@@ -167,6 +168,7 @@ def test_no_steps_and_unknown_slicing_are_refused() -> None:
         plain(np.zeros(1, EVENT), 2, (1, 1), "bins")
 
 
+@pytest.mark.slow
 def test_all_real_recordings_are_read_and_lose_no_event(shared: Path) -> None:
     for path in all_recordings(shared):
         events = read_events(path)
@@ -235,6 +237,7 @@ def test_products_beyond_32_bits_do_not_overflow() -> None:
     assert wide.nonzero()[:, 3].tolist() == [0, 16384 * 32, 32767 * 32]
 
 
+@pytest.mark.slow
 def test_a_place_with_more_than_2_to_the_24_events_is_counted_exactly() -> None:
     n = (1 << 24) + 2
     assert to_frames(np.zeros(n, EVENT), 1, (1, 1)).flatten().tolist() == [n, 0]
@@ -268,6 +271,7 @@ def test_none_gives_the_same_tensor_and_an_unknown_scale_is_refused() -> None:
         plain(frames, "l2")
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(data=st.binary(max_size=60))
 def test_any_bytes_are_counted_once_or_refused_as_atis(
@@ -355,6 +359,7 @@ def test_an_npz_file_that_unpacks_to_too_much_is_refused(
         read_npz(path)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     cut=st.integers(0, 2000), places=st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)))

@@ -95,6 +95,7 @@ def built(*more: str, **flags: Any) -> Any:
     return build_data(*parse(DataFlags(**flags).spell_out(more), ["data"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "path"), layouts())
 def test_every_documented_layout_is_the_same_set_to_every_command(
     name: str, path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -180,6 +181,7 @@ def remove_training(root: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "path", "missing"),
     [
@@ -212,6 +214,7 @@ def test_a_test_split_alone_is_tested_and_not_trained_on(
     assert not run.exists()
 
 
+@pytest.mark.slow
 def test_labels_follow_the_checkpoints_classes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -279,6 +282,7 @@ def test_the_table_of_archives_is_the_catalogs() -> None:
         assert ("by hand" in documented[row.name][0]) == any(a.by_hand for a in archives)
 
 
+@pytest.mark.slow
 def test_the_table_of_sets_is_what_the_sets_are(tmp_path: Path) -> None:
     documented = table("| `--dataset` | class | T | frames | splits | images |")
     assert list(documented) == [row.name for row in CATALOG]
@@ -314,6 +318,7 @@ def test_the_table_of_sets_is_what_the_sets_are(tmp_path: Path) -> None:
 # A file as its set reads it
 
 
+@pytest.mark.slow
 def test_frames_of_a_file_need_neither_lightning_nor_the_sets_class(tmp_path: Path) -> None:
     write_nmnist(tmp_path)
     path = tmp_path / "N-MNIST/Test/0/60001.bin"
@@ -328,6 +333,7 @@ def test_frames_of_a_file_need_neither_lightning_nor_the_sets_class(tmp_path: Pa
     assert run.stdout.split() == ["3", "2", "34", "34", "60", "False", "False"]
 
 
+@pytest.mark.slow
 def test_frames_of_a_file_are_those_of_its_item(tmp_path: Path) -> None:
     from estl.data.reading import READERS, read_file
 

@@ -84,10 +84,12 @@ def test_tables_show_mean_and_standard_deviation_over_seeds() -> None:
     assert accuracies(runs, "final") == pytest.approx([50.0, 70.0])
     assert per_step(runs) == pytest.approx([30.0, 60.0])
     assert plus_minus(accuracies(runs, "final")) == "60.00 ± 14.14"
-    text = markdown({"a": runs}, {"a": "what"}, title="Title", command="estl x")
-    (row,) = [line for line in text.splitlines() if line.startswith("| a ") and "what" in line]
-    cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells == ["a", "what", "60.00 ± 14.14", "+0.00", "60.00 ± 14.14", "3", "7"]
+    found = {"a": runs, "b": [run(0.55), run(0.77)]}  # 5 and 7 points above; t(0.975, 1) is 12.706
+    text = markdown(found, {"a": "what", "b": "else"}, title="Title", command="estl x")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    assert ["a", "what", "60.00 ± 14.14", "", "60.00 ± 14.14", "3", "7"] in rows
+    second = ["b", "else", "66.00 ± 15.56", "+6.00 [-6.71, +18.71]", "66.00 ± 15.56", "3", "7"]
+    assert second in rows
 
 
 @pytest.mark.slow

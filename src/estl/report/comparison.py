@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import mean
 
 from estl.report.chance import chance_warning
-from estl.report.tables import plus_minus, spread, table
+from estl.report.tables import difference, plus_minus, spread, table
 from estl.training.results import CheckpointResults, Results, Weights
 
 Found = Mapping[str, Sequence[Results]]
@@ -58,14 +58,15 @@ def write(found: Found, what: Mapping[str, str], folder: Path, *, title: str, co
 def markdown(found: Found, what: Mapping[str, str], *, title: str, command: str) -> str:
     """The tables, with what their figures stand on; a warning if even the best row is at chance."""
     first = next(iter(found.values()))
-    base = mean(accuracies(first, "final"))
-    head = ["", "variant", "final %", "against the first", "best on validation %", "train s", "MiB"]
+    base = accuracies(first, "final")
+    against = "against the first [95 %]" if len(base) > 1 else "against the first"
+    head = ["", "variant", "final %", against, "best on validation %", "train s", "MiB"]
     rows = [
         [
             name,
             what[name],
             plus_minus(accuracies(runs, "final")),
-            f"{mean(accuracies(runs, 'final')) - base:+.2f}",
+            "" if runs is first else difference(accuracies(runs, "final"), base),
             plus_minus(best) if (best := accuracies(runs, "best_on_validation")) else "-",
             f"{mean(run.train_seconds for run in runs):.0f}",
             f"{mean(run.peak_memory_mib for run in runs):.0f}",
@@ -98,7 +99,8 @@ places that would be erased, spikes a neuron and step, estimated energy:
 
     {command}
 
-Seeds {seeds}; mean ± standard deviation over seeds. Data {of.data.name} {of.data.fingerprint}
+Seeds {seeds}; mean ± standard deviation over seeds, and of the paired differences the interval of
+Student's t. Data {of.data.name} {of.data.fingerprint}
 ({sizes}). {versions}. {of.machine}. Finished {of.finished[:10]}. Figures are on the test split,
 read once per run.
 """

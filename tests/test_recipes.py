@@ -1,7 +1,7 @@
 """Every shipped recipe through every command that takes it, on a tiny copy of its set.
 
 A recipe keeps its classes, supervision, optimizer, augmentation, precision and schedule. Only sizes
-are overridden: of the set, the batch, T, the run, the teacher, and, where weights are written, of the
+are overridden: of the set, T, the batch, the run, the teacher and, where weights are written, the
 student.
 """
 
@@ -10,9 +10,10 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,29 +21,24 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import Callback
 
 from estl.commands import main
 from estl.commands.flags import RECIPES
 from estl.data.reading import read_file
-from estl.data.splits import LISTS
+from estl.data.splits import read_lists
 from estl.experiments.ablate import GUIDED, RUNGS
 from estl.experiments.compare import EXPERIMENTS, MORE
 from estl.supervision.distillation import WEIGHTS
-from estl.training.recipe import build_data, merge, parse_recipe
-from tests.tiny_sets import (
-    names_of,
-    write_cifar10,
-    write_cifar10dvs,
-    write_cifar100,
-    write_ncaltech101,
-    write_nmnist,
-)
+from estl.training.recipe import build_data, parse_recipe
+from tests import tiny_sets
 
 T = 2
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 TEXTS = {name: (RECIPES / f"{name}.yaml").read_text() for name in NAMES}
 VALUES: dict[str, dict[str, Any]] = {name: yaml.safe_load(text) for name, text in TEXTS.items()}
 GUIDED_NAMES = [name for name in NAMES if VALUES[name]["supervision"]["class_path"] == GUIDED]
+SUFFIXES = {"plain": "MeanCE", "tet": "TET", "tse": "TSE", "tre": "TRE"}
 
 NARROW: dict[str, dict[str, Any]] = {
     "estl.students.resnet19": {
@@ -52,12 +48,11 @@ NARROW: dict[str, dict[str, Any]] = {
     "estl.students.VGGSNN": {"init_args": {"layers": [8, "AP", 16, "AP", 16, "AP", 16]}},
     "estl.students.Spikformer": {"init_args": {"dim": 32, "depth": 1, "heads": 4}},
 }
-"""What of a student is overridden where its weights are written, by its class."""
+"""What of a student, by its class, is overridden where its weights are written."""
 
 POOLED = {
-    "estl.students.resnet19": [],
-    "estl.students.VGGSNN": ["--student.init_args.pooled=true"],
-    "estl.students.Spikformer": ["--student.init_args.readout=mean"],
+    "VGGSNN": "--student.init_args.pooled=true",
+    "Spikformer": "--student.init_args.readout=mean",
 }
 """What gives a student the head that TSE needs."""
 
@@ -71,18 +66,19 @@ class Tiny:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def write_sets(folder: Path) -> dict[str, Tiny]:
+@pytest.fixture(scope="session")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tiny]:
     """Every set in its official layout, by the name of its class."""
-    nmnist = write_nmnist(folder / "nmnist", digits="0123456789")
-    cifar10 = write_cifar10(folder / "cifar10", n=10)
-    cifar100 = write_cifar100(folder / "cifar100", n=200, below="cifar-100-python/")
-    few = write_cifar100(folder / "few", n=20)
-    os.replace(few / "test", cifar100 / "cifar-100-python" / "test")
-    events = write_cifar10dvs(folder / "cifar10dvs", below="CIFAR10-DVS")
-    classes = ("Faces_easy", "accordion", "cup")
-    pairs = [name for label in classes for name in names_of(label, 10)]
-    caltech = write_ncaltech101(folder / "ncaltech101", pairs, photograph=(150, 100))
-    few_digits = {"per_class": 4, "test_fraction": 0.01, "val_fraction": 0.01}
+    folder = tmp_path_factory.mktemp("sets")
+    nmnist = tiny_sets.write_nmnist(folder / "nmnist", digits="0123")
+    cifar10 = tiny_sets.write_cifar10(folder / "cifar10", n=10)
+    cifar100 = tiny_sets.write_cifar100(folder / "cifar100", n=200, below="cifar-100-python/")
+    few = tiny_sets.write_cifar100(folder / "few", n=20)
+    os.replace(few / "test", cifar100 / "cifar-100-python/test")
+    events = tiny_sets.write_cifar10dvs(folder / "cifar10dvs", below="CIFAR10-DVS")
+    pairs = [f"{label}/image_{i:04d}" for label in ("Faces_easy", "cup") for i in range(1, 13)]
+    caltech = tiny_sets.write_ncaltech101(folder / "ncaltech101", pairs, photograph=(150, 100))
+    few_digits = {"size": 16, "per_class": 4, "test_fraction": 0.01, "val_fraction": 0.01}
     return {
         "Digits": Tiny(folder, nmnist / "N-MNIST/Test/0/60001.bin", few_digits),
         "CIFAR 10": Tiny(cifar10, cifar10 / "cifar-10-batches-py/test_batch"),
@@ -91,18 +87,6 @@ def write_sets(folder: Path) -> dict[str, Tiny]:
         "NMNISTPairs": Tiny(nmnist, nmnist / "N-MNIST/Test/1/60011.bin", {"per_class": 2}),
         "NCaltech101Pairs": Tiny(caltech, caltech / "Caltech101/cup/image_0003.bin"),
     }
-
-
-@pytest.fixture(scope="session")
-def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tiny]:
-    """The tiny sets."""
-    return write_sets(tmp_path_factory.mktemp("sets"))
-
-
-@pytest.fixture(autouse=True)
-def _uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two steps do not pay for a compilation."""
-    monkeypatch.setenv("ESTL_COMPILE", "0")
 
 
 @pytest.fixture(scope="session")
@@ -119,22 +103,23 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(text: str) -> list[str]:
-    """The words of a header's `estl fit`, without `estl`."""
-    header = text.partition("\nseed:")[0].replace("\\\n#", "")
-    lines = [line.removeprefix("# ") for line in header.splitlines()]
-    found = [line for line in lines if line.startswith("estl fit ")]
-    return shlex.split(found[0], comments=True)[1:] if found else []
-
-
-def tiny_of(name: str, sets: dict[str, Tiny]) -> Tiny:
-    """The tiny copy of the set of a recipe."""
+def set_of(name: str) -> str:
+    """The set of a recipe, as `sets` names it."""
     data = VALUES[name]["data"]
-    key = data["class_path"].rpartition(".")[2]
-    if key == "CIFAR":
-        key += f" {data['init_args'].get('classes', 10)}"
-    assert key in sets, f"recipe {name}: add a tiny copy of {key} to write_sets"
-    return sets[key]
+    key = str(data["class_path"].rpartition(".")[2])
+    return f"{key} {data['init_args'].get('classes', 10)}" if key == "CIFAR" else key
+
+
+def header(name: str) -> list[str]:
+    """The comment that a recipe begins with, by its lines."""
+    return list(takewhile(lambda line: line.startswith("#"), TEXTS[name].splitlines()))
+
+
+def command(name: str) -> list[str]:
+    """The words of a header's `estl fit`, without these."""
+    text = "\n".join(header(name)).replace("\\\n#", "")
+    found = re.search(r"^# estl fit (.*)$", text, re.MULTILINE)
+    return shlex.split(found[1], comments=True) if found else []
 
 
 def spelled(part: str, overlay: dict[str, Any]) -> list[str]:
@@ -144,134 +129,54 @@ def spelled(part: str, overlay: dict[str, Any]) -> list[str]:
     return words + [f"--{part}.init_args.{k}={json.dumps(v)}" for k, v in options.items()]
 
 
-def sizes(name: str, tiny: Tiny, clip: Path, *, whole: bool = False) -> list[str]:
-    """The words that make a run of a recipe tiny; `whole` keeps the student and the photographs."""
-    data, student = (VALUES[name][part] for part in ("data", "student"))
-    options = tiny.options | {"num_workers": 0}
-    if "splits" in data["init_args"]:
-        options["splits"] = str(lists(name, tiny))
-    words = [f"--T={T}", f"--batch-size={2 if whole else 4}"]
-    words += ["--epochs=1", "--trainer.limit_train_batches=2"]
-    if "root" in data["init_args"]:
-        words.append(f"--data-path={tiny.root}")
-    if name in GUIDED_NAMES:
-        words.append(f"--teacher={clip}")
-    if not whole:
-        of = student["class_path"]
-        assert of in NARROW, f"recipe {name}: say in NARROW how {of} becomes small"
-        words += spelled("student", NARROW[of])
-        options |= {"rgb": 56} if "rgb" in data["init_args"] else {}
-    return words + spelled("data", {"init_args": options})
+Words = Callable[..., list[str]]
 
 
-def lists(name: str, tiny: Tiny) -> Path:
-    """A list of the tiny set in place of the recipe's, with the same words (train, test, ...)."""
-    options = {"root": str(tiny.root), "splits": None, "cache": None} | tiny.options
-    data = merge(VALUES[name]["data"], {"init_args": options})
-    parts = build_data(*parse_recipe({"data": data})).splits
-    words = yaml.safe_load(
-        (LISTS / f"{VALUES[name]['data']['init_args']['splits']}.yaml").read_text()
-    )
-    if "val" not in words:
-        parts = {"train": [*parts["train"], *parts["val"]], "test": parts["test"]}
-    path = tiny.root / f"{name}-lists.yaml"
-    path.write_text(yaml.safe_dump({word: list(map(str, items)) for word, items in parts.items()}))
-    return path
+@pytest.fixture
+def words(sets: dict[str, Tiny], clip: Path, monkeypatch: pytest.MonkeyPatch) -> Words:
+    """A header's command made tiny; `whole` keeps the student."""
+    monkeypatch.setenv("ESTL_COMPILE", "0")  # two steps do not pay for a compilation
+
+    def made(name: str, *, whole: bool = False) -> list[str]:
+        assert set_of(name) in sets, f"recipe {name}: `sets` has no tiny copy of {set_of(name)}"
+        tiny, student = sets[set_of(name)], VALUES[name]["student"]["class_path"]
+        given = VALUES[name]["data"]["init_args"]
+        options = tiny.options | {"num_workers": 0}
+        options |= {"rgb": 112 if whole else 56} if "rgb" in given else {}
+        if given.get("splits"):  # a list of the whole set: here a split is drawn
+            assert read_lists(given["splits"])
+            options["splits"] = None
+        small = [f"--T={T}", f"--batch-size={2 if whole else 4}", "--epochs=1"]
+        small.append("--trainer.limit_train_batches=2")
+        small += [f"--data-path={tiny.root}"] if "root" in given else []
+        small += [f"--teacher={clip}"] if name in GUIDED_NAMES else []
+        if not whole:
+            assert student in NARROW, f"recipe {name}: NARROW lacks {student}"
+            small += spelled("student", NARROW[student])
+        return [*command(name), *small, *spelled("data", {"init_args": options})]
+
+    return made
 
 
-def run(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """What `estl WORDS` prints; it has to succeed."""
-    status = main(words)
-    seen = capsys.readouterr()
-    assert status == 0, f"estl {shlex.join(words)}\n{seen.err}"
-    return seen.out
+Estl = Callable[..., str]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_header_says_what_it_is_how_to_run_it_and_what_to_expect(name: str) -> None:
-    lines = TEXTS[name].partition("\nseed:")[0].splitlines()
-    assert all(line.startswith("# ") and len(line) <= 110 for line in lines)
-    assert lines[0].endswith((".", ":")) or ":" in lines[0], "the first line is a title"
-    assert not lines[0].startswith("# estl")
-    assert command(TEXTS[name])[:3] == ["fit", "--config", name]
-    header = " ".join(line.removeprefix("# ") for line in lines)
-    expected = re.search(r"Expected: [^.]*\d", header)
-    assert expected or "Not run yet" in header, f"{name}: give 'Expected: FIGURE' or 'Not run yet'"
+@pytest.fixture
+def estl(capsys: pytest.CaptureFixture[str]) -> Estl:
+    """Runs `estl WORDS`; what it prints, or with `fails` the line that it ends with."""
 
+    def run(*words: str, fails: bool = False) -> str:
+        status = main(words)
+        seen = capsys.readouterr()
+        assert status == (2 if fails else 0), f"estl {shlex.join(words)}\n{seen.err}"
+        return seen.err if fails else seen.out
 
-@pytest.mark.parametrize("family", ["cifar10", "cifar100", "cifar10dvs", "nmnist"])
-def test_recipes_of_a_set_differ_in_supervision_alone(family: str) -> None:
-    members = [name for name in NAMES if name.startswith(f"{family}_") and name not in GUIDED_NAMES]
-    assert len(members) >= 3
-    assert len({json.dumps(VALUES[name]["supervision"]) for name in members}) == len(members)
-    for name in members:
-        assert rest(name) == rest(members[0]), f"{name} differs from {members[0]}"
-
-
-def rest(name: str) -> str:
-    """A recipe without its supervision, as text that compares."""
-    values = {key: value for key, value in VALUES[name].items() if key != "supervision"}
-    return json.dumps(values, sort_keys=True)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_it_fits_resumes_tests_and_predicts(
-    name: str,
-    sets: dict[str, Tiny],
-    clip: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    tiny, recipe = tiny_of(name, sets), VALUES[name]
-    out = run(capsys, *command(TEXTS[name]), *sizes(name, tiny, clip, whole=True), "--dry-run")
-    assert f"batch: 2 x T {T} x" in out
-    assert f"supervision: {recipe['supervision']['class_path'].rpartition('.')[2]}: True" in out
-    assert list(tmp_path.iterdir()) == []
-
-    words = [*command(TEXTS[name]), *sizes(name, tiny, clip)]
-    run(capsys, *words, "--output-dir=run")
-    run(capsys, "fit", "--resume=run", "--epochs=2")
-    with Path("run/history.csv").open(newline="") as file:
-        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
-    results = json.loads(Path("run/results.json").read_text())
-    assert results["epochs"] == 2
-    held = results["of"]["data"]["sizes"]["val"]
-    assert (held == 0) == (recipe["data"]["init_args"].get("val_fraction") == 0)
-    assert set(results["test"]) == {"final", *(["best_on_validation"] if held else [])}
-
-    for weights in Path("run").glob("*.ckpt"):
-        run(capsys, "test", f"--ckpt={weights}", "--output-dir=tested")
-        found = json.loads(Path("tested/test.json").read_text())["test"]
-        kind = "final" if weights.stem == "last" else "best_on_validation"
-        assert found == results["test"][kind]
-    saved = yaml.safe_load(Path("run/config.yaml").read_text())
-    predicts(tiny, saved, capsys)
-
-
-def predicts(tiny: Tiny, saved: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    """`estl predict` reads a file as the set does, and names one of the set's classes."""
-    data = build_data(*parse_recipe({key: saved[key] for key in ("seed", "data")}))
-    items = [item for part in data.splits.values() for item in part]
-    (item,) = [item for item in items if item.events == tiny.file] or [None]
-    words = ["predict", "--ckpt=run/last.ckpt", str(tiny.file)]
-    if item is None:
-        assert main(words) == 2
-        assert "has no event files to predict" in capsys.readouterr().err
-        return
-    frames = read_file(tiny.file, saved["data"]["class_path"], saved["data"]["init_args"])
-    assert frames.sum() > 0
-    assert torch.equal(frames, data.decode(item)[0])
-    shown = [line.split() for line in run(capsys, *words).splitlines()[1:]]
-    assert [row[0] for row in shown] == [f"t={t}" for t in range(1, T + 1)]
-    assert {row[1] for row in shown} <= set(data.classes)
+    return run
 
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sweep's `estl fit` runs here, not in a process that imports everything, and draws less."""
+    """A sweep's `estl fit` runs here, not in a new process that imports all; nothing is drawn."""
 
     def call(command: list[str], *, stderr: Any, **_: Any) -> SimpleNamespace:
         with redirect_stderr(stderr):
@@ -279,78 +184,122 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("estl.experiments.sweep.subprocess", SimpleNamespace(run=call))
     monkeypatch.setattr("estl.report.run.draw", lambda folder: None)
+    monkeypatch.setattr("estl.report.pictures.Pictures", Callback)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_header_says_what_it_is_how_to_run_it_and_what_to_expect(name: str) -> None:
+    lines = header(name)
+    assert re.match(r"# [A-Z0-9].*[.:]", lines[0]), "the first line is a title"
+    assert command(name)[:2] == ["--config", name]
+    text = " ".join(line.removeprefix("# ") for line in lines)
+    told = re.search(r"Expected: [^.]*\d", text) or "Not run yet" in text
+    assert told, f"{name}: write 'Expected: FIGURE' or 'Not run yet'"
+
+
+def test_recipes_of_a_set_differ_in_their_supervision_alone() -> None:
+    families: dict[str, dict[str, str]] = {}
+    for name in NAMES:
+        family, _, suffix = name.rpartition("_")
+        if suffix in SUFFIXES:
+            values = dict(VALUES[name])
+            assert values.pop("supervision")["class_path"].endswith(f".{SUFFIXES[suffix]}")
+            families.setdefault(family, {})[suffix] = json.dumps(values, sort_keys=True)
+    for family in ("cifar10", "cifar100", "cifar10dvs", "nmnist"):
+        assert {"plain", "tet", "tse"} <= set(families[family])
+    for family, rests in families.items():
+        assert len(set(rests.values())) == 1, f"{family}_*"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_it_fits_resumes_tests_and_predicts(
+    name: str, words: Words, estl: Estl, sets: dict[str, Tiny], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    recipe = VALUES[name]
+    out = estl("fit", *words(name, whole=True), "--dry-run")
+    assert f"batch: 2 x T {T} x" in out
+    assert f"supervision: {recipe['supervision']['class_path'].rpartition('.')[2]}: True" in out
+    assert list(tmp_path.iterdir()) == []
+
+    estl("fit", *words(name), "--output-dir=run")
+    estl("fit", "--resume=run", "--epochs=2")
+    with Path("run/history.csv").open(newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
+    results = json.loads(Path("run/results.json").read_text())
+    assert results["epochs"] == 2
+    held = results["of"]["data"]["sizes"]["val"]
+    assert (held == 0) == (recipe["data"]["init_args"].get("val_fraction") == 0)
+    assert set(results["test"]) == {"final", *(["best_on_validation"] if held else [])}
+    for weights in Path("run").glob("*.ckpt"):
+        estl("test", f"--ckpt={weights}", "--output-dir=tested")
+        kind = "final" if weights.stem == "last" else "best_on_validation"
+        found = json.loads(Path("tested/test.json").read_text())["test"]
+        assert found == results["test"][kind]
+
+    saved = yaml.safe_load(Path("run/config.yaml").read_text())
+    data = build_data(*parse_recipe({key: saved[key] for key in ("seed", "data")}))
+    file = sets[set_of(name)].file
+    items = [item for part in data.splits.values() for item in part if item.events == file]
+    predict = ["predict", "--ckpt=run/last.ckpt", str(file)]
+    if not items:
+        assert set_of(name) in ("Digits", "CIFAR 10", "CIFAR 100")
+        assert "has no event files to predict" in estl(*predict, fails=True)
+        return
+    frames = read_file(file, saved["data"]["class_path"], saved["data"]["init_args"])
+    assert frames.sum() > 0
+    assert torch.equal(frames, data.decode(items[0])[0])
+    shown = [line.split() for line in estl(*predict).splitlines()[1:]]
+    assert [row[0] for row in shown] == [f"t={t}" for t in range(1, T + 1)]
+    assert {row[1] for row in shown} <= set(data.classes)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("name", GUIDED_NAMES)
 def test_a_guided_recipe_is_ablated_on_every_rung(
-    name: str,
-    sets: dict[str, Tiny],
-    clip: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    name: str, words: Words, estl: Estl, tmp_path: Path
 ) -> None:
-    words = [*command(TEXTS[name])[1:], *sizes(name, tiny_of(name, sets), clip)]
-    out = run(capsys, "ablate", *words, "--seeds=0", f"--output-dir={tmp_path}")
-    assert "Ablation on" in out
+    estl("ablate", *words(name), "--seeds=0", f"--output-dir={tmp_path}")
     for rung, (_, _, terms) in RUNGS.items():
         with (tmp_path / rung / "seed0" / "history.csv").open(newline="") as file:
             (row,) = csv.DictReader(file)
-        columns = {column.removeprefix("train/") for column in row if row[column]}
-        shown = columns & set(WEIGHTS) if terms else columns - {"epoch", "loss", "acc"}
-        assert shown >= set(terms)
+        assert {term for term in WEIGHTS if f"train/{term}" in row} == set(terms or ("cls",))
 
 
-def first_of_each_set(names: list[str]) -> list[str]:
-    """One recipe a set: `compare` and `tune` replace the supervision, in which the others differ."""
-    chosen: dict[str, str] = {}
-    for name in sorted(names, key=lambda name: (name in GUIDED_NAMES, name)):
-        data = VALUES[name]["data"]
-        chosen.setdefault(f"{data['class_path']} {data['init_args'].get('classes')}", name)
-    return sorted(chosen.values())
+def one_of_each_set() -> list[str]:
+    """`compare` and `tune` replace the supervision, in which a set's other recipes differ."""
+    by_set = {set_of(name): name for name in sorted(NAMES, key=lambda n: n not in GUIDED_NAMES)}
+    return sorted(by_set.values())
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
-@pytest.mark.parametrize("name", first_of_each_set(NAMES))
+@pytest.mark.parametrize("name", one_of_each_set())
 def test_supervisions_are_compared_on_every_set_and_thresholds_are_tuned(
-    name: str,
-    sets: dict[str, Tiny],
-    clip: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    name: str, words: Words, estl: Estl, tmp_path: Path
 ) -> None:
-    words = [*command(TEXTS[name])[1:], *sizes(name, tiny_of(name, sets), clip)]
-    words += POOLED[VALUES[name]["student"]["class_path"]]
-    names = [*EXPERIMENTS, *(MORE if name.startswith("digits") else ())]
-    more = ["--only=" + ",".join(names), "--seeds=0", f"--output-dir={tmp_path}/compare"]
-    assert "Comparison on" in run(capsys, "compare", *words, *more)
-    found = json.loads((tmp_path / "compare" / "results.json").read_text())["runs"]
-    assert list(found) == names
-    assert len({runs[0]["of"]["data"]["fingerprint"] for runs in found.values()}) == 1
-    for experiment, runs in found.items():
+    student = VALUES[name]["student"]["class_path"].rpartition(".")[2]
+    given = words(name)
+    if name in GUIDED_NAMES:  # none of these has a head that TSE can read
+        line = estl("compare", *given, "--only=tse", f"--output-dir={tmp_path}/tse", fails=True)
+        assert "TSE needs a head on pooled features" in line
+    given += [POOLED[student]] if student in POOLED else []
+    names = [*EXPERIMENTS, *MORE] if set_of(name) == "Digits" else ["plain", "tet", "tse"]
+    more = [f"--only={','.join(names)}", "--seeds=0", f"--output-dir={tmp_path}/compare"]
+    estl("compare", *given, *more)
+    runs = json.loads((tmp_path / "compare" / "results.json").read_text())["runs"]
+    for (experiment, [run]), expected in zip(runs.items(), names, strict=True):
+        assert experiment == expected
         chosen = (EXPERIMENTS | MORE)[experiment][1].__name__
-        assert runs[0]["of"]["supervision"].endswith(chosen)
+        assert run["of"]["supervision"].startswith(f"{chosen}(")
 
-    study = [*words, "--trials=1", f"--output-dir={tmp_path}/tune"]
-    if not found["plain"][0]["of"]["data"]["sizes"]["val"]:
-        assert main(["tune", *study]) == 2
-        assert "give a val_fraction above 0" in capsys.readouterr().err
-        study = [*study[:-1], "--data.init_args.val_fraction=0.3", f"--output-dir={tmp_path}/held"]
-    assert re.search(r"^\| 0 +\| 0\.\d+ \|", run(capsys, "tune", *study), re.MULTILINE)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", GUIDED_NAMES)
-def test_a_head_that_tse_cannot_read_is_known_before_the_first_run(
-    name: str,
-    sets: dict[str, Tiny],
-    clip: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    words = [*command(TEXTS[name])[1:], *sizes(name, tiny_of(name, sets), clip)]
-    assert main(["compare", *words, "--only=tse", f"--output-dir={tmp_path}"]) == 2
-    assert "TSE needs a head on pooled features" in capsys.readouterr().err
-    assert not list(tmp_path.glob("*/seed*"))
+    study = ["tune", *given, "--trials=1"]
+    if not runs["plain"][0]["of"]["data"]["sizes"]["val"]:
+        line = estl(*study, f"--output-dir={tmp_path}/none", fails=True)
+        assert "tune ranks by validation: give a val_fraction above 0" in line
+        study.append("--data.init_args.val_fraction=0.3")
+    table = estl(*study, f"--output-dir={tmp_path}/tune")
+    assert re.search(r"^\| 0 +\| 0\.\d+ \|", table, re.MULTILINE)

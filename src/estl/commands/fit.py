@@ -1,5 +1,6 @@
 """`estl fit`: train a student."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -42,7 +43,7 @@ def fit(
     if resume is not None:
         if not (resume / "config.yaml").is_file():
             raise ValueError(f"--resume {resume}: give a run folder (one that holds config.yaml)")
-        args = [f"--config={resume / 'config.yaml'}", *args]
+        flags = replace(flags, config=(str(resume / "config.yaml"), *flags.config))
     args += [] if seed is None else [f"--seed={seed}"]
     args += [] if output_dir is None else [f"--output_dir={output_dir}"]
     config, given = parse(flags.spell_out(args))

@@ -22,6 +22,9 @@ from estl.training.run import fit
 RANGES = {"tau_f": (0.1, 0.9), "kappa": (0.0, 3.0)}
 """Where the TPE sampler looks."""
 
+NO_PARTS = {"learner": {"part_lr": None}}
+"""TSE has no trained parts, for which a recipe of another supervision may have learning rates."""
+
 
 class Report(Callback):
     """Tells the trial each validation's score, and ends it where the study prunes it."""
@@ -93,8 +96,8 @@ def tune(
         trials = min(trials, math.prod(len(values[name]) for name in RANGES))
 
     if not ended(study):
-        supervision = {"class_path": public_path(TSE)}
-        rehearsal = rehearse(*parse_recipe(merge(recipe, {"supervision": supervision})))
+        overlay = {"supervision": {"class_path": public_path(TSE)}, **NO_PARTS}
+        rehearsal = rehearse(*parse_recipe(merge(recipe, overlay)))
         if not rehearsal.parts.data.sizes["val"]:
             raise ValueError("tune ranks by validation: give a val_fraction above 0")
         print(f"{trials} trials of about {duration(rehearsal.seconds)} each", flush=True)
@@ -106,7 +109,7 @@ def tune(
             chosen = {name: trial.suggest_categorical(name, values[name]) for name in RANGES}
         supervision = {"class_path": public_path(TSE), "init_args": chosen}
         run = folder / f"trial{trial.number:03d}"
-        overlay = {"supervision": supervision, "output_dir": str(run)}
+        overlay = {"supervision": supervision, "output_dir": str(run), **NO_PARTS}
         report = Report(trial)
         finished = fit(*parse_recipe(merge(recipe, overlay)), callbacks=[report], test=False)
         assert finished is not None, "trials run in one process"

@@ -1,0 +1,300 @@
+"""Every shipped recipe through every command that takes it, on a tiny copy of its set.
+
+A recipe keeps its classes, supervision, optimizer, augmentation, precision and schedule. Only sizes
+are overridden: of the set, T, the batch, the run, the teacher and, where weights are written, the
+student.
+"""
+
+import csv
+import json
+import os
+import re
+import shlex
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from dataclasses import dataclass, field
+from itertools import takewhile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch.callbacks import Callback
+
+from estl.commands import main
+from estl.commands.flags import RECIPES
+from estl.data.module import with_items
+from estl.data.reading import read_file
+from estl.data.splits import read_lists
+from estl.experiments.ablate import GUIDED, RUNGS
+from estl.experiments.compare import EXPERIMENTS, MORE
+from estl.supervision.distillation import WEIGHTS
+from estl.training.recipe import build_data, parse_recipe
+from tests import tiny_sets
+
+Words, Estl = Callable[..., list[str]], Callable[..., str]
+T = 2
+NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+TEXTS = {name: (RECIPES / f"{name}.yaml").read_text() for name in NAMES}
+VALUES: dict[str, dict[str, Any]] = {name: yaml.safe_load(text) for name, text in TEXTS.items()}
+GUIDED_NAMES = [name for name in NAMES if VALUES[name]["supervision"]["class_path"] == GUIDED]
+SUFFIXES = {"plain": "MeanCE", "tet": "TET", "tse": "TSE", "tre": "TRE"}
+
+NARROW: dict[str, dict[str, Any]] = {
+    "estl.students.resnet19": {
+        "class_path": "estl.students.ResNet",
+        "init_args": {"blocks": [1, 1, 1], "widths": [8, 16, 16], "hidden": 16, "stem_width": 8},
+    },
+    "estl.students.VGGSNN": {"init_args": {"layers": [8, "AP", 16, "AP", 16, "AP", 16]}},
+    "estl.students.Spikformer": {"init_args": {"dim": 32, "depth": 1, "heads": 4}},
+}
+"""What of a student, by its class, is overridden where its weights are written."""
+
+POOLED = {"VGGSNN": "pooled=true", "Spikformer": "readout=mean"}
+"""What gives a student the head that TSE needs."""
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A tiny set: its folder, a file to predict, and options that its size asks for."""
+
+    root: Path
+    file: Path
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@pytest.fixture(scope="session")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tiny]:
+    """Every set in its official layout, by the name of its class."""
+    folder = tmp_path_factory.mktemp("sets")
+    nmnist = tiny_sets.write_nmnist(folder / "nmnist", digits="0123")
+    cifar10 = tiny_sets.write_cifar10(folder / "cifar10", n=10)
+    cifar100 = tiny_sets.write_cifar100(folder / "cifar100", n=120, below="cifar-100-python/")
+    few = tiny_sets.write_cifar100(folder, n=20)
+    os.replace(few / "test", cifar100 / "cifar-100-python/test")
+    events = tiny_sets.write_cifar10dvs(folder / "cifar10dvs", below="CIFAR10-DVS")
+    pairs = [f"{label}/image_{i:04d}" for label in ("Faces_easy", "cup") for i in range(1, 13)]
+    caltech = tiny_sets.write_ncaltech101(folder / "ncaltech101", pairs, photograph=(150, 100))
+    few_digits = {"size": 16, "per_class": 4, "test_fraction": 0.01, "val_fraction": 0.01}
+    return {
+        "Digits": Tiny(folder, nmnist / "N-MNIST/Test/0/60001.bin", few_digits),
+        "CIFAR 10": Tiny(cifar10, cifar10 / "cifar-10-batches-py/test_batch"),
+        "CIFAR 100": Tiny(cifar100, cifar100 / "cifar-100-python/test"),
+        "CIFAR10DVS": Tiny(events, events / "CIFAR10-DVS/bird/cifar10_bird_1.aedat"),
+        "NMNISTPairs": Tiny(nmnist, nmnist / "N-MNIST/Test/1/60011.bin", {"per_class": 2}),
+        "NCaltech101Pairs": Tiny(caltech, caltech / "Caltech101/cup/image_0003.bin"),
+    }
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole CLIP, its text half too, in the hub's format: 32 x 32 pixels in patches of 8."""
+    from transformers import CLIPConfig, CLIPModel
+
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+    vision = small | {"num_hidden_layers": 2, "image_size": 32, "patch_size": 8}
+    text = small | {"num_hidden_layers": 1}
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("clip")
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
+    return folder
+
+
+def set_of(name: str) -> str:
+    """The set of a recipe, as `sets` names it."""
+    data = VALUES[name]["data"]
+    key: str = data["class_path"].rpartition(".")[2]
+    return f"{key} {data['init_args']['classes']}" if key == "CIFAR" else key
+
+
+def header(name: str) -> list[str]:
+    """The comment that a recipe begins with, by its lines."""
+    return list(takewhile(lambda line: line.startswith("#"), TEXTS[name].splitlines()))
+
+
+def command(name: str) -> list[str]:
+    """The words of a header's `estl fit`, without these."""
+    text = "\n".join(header(name)).replace("\\\n#", "")
+    found = re.search(r"^# estl fit (.*)$", text, re.MULTILINE)
+    return shlex.split(found[1], comments=True) if found else []
+
+
+def spelled(part: str, overlay: dict[str, Any]) -> list[str]:
+    """What is changed of a part of a recipe, as words of a command line."""
+    words = [f"--{part}={overlay['class_path']}"] if "class_path" in overlay else []
+    options = overlay.get("init_args", {})
+    return words + [f"--{part}.init_args.{k}={json.dumps(v)}" for k, v in options.items()]
+
+
+@pytest.fixture
+def words(sets: dict[str, Tiny], clip: Path, monkeypatch: pytest.MonkeyPatch) -> Words:
+    """A header's command made tiny; `whole` keeps the student."""
+    monkeypatch.setenv("ESTL_COMPILE", "0")  # two steps do not pay for a compilation
+
+    def made(name: str, *, whole: bool = False) -> list[str]:
+        assert set_of(name) in sets, f"recipe {name}: `sets` has no tiny copy of {set_of(name)}"
+        tiny, student = sets[set_of(name)], VALUES[name]["student"]["class_path"]
+        given = VALUES[name]["data"]["init_args"]
+        options = tiny.options | {"num_workers": 0}
+        options |= {"rgb": 112 if whole else 56} if "rgb" in given else {}
+        if given.get("splits"):  # a list of the whole set: here a split is drawn
+            assert read_lists(given["splits"])
+            options["splits"] = None
+        small = [f"--T={T}", f"--batch-size={2 if whole else 4}", "--epochs=1"]
+        small.append("--trainer.limit_train_batches=2")
+        small += [f"--data-path={tiny.root}"] if "root" in given else []
+        small += [f"--teacher={clip}"] if name in GUIDED_NAMES else []
+        if not whole:
+            assert student in NARROW, f"recipe {name}: NARROW lacks {student}"
+            small += spelled("student", NARROW[student])
+        return [*command(name), *small, *spelled("data", {"init_args": options})]
+
+    return made
+
+
+@pytest.fixture
+def estl(capsys: pytest.CaptureFixture[str]) -> Estl:
+    """Runs `estl WORDS`; what it prints, or with `fails` the line that it ends with."""
+
+    def run(*words: str, fails: bool = False) -> str:
+        status = main(words)
+        seen = capsys.readouterr()
+        assert status == (2 if fails else 0), f"estl {shlex.join(words)}\n{seen.err}"
+        return seen.err if fails else seen.out
+
+    return run
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep's `estl fit` runs here, not in a new process that imports all; nothing is drawn."""
+
+    def call(command: list[str], *, stderr: Any, **_: Any) -> SimpleNamespace:
+        with redirect_stderr(stderr):
+            return SimpleNamespace(returncode=main(command[3:]))
+
+    monkeypatch.setattr("estl.experiments.sweep.subprocess", SimpleNamespace(run=call))
+    monkeypatch.setattr("estl.report.run.draw", lambda folder: None)
+    monkeypatch.setattr("estl.report.pictures.Pictures", Callback)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_header_says_what_it_is_how_to_run_it_and_what_to_expect(name: str) -> None:
+    lines = header(name)
+    assert re.match(r"# [A-Z0-9].*[.:]", lines[0]), "the first line is a title"
+    assert command(name)[:2] == ["--config", name]
+    text = " ".join(line.removeprefix("# ") for line in lines)
+    told = re.search(r"Expected: [^.]*\d", text) or "Not run yet" in text
+    assert told, f"{name}: write 'Expected: FIGURE' or 'Not run yet'"
+
+
+def test_recipes_of_a_set_differ_in_their_supervision_alone() -> None:
+    families: dict[str, dict[str, str]] = {}
+    for name in NAMES:
+        family, _, suffix = name.rpartition("_")
+        if suffix in SUFFIXES:
+            values = dict(VALUES[name])
+            assert values.pop("supervision")["class_path"].endswith(f".{SUFFIXES[suffix]}")
+            families.setdefault(family, {})[suffix] = json.dumps(values, sort_keys=True)
+    for family in ("cifar10", "cifar100", "cifar10dvs", "nmnist"):
+        assert {"plain", "tet", "tse"} <= set(families[family])
+    for family, rests in families.items():
+        assert len(set(rests.values())) == 1, f"{family}_*"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_it_fits_resumes_tests_and_predicts(
+    name: str, words: Words, estl: Estl, sets: dict[str, Tiny], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    recipe = VALUES[name]
+    out = estl("fit", *words(name, whole=True), "--dry-run")
+    assert f"batch: 2 x T {T} x" in out
+    assert f"supervision: {recipe['supervision']['class_path'].rpartition('.')[2]}: True" in out
+    assert list(tmp_path.iterdir()) == []
+
+    with monkeypatch.context() as once:  # the resumed run draws
+        once.setattr("estl.report.run.draw", lambda folder: None)
+        estl("fit", *words(name), "--output-dir=run")
+    estl("fit", "--resume=run", "--epochs=2")
+    with Path("run/history.csv").open(newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
+    results = json.loads(Path("run/results.json").read_text())
+    assert results["epochs"] == 2
+    held = results["of"]["data"]["sizes"]["val"]
+    assert (held == 0) == (recipe["data"]["init_args"].get("val_fraction") == 0)
+    assert set(results["test"]) == {"final", *(["best_on_validation"] if held else [])}
+    for weights in Path("run").glob("*.ckpt"):
+        estl("test", f"--ckpt={weights}", "--output-dir=tested")
+        kind = "final" if weights.stem == "last" else "best_on_validation"
+        found = json.loads(Path("tested/test.json").read_text())["test"]
+        assert found == results["test"][kind]
+
+    saved = yaml.safe_load(Path("run/config.yaml").read_text())
+    data = with_items(build_data(*parse_recipe({key: saved[key] for key in ("seed", "data")})))
+    path = sets[set_of(name)].file
+    items = [item for part in data.splits.values() for item in part if item.events == path]
+    predict = ["predict", "--ckpt=run/last.ckpt", str(path)]
+    if not items:
+        assert set_of(name) in ("Digits", "CIFAR 10", "CIFAR 100")
+        assert "has no event files to predict" in estl(*predict, fails=True)
+        return
+    frames = read_file(path, saved["data"]["class_path"], saved["data"]["init_args"])
+    assert frames.sum() > 0
+    assert torch.equal(frames, data.decode(items[0])[0])
+    shown = [line.split() for line in estl(*predict).splitlines()[1:]]
+    assert [row[0] for row in shown] == [f"t={t}" for t in range(1, T + 1)]
+    assert {row[1] for row in shown} <= set(data.classes)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("name", GUIDED_NAMES)
+def test_a_guided_recipe_is_ablated_on_every_rung(
+    name: str, words: Words, estl: Estl, tmp_path: Path
+) -> None:
+    estl("ablate", *words(name), "--seeds=0", f"--output-dir={tmp_path}")
+    for rung, (_, _, terms) in RUNGS.items():
+        with (tmp_path / rung / "seed0" / "history.csv").open(newline="") as file:
+            (row,) = csv.DictReader(file)
+        assert {term for term in WEIGHTS if f"train/{term}" in row} == set(terms or ("cls",))
+
+
+def one_of_each_set() -> list[str]:
+    """`compare` and `tune` replace the supervision, in which a set's other recipes differ."""
+    by_set = {set_of(name): name for name in sorted(NAMES, key=lambda n: n not in GUIDED_NAMES)}
+    return sorted(by_set.values())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("name", one_of_each_set())
+def test_supervisions_are_compared_on_every_set_and_thresholds_are_tuned(
+    name: str, words: Words, estl: Estl, tmp_path: Path
+) -> None:
+    student = VALUES[name]["student"]["class_path"].rpartition(".")[2]
+    given = words(name)
+    if name in GUIDED_NAMES:  # none of these has a head that TSE can read
+        line = estl("compare", *given, "--only=tse", f"--output-dir={tmp_path}/tse", fails=True)
+        assert "TSE needs a head on pooled features" in line
+    given += [f"--student.init_args.{POOLED[student]}"] if student in POOLED else []
+    names = [*EXPERIMENTS, *MORE] if set_of(name) == "Digits" else ["plain", "tet", "tse"]
+    more = [f"--only={','.join(names)}", "--seeds=0", f"--output-dir={tmp_path}/compare"]
+    estl("compare", *given, *more)
+    runs = json.loads((tmp_path / "compare" / "results.json").read_text())["runs"]
+    for (experiment, [run]), expected in zip(runs.items(), names, strict=True):
+        assert experiment == expected
+        chosen = (EXPERIMENTS | MORE)[experiment][1].__name__
+        assert run["of"]["supervision"].startswith(f"{chosen}(")
+
+    study = ["tune", *given, "--trials=1"]
+    if not runs["plain"][0]["of"]["data"]["sizes"]["val"]:
+        line = estl(*study, f"--output-dir={tmp_path}/none", fails=True)
+        assert "tune ranks by validation: give a val_fraction above 0" in line
+        study.append("--data.init_args.val_fraction=0.3")
+    table = estl(*study, f"--output-dir={tmp_path}/tune")
+    assert re.search(r"^\| 0 +\| 0\.\d+ \|", table, re.MULTILINE)

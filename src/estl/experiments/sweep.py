@@ -125,7 +125,8 @@ def rehearse_all(
         except (ValueError, RuntimeError, OSError) as error:
             raise ValueError(f"{variant.name} ({variant.what}) does not train: {error}") from None
         print(
-            f"{variant.name}: {variant.what}; {to_do} runs of about {duration(seconds)}", flush=True
+            f"{variant.name}: {variant.what}; runs to do: {to_do}, each about {duration(seconds)}",
+            flush=True,
         )
         total += to_do * seconds
     if total:

@@ -100,7 +100,7 @@ def tune(
         rehearsal = rehearse(*parse_recipe(merge(recipe, overlay)))
         if not rehearsal.parts.data.sizes["val"]:
             raise ValueError("tune ranks by validation: give a val_fraction above 0")
-        print(f"{trials} trials of about {duration(rehearsal.seconds)} each", flush=True)
+        print(f"trials in all: {trials}, each about {duration(rehearsal.seconds)}", flush=True)
 
     def objective(trial: optuna.Trial) -> float:
         if grid is None:

@@ -200,6 +200,9 @@ def test_commands_are_understood(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "FOLDER").mkdir()
     (tmp_path / "part.yaml").write_text("seed: 1")
+    named = re.compile(r"`(\w+\.yaml)`:?\n\n```yaml\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    for name, text in named.findall(path.read_text()):  # recipes that the document shows
+        (tmp_path / name).write_text(text)
     # The student and the supervision that the README asks its reader to write.
     source = (
         "from estl.students import VGGSNN as Tiny\nfrom estl.supervision import MeanCE as LastStep"

@@ -26,8 +26,8 @@ from lightning.pytorch.callbacks import Callback
 from estl.commands import main
 from estl.commands.flags import RECIPES
 from estl.data.module import with_items
+from estl.data.published import read_lists
 from estl.data.reading import read_file
-from estl.data.splits import read_lists
 from estl.experiments.ablate import GUIDED, RUNGS
 from estl.experiments.compare import EXPERIMENTS, MORE
 from estl.supervision.distillation import WEIGHTS

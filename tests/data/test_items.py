@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from estl.data.catalog import Files
 from estl.data.items import Item, Pairing, find_pairs, fingerprint
-from estl.data.splits import SplitData, pick_items, read_lists, select_items, split_items
+from estl.data.published import pick_items, read_lists
+from estl.data.splits import SplitData, select_items, split_items
 
 ITEMS = [
     Item(label, f"{i:04d}") for label, n in (("cat", 20), ("dog", 7), ("eel", 1)) for i in range(n)

@@ -14,10 +14,10 @@ import yaml
 from estl.data.catalog import BY_NAME
 from estl.data.items import Item
 from estl.data.module import ItemData
+from estl.data.published import pick_items, read_lists
 from estl.data.sets.digits import Digits
 from estl.data.sets.nmnist import NMNISTPairs
 from estl.data.sets.photographs import Photographs
-from estl.data.splits import pick_items, read_lists
 from tests.tiny_sets import (
     names_of,
     write_cifar10,

@@ -260,6 +260,7 @@ def test_a_run_on_shards_is_trained_tested_and_tested_again(
         "name": "Shards",
         "fingerprint": source.fingerprint,
         "sizes": source.sizes,
+        "classes": len(source.classes),
     }
     assert results["test"]["final"]["samples"] == source.sizes["test"]
     per_step = results["test"]["final"]["per_step"]

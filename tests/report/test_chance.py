@@ -55,7 +55,7 @@ def test_a_comparison_says_so_unless_its_best_row_is_above(tmp_path: Path) -> No
     text = write(found, what, tmp_path, title="T", command="c")
     assert text.splitlines()[2].startswith("**AT CHANCE: 11.50 % of 100 samples")
     assert (tmp_path / "results.md").read_text() == text
-    better = markdown(found | {"b": [run(0.5)]}, what, title="T", command="c")
+    better = markdown(found | {"b": [run(0.5), run(0.4)]}, what, title="T", command="c")
     assert "CHANCE" not in better
     assert better.splitlines()[2].startswith("|")
 

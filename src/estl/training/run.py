@@ -21,6 +21,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from estl.data.check import refuse_leaks
+from estl.data.module import EventData
+from estl.data.published import AbsentItemsError
 from estl.evaluation.accuracy import Accuracy, evaluate
 from estl.evaluation.attacks import attack, noise, robustness
 from estl.evaluation.diagnostics import diagnose, summary
@@ -186,6 +188,11 @@ def _diagnose(parts: Parts, folder: Path, device: torch.device) -> dict[str, flo
 
 
 @quiet()
+def _data_of(recipe: dict[str, Any]) -> EventData:
+    """The data set of a checkpoint's recipe."""
+    return build_data(*parse_recipe({key: recipe[key] for key in ("seed", "data")}))
+
+
 def test(
     path: Path,
     data_path: str | None = None,  # noqa: PT028
@@ -199,7 +206,8 @@ def test(
 
     Args:
         path: the checkpoint.
-        data_path: the other root, or None.
+        data_path: the other root, or None. Where published lists that the recipe names do not fit
+            it, its whole test split counts.
         attacks: names of `attacks.attack`, under which accuracy is measured besides.
         eps: their size, a share of each sample's range.
         noisy: whether it is also measured under noise and with a frame dropped.
@@ -213,7 +221,14 @@ def test(
     refuse_strangers([recipe.get("data"), recipe.get("student")], trust)
     if data_path is not None:
         recipe["data"]["init_args"]["root"] = data_path
-    data = build_data(*parse_recipe({key: recipe[key] for key in ("seed", "data")}))
+    try:
+        data = _data_of(recipe)
+    except AbsentItemsError:
+        if data_path is None:
+            raise
+        # The list is of the recordings that were trained on; here are others.
+        recipe["data"]["init_args"]["splits"] = None
+        data = _data_of(recipe)
     data.follow(saved["classes"])
     data.require("test")
     student = build_student(saved, path, trust)

@@ -9,7 +9,8 @@ from torch import Tensor
 from estl.data.augment import Augment
 from estl.data.items import Item, file_content, list_images
 from estl.data.module import EventData, ItemData, with_items
-from estl.data.splits import SplitData, pick_items
+from estl.data.published import pick_items
+from estl.data.splits import SplitData
 
 
 class Photographs(ItemData):

@@ -13,7 +13,6 @@ from estl.data.catalog import CATALOG
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
-SMALL = {"dim": 64, "depth": 1, "heads": 4, "poolings": 3}
 ARCHS = {
     "vggsnn": ["--student=estl.students.VGGSNN"],
     "vggsnn-pooled": ["--student=estl.students.VGGSNN", "--student.init_args.pooled=true"],
@@ -24,7 +23,8 @@ ARCHS = {
     "spikformer": ["--student=estl.students.Spikformer"],
     "spikformer-small": [
         "--student=estl.students.Spikformer",
-        *(f"--student.init_args.{k}={v}" for k, v in SMALL.items()),
+        *("--student.init_args.dim=64", "--student.init_args.depth=1"),
+        *("--student.init_args.heads=4", "--student.init_args.poolings=3"),
     ],
 }
 DATASETS = {

@@ -115,8 +115,7 @@ def pick_items(
 
     Raises:
         AbsentItemsError: names that are no items.
-        ValueError: a name listed twice, or a list without items; the text
-            names file and place.
+        ValueError: a name listed twice, or a list without items; the text names file and place.
     """
     by_name: dict[str, list[Item]] = defaultdict(list)
     for item in items:

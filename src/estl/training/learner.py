@@ -15,7 +15,6 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from estl.evaluation.accuracy import hits
 from estl.supervision.distillation import COLLAPSED
 from estl.supervision.schedule import Scheduled
 from estl.types import Batch, Loss, Supervision
@@ -143,7 +142,7 @@ class Learner(LightningModule):
             self.finite.stop()
         values = {f"train/{name}": value for name, value in loss.terms.items()}
         values["train/loss"] = loss.total
-        values["train/acc"] = _accuracy(output.logits.detach(), batch.label)
+        values["train/acc"] = _accuracy(output.logits.detach().float().mean(1), batch.label)
         values |= {f"watch/{name}": value for name, value in loss.metrics.items()}
         size = len(batch.label)
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
@@ -175,9 +174,9 @@ class Learner(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Cross-entropy and accuracy of the mean over time, the same for every supervision."""
-        logits = self.student(batch.events).logits.float()
-        correct = _accuracy(logits, batch.label)
-        loss = F.cross_entropy(logits.mean(1), batch.label)
+        mean = self.student(batch.events).logits.float().mean(1)
+        correct = _accuracy(mean, batch.label)
+        loss = F.cross_entropy(mean, batch.label)
         size = len(batch.label)
         self.log("val/loss", loss, batch_size=size, sync_dist=True)
         self.log("val/acc", correct, prog_bar=True, batch_size=size, sync_dist=True)
@@ -257,9 +256,9 @@ def owner(name: str) -> str:
     return path[0] if path[0] == "student" or not below else below[0]
 
 
-def _accuracy(logits: Tensor, label: Tensor) -> Tensor:
-    """Share of samples whose mean over time predicts the label, on the device."""
-    return hits(logits.float(), label)[:, -1].float().mean()
+def _accuracy(mean: Tensor, label: Tensor) -> Tensor:
+    """Share of samples whose logits (B,K), a mean over time, predict the label; on the device."""
+    return (mean.argmax(-1) == label).float().mean()
 
 
 def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

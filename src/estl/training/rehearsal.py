@@ -126,7 +126,7 @@ def rehearse(config: Namespace, given: Namespace) -> Rehearsal:
         watch.output,
         watch.loss,
         step_seconds=watch.times[-1] - watch.times[-2],
-        steps=len(parts.data.loader("train", shuffle=True)),
+        steps=int(trainer.num_training_batches),
         epochs=options["max_epochs"],
         memory_mib=peak_memory(),
     )

@@ -21,7 +21,7 @@ from estl.commands.fit import fit
 from estl.commands.flags import ARCHS, DATASETS, KEYS, RECIPES, TrainingFlags
 from estl.data.augment import Augment
 from estl.students import VGGSNN, resnet18, resnet19
-from estl.supervision.distillation import WEIGHTS
+from estl.supervision.terms import WEIGHTS
 from estl.training.checkpoint import make
 from estl.training.recipe import make_parser, parse
 

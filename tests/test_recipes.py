@@ -30,7 +30,7 @@ from estl.data.published import read_lists
 from estl.data.reading import read_file
 from estl.experiments.ablate import GUIDED, RUNGS
 from estl.experiments.compare import EXPERIMENTS, MORE
-from estl.supervision.distillation import WEIGHTS
+from estl.supervision.terms import WEIGHTS
 from estl.training.recipe import build_data, parse_recipe
 from tests import tiny_sets
 

@@ -9,12 +9,17 @@ Shapes, here and everywhere:
 Public tensors are batch first. The package annotates shapes with jaxtyping; the tests check them.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+
+UNLABELED = -100
+"""The label of a sample without one; `F.cross_entropy` leaves it out."""
 
 LUMA = (0.299, 0.587, 0.114)
 """Shares of red, green and blue in an image's luma (ITU-R BT.601)."""
@@ -60,12 +65,43 @@ class Batch:
             own: the teacher resizes.
         soft_label: class weights (B,K) of mixed samples, rows summing to 1, or None where `label`
             alone counts. Beside them, `label` is the class of most weight.
+        unpaired: images (U,3,H',W') without a recording, for guidance alone, or None.
+        unlabeled: how many samples at the end have no label (`UNLABELED`), nor weights of classes:
+            the recordings that a supervision drew for `unpaired` (`Supervision.extend`).
     """
 
     events: Float[Tensor, "B T C H W"]
     label: Int[Tensor, " B"]
     image: Float[Tensor, "B 3 h w"] | None = None
     soft_label: Float[Tensor, "B K"] | None = None
+    unpaired: Float[Tensor, "U 3 h w"] | None = None
+    unlabeled: int = 0
+
+    @property
+    def labeled(self) -> "Batch":
+        """The samples that have a label: this batch, unless some are `unlabeled`."""
+        if not self.unlabeled:
+            return self
+        n = len(self.label) - self.unlabeled
+        image = None if self.image is None else self.image[:n]
+        soft_label = None if self.soft_label is None else self.soft_label[:n]
+        return Batch(self.events[:n], self.label[:n], image, soft_label)
+
+    def extend(self, events: Float[Tensor, "U T C H W"]) -> "Batch":
+        """This batch with recordings `events` of its unpaired images, which have no label."""
+        if self.unpaired is None or self.image is None:
+            raise ValueError("a batch without images, paired and unpaired, cannot be extended")
+        if events.shape[1:] != self.events.shape[1:]:
+            of, not_of = tuple(self.events.shape[1:]), tuple(events.shape[1:])
+            raise ValueError(f"a batch is extended by recordings of frames {of}, not {not_of}")
+        soft, n = self.soft_label, len(events)
+        return Batch(
+            torch.cat([self.events, events.to(self.events.dtype)]),
+            F.pad(self.label, (0, n), value=UNLABELED),
+            torch.cat([self.image, self.unpaired]),
+            None if soft is None else F.pad(soft, (0, 0, 0, n)),
+            unlabeled=n,
+        )
 
     @property
     def target(self) -> Labels:
@@ -78,9 +114,10 @@ class Batch:
             events = direct_code(move(events[:, 0]), events.shape[1])
         else:
             events = move(events)
-        image = None if self.image is None else move(self.image)
-        soft_label = None if self.soft_label is None else move(self.soft_label)
-        return Batch(events, move(self.label), image, soft_label)
+        image, soft_label, unpaired = (
+            None if x is None else move(x) for x in (self.image, self.soft_label, self.unpaired)
+        )
+        return Batch(events, move(self.label), image, soft_label, unpaired, self.unlabeled)
 
     def to(self, *args: Any, **kwargs: Any) -> "Batch":
         """The same batch on another device, as `Tensor.to`."""
@@ -116,6 +153,25 @@ class Output:
     patch_tokens: Float[Tensor, "B T N D"] | None = None
     pooled_head: bool = True
 
+    @property
+    def tokens(self) -> Float[Tensor, "B T N D"]:
+        """The patch tokens, or else the cells of `features`, row by row."""
+        if self.patch_tokens is not None:
+            return self.patch_tokens
+        return self.features.flatten(3).transpose(2, 3)
+
+    def first(self, n: int) -> "Output":
+        """The outputs of the first `n` samples."""
+        if n == len(self.logits):
+            return self
+        return replace(
+            self,
+            logits=self.logits[:n],
+            features=self.features[:n],
+            class_token=self.class_token[:n],
+            patch_tokens=None if self.patch_tokens is None else self.patch_tokens[:n],
+        )
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -133,11 +189,24 @@ class Loss:
 
 
 class Supervision(nn.Module):
-    """Base of all that turns `(Output, Batch)` into a `Loss`; subclasses define `forward`."""
+    """Base of all that turns `(Output, Batch)` into a `Loss`; subclasses define `forward`.
+
+    Attributes:
+        extends: whether it extends batches, and takes their `unlabeled` samples.
+    """
+
+    extends: bool = False
 
     def forward(self, output: Output, batch: Batch) -> Loss:
         """The loss of one batch."""
         raise NotImplementedError
+
+    def prepare(self, batches: Iterator[Batch]) -> None:
+        """What is trained before the first step; `batches` of the training data never end."""
+
+    def extend(self, batch: Batch) -> Batch:
+        """The batch that the student sees in training: with further samples, or as it is."""
+        return batch
 
     def keep(self, output: Output, batch: Batch) -> Bool[Tensor, "B T H W"] | None:
         """The places of the features that each step would keep in training, as in TSE; None for a
@@ -148,6 +217,7 @@ class Supervision(nn.Module):
 
 __all__ = [
     "LUMA",
+    "UNLABELED",
     "Batch",
     "Classify",
     "Labels",

@@ -22,7 +22,8 @@ from estl.data import cache
 from estl.data.cache import Cache, describe, open_cache
 from estl.data.columns import COUNTS, PIXELS
 from estl.data.items import Item
-from estl.data.module import ItemData, collate
+from estl.data.module import ItemData
+from estl.data.samples import collate
 from estl.data.sets.digits import Digits
 from estl.data.sets.folder import ImageFolder
 from estl.data.sets.nmnist import NMNISTPairs

@@ -16,7 +16,7 @@ from estl.experiments.sweep import Variant, keep_recipe, sweep
 from estl.experiments.train_teacher import train_teacher
 from estl.report.comparison import accuracies, markdown, per_step
 from estl.report.tables import plus_minus
-from estl.supervision.distillation import WEIGHTS, trained_parts
+from estl.supervision.terms import WEIGHTS, trained_parts
 from estl.training.recipe import merge, parse_recipe
 from estl.training.results import DataFacts, Provenance, Results
 
@@ -29,16 +29,32 @@ PARTS = {
 }
 
 
+BRIDGED = PARTS | {
+    "data": merge(PARTS["data"], {"init_args": {"bridge": {"images": "more", "per_step": 7}}}),
+    "trainer": {"max_epochs": 3},
+}
+
+
 def test_every_rung_parses_to_its_edges_and_terms() -> None:
-    recipe = RECIPE | PARTS | {"learner": {"part_lr": {"fusion": 0.1, "projector_patches": 0.2}}}
+    rates = {"part_lr": {"fusion": 0.1, "projector_patches": 0.2}}
+    recipe = RECIPE | BRIDGED | {"learner": rates}
+    assert [rung.name for rung in rungs(recipe)] == list(RUNGS)
     for rung in rungs(recipe):
         config, _ = parse_recipe(merge(recipe, rung.overlay))
-        _, edges, terms = RUNGS[rung.name]
+        _, edges, terms, bridge = RUNGS[rung.name]
+        assert config.trainer.max_epochs == (6 if rung.name == "6x" else 3)
+        found = config.data.init_args.bridge
+        assert (found is None) == (bridge is None)
+        if found is not None:
+            assert found.per_step == 7
+            assert found.recordings == ("simulated" if rung.name == "6m" else "drawn")
+            assert (found.images is None) == (found.augment is not None) == (rung.name == "6j")
         if not terms:
             assert config.supervision.class_path.endswith("MeanCE")
             continue
         arguments = config.supervision.init_args
         assert arguments.edges == edges
+        assert arguments.bridge == ("sobel" if rung.name == "6s" else "rates")
         assert arguments.teacher == "t"
         assert {k for k, w in arguments.weights.items() if w} == set(terms)
         assert all(arguments.weights[term] == WEIGHTS[term] for term in terms)
@@ -48,20 +64,29 @@ def test_every_rung_parses_to_its_edges_and_terms() -> None:
 
 def test_a_detached_target_is_attached_where_nothing_else_trains_the_fusion() -> None:
     arguments = {"teacher": "t", "detach_target": True}
-    recipe = {"supervision": {"class_path": GUIDED, "init_args": arguments}}
+    recipe: dict[str, Any] = {"supervision": {"class_path": GUIDED, "init_args": arguments}}
     attached = {
         rung.name
         for rung in rungs(recipe)
         if rung.overlay["supervision"].get("init_args", {}).get("detach_target") is False
     }
-    assert attached == {"2s", "3"}
+    assert attached == {"2", "2s", "2w", "3", "4"}
+    arguments["weights"] = {"target_cls": 1.0}  # it trains the fusion where there are learned edges
+    three = next(rung for rung in rungs(recipe) if rung.name == "3").overlay
+    assert "detach_target" not in three["supervision"]["init_args"]
+    assert three["supervision"]["init_args"]["weights"]["target_cls"] == 1.0
 
 
 def test_each_rung_adds_to_the_one_before() -> None:
-    terms = [set(RUNGS[name][2]) for name in ("1", "2", "3", "4", "5")]
-    assert all(a < b for a, b in pairwise(terms))
-    assert terms[-1] == set(WEIGHTS)
-    assert RUNGS["2s"][2] == RUNGS["2"][2]
+    terms = [set(RUNGS[name].terms) for name in ("1", "2", "3", "4", "5", "6")]
+    more = [b - a for a, b in pairwise(terms)]
+    assert all(a <= b for a, b in pairwise(terms))
+    assert more[1:] == [{"edge_events"}, {"edge_align"}, {"contrastive"}, set()]
+    assert terms[-1] == set(WEIGHTS) - {"edge_reg", "target_cls"}
+    assert RUNGS["2s"].terms == RUNGS["2"].terms == RUNGS["6x"].terms
+    assert RUNGS["2s"].edges == "sobel"
+    for control in ("6s", "6m", "6j"):
+        assert RUNGS[control].terms == RUNGS["6"].terms
 
 
 def test_another_supervision_or_rung_is_refused() -> None:
@@ -69,6 +94,11 @@ def test_another_supervision_or_rung_is_refused() -> None:
         rungs({"supervision": {"class_path": "estl.supervision.TSE"}})
     with pytest.raises(ValueError, match="no rung 9"):
         rungs(RECIPE, ["1", "9"])
+    with pytest.raises(ValueError, match=r"rung 6 is about the bridge.*data.init_args.bridge"):
+        rungs(RECIPE, ["6"])
+    with pytest.raises(ValueError, match="6x doubles the epochs"):
+        rungs(RECIPE, ["6x"])
+    assert [rung.name for rung in rungs(RECIPE)] == ["1", "2", "2s", "2w", "3", "4", "5"]
 
 
 def test_tables_show_mean_and_standard_deviation_over_seeds() -> None:
@@ -145,7 +175,7 @@ def test_a_ladder_runs_writes_its_table_and_continues(
     words = ["ablate", *DATA, *STUDENT, f"--supervision={GUIDED}", f"--teacher={tmp_path}/teacher"]
     words += ["--rungs=1,5", "--seeds=0", "--jobs=2", f"--output-dir={tmp_path}/ablation"]
     assert main(words) == 0
-    assert "all terms" in capsys.readouterr().out
+    assert "contrastive" in capsys.readouterr().out
     results = json.loads((tmp_path / "ablation" / "results.json").read_text())
     assert list(results["runs"]) == ["1", "5"]
     guided = results["runs"]["5"][0]

@@ -3,19 +3,23 @@ import math
 import pytest
 import torch
 
-from estl.guidance import LearnableEdgeDetector, SobelEdges
-from estl.guidance.edges import (
+from estl.data.simulator import simulate
+from estl.guidance import LearnableEdgeDetector, SobelEdges, WrittenEdgeDetector
+from estl.guidance.bridge import draw, train_detector
+from estl.guidance.grid import resample
+from estl.guidance.terms import (
     activation_log_attention,
     edge_alignment_loss,
     edge_attention,
+    edge_events_loss,
     edge_smoothness_loss,
     edge_sparsity_loss,
 )
-from estl.guidance.grid import resample
+from estl.types import Batch
 
 
-def test_the_detector_has_the_written_layers() -> None:
-    state = LearnableEdgeDetector().state_dict()
+def test_the_written_detector_has_the_written_layers() -> None:
+    state = WrittenEdgeDetector().state_dict()
     assert {name: tuple(x.shape) for name, x in state.items()} == {
         "encoder.0.weight": (64, 3, 3, 3),
         "encoder.0.bias": (64,),
@@ -30,8 +34,8 @@ def test_the_detector_has_the_written_layers() -> None:
     }
 
 
-def test_the_detector_s_edges_are_the_head_on_its_features() -> None:
-    detector = LearnableEdgeDetector()
+def test_the_written_detector_s_edges_are_the_head_on_its_features() -> None:
+    detector = WrittenEdgeDetector()
     rgb = torch.rand(2, 3, 9, 7)
     edges, features = detector(rgb)
     torch.testing.assert_close(features, detector.encoder(rgb))
@@ -134,7 +138,9 @@ def test_edge_alignment_equals_a_loop() -> None:
                 p.append(attention[b, i, j].item() * sum(cell) / 6)
         p = [x / sum(p) for x in p]
         expected += sum(x * (math.log(x) - math.log(y)) for x, y in zip(p, q, strict=True)) / B
-    loss = edge_alignment_loss(activation_log_attention(tokens), edge_attention(attention, edges))
+    loss = edge_alignment_loss(
+        activation_log_attention(tokens, "softmax"), edge_attention(attention, edges)
+    )
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     assert loss.item() > 0.01
 
@@ -145,6 +151,106 @@ def test_edge_alignment_is_defined_with_gradient_for_an_image_without_edges() ->
     torch.testing.assert_close(attention, torch.full((1, 4), 0.25))
     edge_alignment_loss(torch.randn(1, 4).log_softmax(1), attention).backward()
     assert edges.grad.isfinite().all()
+
+
+def test_the_edges_are_the_probability_of_an_event() -> None:
+    detector = LearnableEdgeDetector(T=3, width=4)
+    rgb = torch.rand(2, 3, 9, 7)
+    edges, features, rates = detector.look(rgb)
+    assert rates.shape == (2, 3, 2, 9, 7)
+    assert features.shape == (2, 8, 9, 7)
+    for b, i, j in ((0, 0, 0), (1, 8, 3), (1, 4, 6)):
+        silent = 1.0
+        for t in range(3):
+            for p in range(2):
+                silent *= math.exp(-rates[b, t, p, i, j].item())
+        assert edges[b, 0, i, j].item() == pytest.approx(1 - silent, rel=1e-4)
+    again = detector(rgb)
+    assert torch.equal(again[0], edges)
+    assert torch.equal(again[1], features)
+
+
+def test_the_rim_of_an_image_is_no_edge_of_a_learned_detector() -> None:
+    gray = torch.full((1, 3, 12, 10), 0.4)
+    edges, _ = LearnableEdgeDetector(T=2)(gray)
+    torch.testing.assert_close(edges, edges[:, :, 5:6, 5:6].expand_as(edges))
+    written, _ = WrittenEdgeDetector()(gray)  # its padding is black
+    assert (written - written[:, :, 5:6, 5:6]).abs().max() > 1e-3
+
+
+def test_the_events_term_equals_a_loop_and_its_gradient_finite_differences() -> None:
+    rates = (torch.rand(2, 3, 2, 2, 4, dtype=torch.float64) + 0.1).requires_grad_()
+    events = torch.randint(0, 5, rates.shape).double()
+    total = 0.0
+    for r, n in zip(rates.flatten().tolist(), events.flatten().tolist(), strict=True):
+        likelihood = math.exp(-r) * r**n / math.factorial(int(n))
+        total -= math.log(likelihood) + math.log(math.factorial(int(n)))
+    assert edge_events_loss(rates, events).item() == pytest.approx(total / rates.numel())
+    assert torch.autograd.gradcheck(lambda r: edge_events_loss(r, events), rates)
+    log_rates = rates.detach().log().requires_grad_()
+    edge_events_loss(log_rates.exp(), events).backward()
+    expected = (rates.detach() - events) / rates.numel()
+    torch.testing.assert_close(log_rates.grad, expected)
+
+
+@pytest.mark.slow
+def test_rates_become_the_events_of_an_edge_that_moves() -> None:
+    images = torch.zeros(8, 3, 16, 16)
+    for k in range(8):
+        images[k, :, :, 4 + k :] = 1.0
+    events = simulate(images, steps=3, amplitude=3.0)
+    detector = LearnableEdgeDetector(T=3)
+    shown = Batch(events[1:], torch.zeros(7, dtype=torch.long), images[1:])
+    train_detector(detector, [shown] * 150, steps=150)
+    edges, _, rates = detector.look(images[3:4])
+    counts = events[3:4]
+    for t in range(3):
+        for p in range(2):
+            expected = counts[0, t, p].sum().item()
+            assert rates[0, t, p].sum().item() == pytest.approx(expected, rel=0.2, abs=8), (t, p)
+    lit = counts.sum((1, 2))[0] > 0
+    assert edges[0, 0][lit].mean() > 0.9
+    assert edges[0, 0][~lit].mean() < 0.05
+
+
+def test_drawn_recordings_have_the_predicted_mean_and_variance() -> None:
+    rates = torch.tensor([0.0, 0.05, 0.7, 3.0]).view(1, 1, 2, 2, 1)
+    drawn = draw(rates.expand(40_000, -1, -1, -1, -1))
+    error = 5 * (rates / 40_000).sqrt()
+    assert ((drawn.mean(0) - rates[0]).abs() <= error).all()
+    torch.testing.assert_close(drawn.var(0), rates[0], atol=2e-3, rtol=0.05)
+    pairs = torch.corrcoef(drawn.flatten(1)[:, 1:].T)
+    assert (pairs - torch.eye(3)).abs().max() < 0.03
+
+
+def test_energies_align_where_a_softmax_of_rates_cannot() -> None:
+    """Twelve fully active tokens among 144 silent ones, and a teacher that looks at just these."""
+    tokens = torch.zeros(1, 156, 8)
+    tokens[:, :12] = 1.0
+    looks = torch.zeros(1, 156)
+    looks[:, :12] = 1 / 12
+    q = {how: activation_log_attention(tokens, how).exp() for how in ("energy", "softmax")}
+    assert q["softmax"][:, :12].sum() < 0.2
+    assert q["energy"][:, :12].sum() > 0.98
+    assert edge_alignment_loss(q["energy"].log(), looks) < 0.02
+    assert edge_alignment_loss(q["softmax"].log(), looks) > 1.5
+    silent = activation_log_attention(torch.zeros(1, 4, 8, requires_grad=True))
+    torch.testing.assert_close(silent.exp(), torch.full((1, 4), 0.25))
+
+
+def test_the_share_of_energy_equals_a_loop_and_moves_a_silent_token_gently() -> None:
+    tokens = torch.rand(2, 5, 3)
+    tokens[0, 2] = 0.0
+    tokens.requires_grad_()
+    log_q = activation_log_attention(tokens)
+    for b in range(2):
+        energy = [sum(x * x for x in token) / 3 for token in tokens[b].tolist()]
+        floor = 0.01 * sum(energy) / 5
+        for n in range(5):
+            expected = (energy[n] + floor) / (sum(energy) + 5 * floor)
+            assert log_q[b, n].exp().item() == pytest.approx(expected, rel=1e-4)
+    edge_alignment_loss(log_q, torch.full((2, 5), 0.2)).backward()
+    assert tokens.grad.abs().max() < 10
 
 
 def test_resample_agrees_with_bilinear_weights_computed_by_hand() -> None:

@@ -24,10 +24,10 @@ from estl.types import Batch, Supervision
 from tests.tiny_sets import write_cifar10
 
 
-def guided(folder: Path) -> EdgeGuidedDistillation:
+def guided(folder: Path, T: int = 3) -> EdgeGuidedDistillation:
     tower = ClipTower(10, image_size=16, patch=8, dim=16, depth=1, heads=2)
     tower.tower.save_pretrained(folder)
-    return EdgeGuidedDistillation(folder, student_dim=8, heads=2)
+    return EdgeGuidedDistillation(folder, student_dim=8, T=T, heads=2)
 
 
 def fit(supervision: Supervision, folder: Path, data: EventData | None = None) -> Trainer:
@@ -142,20 +142,26 @@ def test_maps_of_a_page_share_absolute_scales(tmp_path: Path) -> None:
     edges = 0.5 + 0.004 * torch.rand(2, 1, 8, 8)  # gray, and no structure is made of it
     even = torch.full((2, 2, 2), 1 / 4)
     peak = torch.tensor([[1.0, 0.0], [0.0, 0.0]]).expand(2, -1, -1)
-    shares = {}
+    shares, black = {}, torch.zeros(2, 1, 8, 8)
     for name, maps in (
-        ("gray", Maps(edges, even, even)),  # even attention is in the middle, too
-        ("peak", Maps(edges, even, peak)),
-        ("black", Maps(torch.zeros(2, 1, 8, 8), even, even)),
+        ("gray", Maps(edges, black, even, even)),  # even attention is in the middle, too
+        ("peak", Maps(edges, black, even, peak)),
+        ("black", Maps(black, black, even, even)),
+        ("Sobel", Maps(black, edges, even, even)),
     ):
         draw(batch, maps, ["a", "b"], tmp_path / f"{name}.png")
         shares[name] = [share_of(color, tmp_path / f"{name}.png") for color in (0.5, 0.25, 1.0)]
     column = shares["gray"][0] / 3
-    assert column > 0.1
+    assert column > 0.06
+    assert shares["Sobel"][0] == pytest.approx(3 * column, rel=0.1)
     assert shares["black"][0] == pytest.approx(2 * column, rel=0.1)
     assert shares["peak"][0] == pytest.approx(column, rel=0.1)  # the edges
     assert shares["peak"][1] == pytest.approx(column, rel=0.1)  # even beside a peak four times so
     assert shares["peak"][2] == pytest.approx(column / 4, rel=0.3)
+    batch.events[0], batch.events[1] = 2.0, 1.0  # the counts of all rows have one scale
+    draw(batch, Maps(black, black, even, even), ["a", "b"], tmp_path / "counts.png")
+    assert share_of(0.5, tmp_path / "counts.png") == pytest.approx(2.5 * column, rel=0.1)
+    assert share_of(1.0, tmp_path / "counts.png") == pytest.approx(column / 2, rel=0.2)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -14,11 +15,25 @@ from torch.nn.parallel import DistributedDataParallel
 from estl.guidance import ClipTeacher
 from estl.guidance.grid import resample
 from estl.guidance.teacher import TeacherOutput
+from estl.guidance.watch import COLLAPSED
 from estl.supervision import TSE, Sum
-from estl.supervision.distillation import COLLAPSED, WEIGHTS, EdgeGuidedDistillation
+from estl.supervision.distillation import EdgeGuidedDistillation
+from estl.supervision.terms import WEIGHTS
 from estl.types import Batch, Loss, Output
 
 B, T, D, K, E, GRID = 4, 3, 8, 5, 32, (3, 3)
+WRITTEN: dict[str, Any] = {
+    "edges": "written",
+    "target": "written",
+    "align": "softmax",
+    "align_edges": True,
+    "gate_bias": None,
+}
+"""The options of the written design."""
+TERMS = [name for name in WEIGHTS if name not in ("edge_reg", "target_cls")]
+"""Those that learned edges have by default."""
+SMALLER: dict[str, Any] = {"mode": "bilinear", "antialias": True}
+ALL = {name: weight or 0.5 for name, weight in WEIGHTS.items()}
 
 
 def save_teacher(folder: Path) -> Path:
@@ -71,7 +86,7 @@ def make_batch(size: int = B, steps: int = T) -> Batch:
 
 def make(teacher: ClipTeacher, **options: Any) -> EdgeGuidedDistillation:
     torch.manual_seed(4)
-    return EdgeGuidedDistillation(teacher, student_dim=D, **options)
+    return EdgeGuidedDistillation(teacher, student_dim=D, **{"T": T, "classes": K} | options)
 
 
 def backward(supervision: EdgeGuidedDistillation, student: nn.Module, batch: Batch) -> Loss:
@@ -116,14 +131,14 @@ def as_written(supervision: EdgeGuidedDistillation, output: Output, batch: Batch
 
 
 def test_the_terms_and_their_gradients_are_the_written_ones(teacher: ClipTeacher) -> None:
-    supervision, student, batch = make(teacher), Student(), make_batch()
+    supervision, student, batch = make(teacher, **WRITTEN), Student(), make_batch()
     loss = backward(supervision, student, batch)
     got = gradients(student) | gradients(supervision)
     student.zero_grad()
     written = as_written(supervision, student(batch.events), batch)
     total = sum(WEIGHTS[name] * term for name, term in written.items())
     expected = torch.autograd.grad(total, list(student.parameters()))
-    assert list(loss.terms) == list(WEIGHTS)
+    assert list(loss.terms) == list(written)
     for name, term in written.items():
         torch.testing.assert_close(loss.terms[name], WEIGHTS[name] * term, atol=1e-6, rtol=1e-4)
         assert loss.terms[name] > 1e-4, name
@@ -169,6 +184,11 @@ def test_training_changes_every_part_and_no_weight_of_the_teacher(teacher: ClipT
     ("options", "parts"),
     [
         ({}, {"edge_detector", "fusion", "projector", "projector_patches"}),
+        (WRITTEN, {"edge_detector", "fusion", "projector", "projector_patches"}),
+        (
+            {"weights": ALL},
+            {"edge_detector", "fusion", "projector", "projector_patches", "target_head"},
+        ),
         ({"query": "edge"}, {"edge_detector", "fusion", "projector", "projector_patches"}),
         ({"detach_target": True}, {"edge_detector", "fusion", "projector", "projector_patches"}),
         ({"edges": "sobel"}, {"fusion", "projector", "projector_patches"}),
@@ -206,15 +226,15 @@ def test_without_edges_the_target_is_the_teacher_s_pooled_feature(teacher: ClipT
 
 def test_sobel_edges_are_fixed_and_not_regularized(teacher: ClipTeacher) -> None:
     loss = backward(make(teacher, edges="sobel"), Student(), make_batch())
-    assert list(loss.terms) == [name for name in WEIGHTS if name != "edge_reg"]
+    assert list(loss.terms) == [name for name in TERMS if name != "edge_events"]
     assert loss.metrics["edge_spread"] > 0.05
 
 
 def test_a_term_of_weight_zero_leaves_the_others_as_they_are(teacher: ClipTeacher) -> None:
     student, batch = Student(), make_batch()
-    whole = backward(make(teacher), student, batch)
-    for name in list(WEIGHTS)[:1] + list(WEIGHTS)[3:]:  # the others' part would not be built
-        loss = backward(make(teacher, weights={name: 0.0}), student, batch)
+    whole = backward(make(teacher, weights=ALL), student, batch)
+    for name in list(WEIGHTS)[:1] + list(WEIGHTS)[3:7]:  # the others' part would not be built
+        loss = backward(make(teacher, weights=ALL | {name: 0.0}), student, batch)
         assert list(loss.terms) == [n for n in WEIGHTS if n != name]
         for other, term in loss.terms.items():
             torch.testing.assert_close(term, whole.terms[other])
@@ -225,7 +245,7 @@ def test_it_adds_to_tse_with_its_own_classification_left_out(teacher: ClipTeache
     student, batch = Student(), make_batch()
     output = student(batch.events)
     loss = Sum([TSE(), guidance])(output, batch)
-    assert set(loss.terms) > set(list(WEIGHTS)[1:])
+    assert set(loss.terms) > set(TERMS[1:])
     assert "cls" not in loss.terms
     expected = TSE()(output, batch).total + guidance(output, batch).total
     torch.testing.assert_close(loss.total, expected)
@@ -241,7 +261,7 @@ def test_a_detached_target_gets_no_gradient_from_global_distill(
         "detached": {"detach_target": True},
         "alone": {"weights": {"global_distill": 0.0}},
     }.items():
-        supervision = make(teacher, **options)
+        supervision = make(teacher, **WRITTEN | options)
         parts[name] = (backward(supervision, student, batch), gradients(supervision))
     torch.testing.assert_close(parts["attached"][0].total, parts["detached"][0].total)
     for name in parts["attached"][1]:
@@ -317,7 +337,7 @@ def test_a_term_that_is_not_finite_is_reported_under_its_name(teacher: ClipTeach
 
 
 def test_a_collapsed_edge_map_shows_in_its_spread(teacher: ClipTeacher) -> None:
-    supervision, student, batch = make(teacher), Student(), make_batch()
+    supervision, student, batch = make(teacher, **WRITTEN), Student(), make_batch()
     assert supervision(student(batch.events), batch).metrics["edge_spread"] > COLLAPSED
     with torch.no_grad():
         supervision.edge_detector.edge_head[2].bias.fill_(-30.0)
@@ -326,7 +346,7 @@ def test_a_collapsed_edge_map_shows_in_its_spread(teacher: ClipTeacher) -> None:
 
 
 def test_the_metrics_are_what_they_say(teacher: ClipTeacher) -> None:
-    supervision, student, batch = make(teacher), Student(), make_batch()
+    supervision, student, batch = make(teacher, **WRITTEN), Student(), make_batch()
     output = student(batch.events)
     metrics = supervision(output, batch).metrics
     edges, features = supervision.edge_detector(batch.image)
@@ -347,7 +367,7 @@ def test_the_metrics_are_what_they_say(teacher: ClipTeacher) -> None:
     assert supervision(output, same).metrics["target_spread"] < 1e-3
 
 
-@pytest.mark.parametrize("edges", ["learned", "none"])
+@pytest.mark.parametrize("edges", ["learned", "written", "none"])
 def test_maps_are_distributions_on_the_student_s_grid(teacher: ClipTeacher, edges: str) -> None:
     supervision, batch = make(teacher, edges=edges).eval(), make_batch()
     maps = supervision.maps(Student()(batch.events), batch)
@@ -355,8 +375,9 @@ def test_maps_are_distributions_on_the_student_s_grid(teacher: ClipTeacher, edge
     for each in (maps.teacher, maps.student):
         torch.testing.assert_close(each.sum((1, 2)), torch.ones(B))
         assert not each.requires_grad
-    if edges == "learned":
-        assert maps.edges.shape == (B, 1, 16, 16)
+    if edges != "none":  # learned edges lie on the frames' grid, written ones on the image's
+        side = 12 if edges == "learned" else 16
+        assert maps.edges.shape == (B, 1, side, side)
     else:
         assert maps.edges is None
         attention = teacher(batch.image).attention.flatten(1).unsqueeze(2)
@@ -366,7 +387,7 @@ def test_maps_are_distributions_on_the_student_s_grid(teacher: ClipTeacher, edge
 
 
 def test_one_step_and_a_batch_of_one_are_defined(teacher: ClipTeacher) -> None:
-    supervision, student = make(teacher), Student()
+    supervision, student = make(teacher, T=1), Student()
     loss = backward(supervision, student, make_batch(size=1, steps=1))
     assert loss.total.isfinite()
     assert loss.terms["contrastive"] == 0
@@ -395,6 +416,9 @@ def test_the_state_is_that_of_the_trained_parts(teacher: ClipTeacher) -> None:
     ("options", "message"),
     [
         ({"weights": {"global": 1.0}}, "no term 'global': the terms are cls, global_distill"),
+        ({"T": None}, "T is missing"),
+        ({"weights": {"target_cls": 1.0}, "classes": None}, "classes is missing"),
+        ({"edges": "written", "weights": {"edge_events": 1.0}}, "has no edge_events to weigh"),
         ({"weights": {"cls": -1.0}}, "weight of cls must be 0 or more, got -1.0"),
         ({"edges": "none", "weights": {"edge_align": 0.2}}, "edges='none' has no edge_align"),
         ({"edges": "sobel", "weights": {"edge_reg": 0.1}}, "edges='sobel' has no edge_reg"),
@@ -411,9 +435,128 @@ def test_options_that_contradict_each_other_are_refused(
 
 def test_a_student_of_another_width_is_refused(teacher: ClipTeacher) -> None:
     batch = make_batch()
-    supervision = EdgeGuidedDistillation(teacher, student_dim=D + 1)
+    supervision = EdgeGuidedDistillation(teacher, student_dim=D + 1, T=T)
     with pytest.raises(ValueError, match="student_dim is 9, but the student's tokens are 8"):
         supervision(Student()(batch.events), batch)
+
+
+def test_the_pooled_target_is_the_teacher_s_feature_where_the_gate_is_closed(
+    teacher: ClipTeacher,
+) -> None:
+    batch = make_batch()
+    output = Student()(batch.events)
+    seen = teacher(batch.image)
+    closed = make(teacher, gate_bias=-1e4)
+    student = closed.projector(output.class_token.mean(1))
+    expected = 0.5 * (student - seen.pooled).square().mean()
+    torch.testing.assert_close(closed(output, batch).terms["global_distill"], expected)
+    opened = make(teacher, gate_bias=0.0)
+    edges, features = opened.edge_detector(F.interpolate(batch.image, (12, 12), **SMALLER))
+    added = opened.fusion(seen.patches, features, edges) - seen.patches.mean(1)
+    expected = 0.5 * (student - seen.pooled - added).square().mean()
+    got = opened(output, batch).terms["global_distill"]
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_alignment_trains_the_student_and_only_if_asked_the_edges(teacher: ClipTeacher) -> None:
+    only = dict.fromkeys(WEIGHTS, 0.0) | {"edge_align": 1.0, "edge_events": 1e-9}
+    found = {}
+    for asked in (False, True):
+        student = Student()
+        supervision = make(teacher, weights=only, align_edges=asked)
+        backward(supervision, student, make_batch())
+        assert student.embed.weight.grad.abs().max() > 1e-4
+        found[asked] = supervision.edge_detector.encoder[0].weight.grad.abs().max()
+    assert found[False] < 1e-8 < 1e-7 < found[True]
+
+
+def extended(supervision: EdgeGuidedDistillation, size: int = 3) -> Batch:
+    torch.manual_seed(5)
+    return supervision.extend(replace(make_batch(), unpaired=torch.rand(size, 3, 16, 16)))
+
+
+def test_a_bridge_adds_recordings_without_labels_drawn_from_the_rates(
+    teacher: ClipTeacher,
+) -> None:
+    supervision, plain = make(teacher), make_batch()
+    batch = extended(supervision)
+    assert batch.unlabeled == 3
+    assert batch.label.tolist() == [*plain.label.tolist(), -100, -100, -100]
+    assert torch.equal(batch.events[:B], plain.events)
+    assert torch.equal(batch.labeled.label, plain.label)
+    drawn = batch.events[B:]
+    assert drawn.shape == (3, T, 2, 12, 12)
+    assert torch.equal(drawn, drawn.round())
+    rates = supervision.edge_detector.look(
+        F.interpolate(batch.image[B:], (12, 12), **SMALLER)
+    ).rates
+    total = rates.sum()  # of Poisson counts: mean and variance
+    assert abs(drawn.sum() - total) < 4 * total.sqrt()
+    assert supervision.eval().extend(replace(plain, unpaired=plain.image)).unlabeled == 0
+
+
+def test_terms_of_labels_and_recordings_see_the_recorded_samples_alone(
+    teacher: ClipTeacher,
+) -> None:
+    supervision, student, plain = make(teacher, weights=ALL), Student(), make_batch()
+    batch = extended(supervision)
+    output = student(batch.events)
+    short = supervision(student(plain.events), plain).terms
+    long = supervision(output, batch).terms
+    for name in ("cls", "contrastive", "edge_events", "target_cls"):
+        torch.testing.assert_close(long[name], short[name])
+    seen, patches = teacher(batch.image), supervision.projector_patches
+    expected = resample(seen.patches, (4, 4), GRID)
+    expected = (patches(output.patch_tokens.mean(1)) - expected).square().mean()
+    torch.testing.assert_close(long["patch_distill"], ALL["patch_distill"] * expected)
+
+
+def test_a_sum_gives_unlabeled_samples_to_the_guidance_alone(teacher: ClipTeacher) -> None:
+    guidance = make(teacher, weights={"cls": 0.0})
+    both, student, plain = Sum([TSE(), guidance]), Student(), make_batch()
+    torch.manual_seed(5)
+    batch = both.extend(replace(plain, unpaired=torch.rand(3, 3, 16, 16)))
+    assert batch.unlabeled == 3
+    output = student(batch.events)
+    expected = TSE()(student(plain.events), plain).total + guidance(output, batch).total
+    torch.testing.assert_close(both(output, batch).total, expected)
+
+
+def test_a_bridge_of_fixed_edges_needs_no_detector_and_one_of_rates_does(
+    teacher: ClipTeacher,
+) -> None:
+    drawn = extended(make(teacher, edges="none", bridge="sobel")).events[B:]
+    assert drawn.sum() > 0
+    with pytest.raises(ValueError, match='draws from learned rates: set edges="learned"'):
+        extended(make(teacher, edges="none"))
+
+
+@pytest.mark.slow
+def test_warming_up_trains_the_detector_alone_for_so_many_steps(teacher: ClipTeacher) -> None:
+    supervision, batch = make(teacher, warm_up=30), make_batch()
+    before = {name: p.clone() for name, p in supervision.named_parameters()}
+    drawn = []
+
+    def batches() -> Iterator[Batch]:
+        while True:
+            drawn.append(1)
+            yield batch
+
+    first = supervision(Student()(batch.events), batch).terms["edge_events"]
+    supervision.prepare(batches())
+    assert len(drawn) == 30
+    assert supervision(Student()(batch.events), batch).terms["edge_events"] < first - 0.1
+    for name, p in supervision.named_parameters():
+        assert torch.equal(p, before[name]) != name.startswith("edge_detector"), name
+
+
+def test_frames_that_are_pictures_have_no_events_to_learn_edges_from(teacher: ClipTeacher) -> None:
+    batch = replace(make_batch(), events=torch.rand(B, T, 3, 12, 12))
+    output = Student()(batch.events[:, :, :2])
+    with pytest.raises(ValueError, match=r"edge_events: rates .* give it weight 0 without them"):
+        make(teacher)(output, batch)
+    loss = make(teacher, weights={"edge_events": 0.0})(output, batch)
+    assert loss.total.isfinite()
 
 
 class FixedTeacher(ClipTeacher):
@@ -437,7 +580,7 @@ class Trained(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.student = Student()
-        self.supervision = make(FixedTeacher(), positives="class")
+        self.supervision = make(FixedTeacher(), positives="class", weights=ALL)
 
     def forward(self, *fields: Tensor) -> Loss:
         batch = Batch(*fields)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from estl.commands.flags import DEFAULTS
+from estl.commands.memory import keep_freed_memory
 
 app = App(
     name="estl",
@@ -38,6 +39,7 @@ def main(args: Sequence[str] | None = None) -> int:
     A user's mistake ends with one line on standard error and status 2.
     """
     args = list(sys.argv[1:] if args is None else args)
+    keep_freed_memory()
     command = " ".join(["estl", *args[:1]]) if args and not args[0].startswith("-") else "estl"
     try:
         status = app(args, exit_on_error=False, print_error=False, result_action="return_value")

@@ -92,6 +92,7 @@ def refuse_leaks(data: EventData) -> None:
 def repeated(data: ItemData) -> list[Group]:
     """All that is listed or stored more than once, in any splits."""
     members = [Member(split, item) for split, items in data.splits.items() for item in items]
+    members += [Member("train", item) for item in data.unpaired]
     groups = _alike("name", members, lambda m: m.item)
     if data.content is not file_content:
         same = _alike("content", members, lambda m: _digest(data.content(m.item)))

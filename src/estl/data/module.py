@@ -15,27 +15,16 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler
 
 from estl.data.augment import Augment
-from estl.data.cache import Cache, Content, Load, open_cache
+from estl.data.bridge import Bridge, Pictures
+from estl.data.cache import Content, Load, open_cache
 from estl.data.formats.images import read_rgb
 from estl.data.frames import Normalization, normalize
-from estl.data.items import Item, file_content, fingerprint
-from estl.types import Batch, direct_code, is_static
-
-Sample = tuple[Tensor, int, Tensor | None]
-
-
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack the samples; direct-coded events are stored once and expanded (`direct_code`)."""
-    events, labels, images = zip(*samples, strict=True)
-    if all(is_static(frames[None]) for frames in events):
-        stacked = direct_code(torch.stack([frames[0] for frames in events]), len(events[0]))
-    else:
-        stacked = torch.stack(events)
-    image = None if images[0] is None else torch.stack(images)
-    return Batch(stacked, torch.tensor(labels), image)
+from estl.data.items import Item, file_content, fingerprint, list_images
+from estl.data.samples import Sample, Split, collate
+from estl.types import Batch
 
 
 class EventData(L.LightningDataModule):
@@ -168,35 +157,6 @@ class EventData(L.LightningDataModule):
         return {"batch_size": self.batch_share(world_size)} | workers | memory
 
 
-class Split(Dataset[Sample]):
-    """One split: an item is loaded, and its frames normalized, when it is asked for."""
-
-    def __init__(
-        self, items: Sequence[Item], classes: Sequence[str], load: Load, scaling: Normalization
-    ) -> None:
-        self.items = list(items)
-        self.number = {name: i for i, name in enumerate(classes)}
-        self.load, self.scaling = load, scaling
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
-        """The samples of a batch; `DataLoader` asks for them so."""
-        items = [self.items[i] for i in indices]
-        if isinstance(self.load, Cache):
-            loaded = self.load.read(items)
-        else:
-            loaded = [self.load(item) for item in items]
-        return [
-            (normalize(frames, self.scaling), self.number[item.label], image)
-            for item, (frames, image) in zip(items, loaded, strict=True)
-        ]
-
-
 class ItemData(EventData):
     """A set of items, each of which can be loaded by itself.
 
@@ -212,11 +172,13 @@ class ItemData(EventData):
         skip_broken: leave out items that cannot be read, count them, and list them in the cache;
             otherwise the first one ends the run. It needs `cache`.
         content: what the fingerprint knows of an item; by default its files.
+        bridge: further images of each training batch, without recordings.
         loading: arguments of `EventData`.
 
     Attributes:
         load: gives an item's frames and image, from the cache if there is one.
         decode: the same without the cache.
+        unpaired: the bridge's images.
 
     Raises:
         FileNotFoundError: files of the set, or the image of a recording, are missing.
@@ -232,6 +194,7 @@ class ItemData(EventData):
         cache: Path | None = None,
         skip_broken: bool = False,
         content: Content = file_content,
+        bridge: Bridge | None = None,
         **loading: Any,
     ) -> None:
         self.decode = load
@@ -254,6 +217,35 @@ class ItemData(EventData):
             num_workers=num_workers,
             **loading,
         )
+        self.bridge = bridge
+        if bridge is not None and self.normalize != "none":
+            raise ValueError(
+                f"bridge: recordings are drawn as counts, not as normalize={self.normalize!r} has "
+                "them: leave normalize out"
+            )
+
+    @cached_property
+    def unpaired(self) -> list[Item]:
+        """The items of the bridge's folder that are no training pairs; empty without a folder."""
+        if self.bridge is None or self.bridge.images is None:
+            return []
+        known = set(self.splits["train"])
+        return [item for item in list_images(self.bridge.images) if item not in known]
+
+    @cached_property
+    def pictures(self) -> Pictures:
+        """The bridge's images."""
+        if self.unpaired:
+            paths = [item.image for item in self.unpaired if item.image is not None]
+            return Pictures(paths, self.read_image)
+        return Pictures(self.splits["train"], lambda item: self.load(item)[1])
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Augment a training batch, normalize it, and add the bridge's images."""
+        batch = super().on_after_batch_transfer(batch, dataloader_idx)
+        if self.bridge is None or self.trainer is None or not self.trainer.training:
+            return batch
+        return self.bridge.add(batch, self.pictures, len(self.classes))
 
     @cached_property
     def fingerprint(self) -> str:  # type: ignore[override]

@@ -13,7 +13,8 @@ import webdataset as wds
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from estl.data.frames import Standard, normalize
-from estl.data.module import EventData, Sample
+from estl.data.module import EventData
+from estl.data.samples import Sample
 from estl.data.shards import Parts, read_index, read_shard, unpack_sample
 
 

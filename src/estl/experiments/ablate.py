@@ -1,42 +1,69 @@
 """`estl ablate`: what each part of the edge-guided distillation adds, one rung at a time.
 
-The rungs are those of the written design: (1) events only, (2) fixed CLIP distillation, (3) dynamic
-edges and fusion, (4) contrastive learning, (5) all terms; and (2s), the static variant that the
-design argues against: edges of a fixed filter.
+The rungs are those of the written design: (1) events only, (2) fixed CLIP distillation, (3) edges
+and fusion, (4) alignment, (5) contrastive learning; (2s) and (2w) beside (3), the edges of a fixed
+filter and those that nothing but the other terms defines; and (6) the bridge, with its controls.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from estl.experiments.sweep import Variant
 from estl.supervision import EdgeGuidedDistillation, MeanCE
-from estl.supervision.distillation import WEIGHTS, trained_parts
+from estl.supervision.terms import WEIGHTS, trained_parts
 from estl.training.names import public_path
 
 GUIDED = public_path(EdgeGuidedDistillation)
+
+
+class Rung(NamedTuple):
+    """One rung: what it is, which edges it has, which terms, and what it does to the bridge: None
+    has none; else what it changes in `data.init_args.bridge`.
+    """
+
+    what: str
+    edges: str = "none"
+    terms: tuple[str, ...] = ()
+    bridge: dict[str, Any] | None = None
+
+
+_FIXED = ("cls", "global_distill", "patch_distill")
+_TRUE = (*_FIXED, "edge_events")
+_ALIGNED = (*_TRUE, "edge_align")
+_ALL = (*_ALIGNED, "contrastive")
+_JITTER = {"shift": 0.1, "rotation": 15.0, "scale": 0.15}
+
 RUNGS = {
-    "1": ("events only", "none", ()),
-    "2": ("+ fixed CLIP distillation", "none", ("cls", "global_distill")),
-    "2s": ("+ fixed Sobel edges, fused", "sobel", ("cls", "global_distill")),
-    "3": ("+ learned edges, fused", "learned", ("cls", "global_distill", "edge_reg")),
-    "4": ("+ contrastive", "learned", ("cls", "global_distill", "edge_reg", "contrastive")),
-    "5": ("all terms", "learned", tuple(WEIGHTS)),
-}
-"""By name: what it is, which edges, which terms."""
+    "1": Rung("events only"),
+    "2": Rung("fixed CLIP: + global_distill, patch_distill", "none", _FIXED),
+    "2s": Rung("(2) + fixed Sobel edges, fused", "sobel", _FIXED),
+    "2w": Rung("(2) + written edges, fused: + edge_reg", "written", (*_FIXED, "edge_reg")),
+    "3": Rung("(2) + edges of events, fused: + edge_events", "learned", _TRUE),
+    "4": Rung("(3) + edge_align", "learned", _ALIGNED),
+    "5": Rung("(4) + contrastive", "learned", _ALL),
+    "6": Rung("(5) + the bridge", "learned", _ALL, {}),
+    "6x": Rung("control: (2), twice the steps", "none", _FIXED),
+    "6s": Rung("control: (6), drawn from Sobel edges", "learned", _ALL, {}),
+    "6m": Rung("control: (6), simulated", "learned", _ALL, {"recordings": "simulated"}),
+    "6j": Rung("control: (6), of the pairs' own images, jittered", "learned", _ALL,
+               {"images": None, "augment": _JITTER}),
+}  # fmt: skip
+"""By name."""
 
 
 def rungs(recipe: dict[str, Any], names: Sequence[str] = ()) -> list[Variant]:
     """The rungs of a recipe whose supervision is the guided distillation.
 
     Every rung keeps the recipe's own arguments (teacher, temperature, weights) and differs in the
-    edges and in which terms are there.
+    edges, in which terms are there, and in the bridge; terms of the recipe that are on no rung
+    (edge_reg, target_cls) are on those with learned edges.
 
     Args:
-        recipe: plain values of the fifth rung.
-        names: which rungs; all if empty.
+        recipe: plain values of the last rung.
+        names: which rungs; all that the recipe can have if empty.
 
     Raises:
-        ValueError: another supervision, or an unknown name.
+        ValueError: another supervision, an unknown name, a rung that the recipe cannot have.
 
     >>> guided = {"supervision": {"class_path": GUIDED, "init_args": {"teacher": "t"}}}
     >>> [rung.name for rung in rungs(guided, ["1", "5"])]
@@ -48,27 +75,49 @@ def rungs(recipe: dict[str, Any], names: Sequence[str] = ()) -> list[Variant]:
     unknown = set(names) - set(RUNGS)
     if unknown:
         raise ValueError(f"no rung {min(unknown)}: the rungs are {', '.join(RUNGS)}")
-    weights = WEIGHTS | (spec.get("init_args", {}).get("weights") or {})
-    rates = recipe.get("learner", {}).get("part_lr") or {}
-    return [
-        Variant(name, what, _overlay(edges, terms, weights, rates))
-        for name, (what, edges, terms) in RUNGS.items()
-        if not names or name in names
+    bridged = bool(recipe.get("data", {}).get("init_args", {}).get("bridge"))
+    epochs = recipe.get("trainer", {}).get("max_epochs")
+    for name in names:
+        if RUNGS[name].bridge is not None and not bridged:
+            raise ValueError(
+                f"rung {name} is about the bridge: give the recipe data.init_args.bridge"
+            )
+        if name == "6x" and not epochs:
+            raise ValueError("rung 6x doubles the epochs: give --epochs")
+    able = [
+        name
+        for name, rung in RUNGS.items()
+        if (rung.bridge is None or bridged) and (name != "6x" or (bridged and epochs))
     ]
+    return [Variant(name, RUNGS[name].what, _overlay(recipe, name)) for name in names or able]
 
 
-def _overlay(
-    edges: str, terms: Sequence[str], weights: dict[str, float], rates: dict[str, float]
-) -> dict[str, Any]:
+def _overlay(recipe: dict[str, Any], name: str) -> dict[str, Any]:
     """What a rung changes; a part that it lacks has no learning rate."""
-    parts = {"student", *trained_parts(terms, edges)}
-    learner = {"part_lr": {part: lr for part, lr in rates.items() if part in parts} or None}
-    if not terms:
-        return {"supervision": {"class_path": public_path(MeanCE)}, "learner": learner}
-    arguments: dict[str, Any] = {
-        "edges": edges,
-        "weights": {term: weight if term in terms else 0.0 for term, weight in weights.items()},
+    rung = RUNGS[name]
+    arguments = recipe["supervision"].get("init_args", {})
+    given = WEIGHTS | (arguments.get("weights") or {})
+    further = [t for t in ("edge_reg", "target_cls") if (arguments.get("weights") or {}).get(t)]
+    terms = {*rung.terms, *(further if rung.edges == "learned" else ())}
+    rates = recipe.get("learner", {}).get("part_lr") or {}
+    parts = {"student", *trained_parts(terms, rung.edges)}
+    overlay: dict[str, Any] = {
+        "learner": {"part_lr": {part: lr for part, lr in rates.items() if part in parts} or None}
     }
-    if edges != "none" and "contrastive" not in terms:
-        arguments["detach_target"] = False  # nothing else trains the fusion on these rungs
-    return {"supervision": {"init_args": arguments}, "learner": learner}
+    bridge = recipe.get("data", {}).get("init_args", {}).get("bridge")
+    if bridge:
+        kept = None if rung.bridge is None else bridge | rung.bridge
+        overlay["data"] = {"init_args": {"bridge": kept}}
+    if name == "6x":
+        overlay["trainer"] = {"max_epochs": 2 * recipe["trainer"]["max_epochs"]}
+    if not rung.terms:
+        return overlay | {"supervision": {"class_path": public_path(MeanCE)}}
+    changes: dict[str, Any] = {
+        "edges": rung.edges,
+        "weights": {term: weight if term in terms else 0.0 for term, weight in given.items()},
+    }
+    if rung.edges == "none" or not {"contrastive", "target_cls"} & terms:
+        changes["detach_target"] = False  # nothing else trains the fusion on these rungs
+    if name == "6s":
+        changes["bridge"] = "sobel"
+    return overlay | {"supervision": {"init_args": changes}}

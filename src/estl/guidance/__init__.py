@@ -1,7 +1,7 @@
 """The parts of the edge-guided distillation: teacher, edges, fusion, contrast."""
 
 from estl.guidance.contrastive import ContrastiveLoss
-from estl.guidance.edges import LearnableEdgeDetector, SobelEdges
+from estl.guidance.edges import LearnableEdgeDetector, SobelEdges, WrittenEdgeDetector
 from estl.guidance.fusion import EdgeGuidedFusion
 from estl.guidance.teacher import ClipTeacher
 
@@ -11,4 +11,5 @@ __all__ = [
     "EdgeGuidedFusion",
     "LearnableEdgeDetector",
     "SobelEdges",
+    "WrittenEdgeDetector",
 ]

@@ -1,6 +1,7 @@
-"""Edges of an RGB image, learned or fixed, and the terms that act on an edge map."""
+"""Edges of an RGB image: learned from events, as the written design learns them, or fixed."""
 
 import math
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,13 +11,80 @@ from torch import Tensor, nn
 from estl.types import LUMA
 
 
-class LearnableEdgeDetector(nn.Module):
-    """Edge map and edge features of an image, trained with the student.
+class Edges(NamedTuple):
+    """What a detector sees in images; `rates`, the expected events, only where it learns them."""
 
-    >>> edges, features = LearnableEdgeDetector()(torch.rand(2, 3, 16, 16))
+    edges: Float[Tensor, "B 1 H W"]
+    features: Float[Tensor, "B F H W"]
+    rates: Float[Tensor, "B T 2 H W"] | None = None
+
+
+class LearnableEdgeDetector(nn.Module):
+    """Edges as an event camera defines them: where it fires when it moves before the image.
+
+    A small network predicts the expected number of events of each step, polarity and pixel, and
+
+        edges = 1 - exp(-sum over steps and polarities of the rates),
+
+    the probability of at least one event if events are Poisson. `edge_events_loss` trains it on
+    recordings. Borders are replicated: the rim of an image is no edge.
+
+    Args:
+        T: time steps of the recordings.
+        width: channels of the first layer; the features have 2 `width`. 16 lost nothing against 64,
+            at a twelfth of the time (docs/log.md).
+
+    >>> detector = LearnableEdgeDetector(T=5)
+    >>> edges, features = detector(torch.rand(2, 3, 16, 16))
+    >>> edges.shape, features.shape
+    (torch.Size([2, 1, 16, 16]), torch.Size([2, 32, 16, 16]))
+    >>> detector.look(torch.rand(2, 3, 16, 16)).rates.shape
+    torch.Size([2, 5, 2, 16, 16])
+    """
+
+    def __init__(self, T: int, width: int = 16) -> None:
+        super().__init__()
+        self.features = 2 * width
+        self.encoder = nn.Sequential(
+            _conv(3, width), nn.SiLU(), _conv(width, 2 * width), nn.SiLU(),
+            _conv(2 * width, 2 * width), nn.SiLU(),
+        )  # fmt: skip
+        self.hidden = nn.Sequential(_conv(2 * width, width), nn.SiLU())
+        self.rate_head = nn.Conv2d(width, 2 * T, 1)
+
+    @torch.no_grad()
+    def start_at(self, rates: Float[Tensor, "T 2"]) -> None:
+        """Make these the rates of an image about which nothing is known: a shorter way to learn."""
+        assert self.rate_head.bias is not None
+        self.rate_head.bias.copy_(rates.flatten().clamp(min=1e-3).expm1().log())
+
+    def forward(
+        self, rgb: Float[Tensor, "B 3 H W"]
+    ) -> tuple[Float[Tensor, "B 1 H W"], Float[Tensor, "B F H W"]]:
+        """Edges in [0,1] and features of `rgb` in [0,1]."""
+        edges, features, _ = self.look(rgb)
+        return edges, features
+
+    def look(self, rgb: Float[Tensor, "B 3 H W"]) -> Edges:
+        """The same with the rates, all from one pass."""
+        features = self.encoder(rgb)
+        rates = F.softplus(self.rate_head(self.hidden(features)).float()).unflatten(1, (-1, 2))
+        return Edges(-torch.expm1(-rates.sum((1, 2)).unsqueeze(1)), features, rates)
+
+
+def _conv(channels: int, out: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, out, 3, padding=1, padding_mode="replicate")
+
+
+class WrittenEdgeDetector(nn.Module):
+    """The detector as the written design has it: nothing says what an edge is but other terms.
+
+    >>> edges, features = WrittenEdgeDetector()(torch.rand(2, 3, 16, 16))
     >>> edges.shape, features.shape
     (torch.Size([2, 1, 16, 16]), torch.Size([2, 128, 16, 16]))
     """
+
+    features = 128
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,6 +126,7 @@ class SobelEdges(nn.Module):
     """
 
     SCALES, DIRECTIONS = 8, 16
+    features = SCALES * DIRECTIONS
 
     luma: Tensor
     sobel: Tensor
@@ -90,58 +159,20 @@ class SobelEdges(nn.Module):
         return edges, torch.cat(features, dim=1).relu()
 
 
-def edge_sparsity_loss(edges: Float[Tensor, "B 1 H W"]) -> Float[Tensor, ""]:
-    """Mean of the edge map: small where few pixels are edges.
+Detector = LearnableEdgeDetector | WrittenEdgeDetector | SobelEdges
 
-    >>> edge_sparsity_loss(torch.full((1, 1, 2, 2), 0.25)).item()
-    0.25
+
+def make_detector(kind: Literal["learned", "written", "sobel"], T: int | None = None) -> Detector:
+    """The detector of a kind.
+
+    Raises:
+        ValueError: learned edges without `T`.
+
+    >>> make_detector("sobel").features
+    128
     """
-    return edges.mean()
-
-
-def edge_smoothness_loss(edges: Float[Tensor, "B 1 H W"]) -> Float[Tensor, ""]:
-    """Total variation per pixel: sum of |differences| to the right and lower neighbor / (B H W).
-
-    >>> edge_smoothness_loss(torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]])).item()
-    0.5
-    """
-    rows, columns = edges.diff(dim=2).abs().sum(), edges.diff(dim=3).abs().sum()
-    return (rows + columns) / edges.numel()
-
-
-def edge_attention(
-    attention: Float[Tensor, "B h w"], edges: Float[Tensor, "B 1 H W"]
-) -> Float[Tensor, "B N"]:
-    """The teacher's attention times the edges, each row summing to 1.
-
-    The edge map is averaged over the cells of the attention's grid. An image without any edge gives
-    the uniform distribution.
-
-    >>> p = edge_attention(torch.tensor([[[0.5, 0.5]]]), torch.tensor([[[[0.2, 0.0, 0.6, 0.0]]]]))
-    >>> torch.testing.assert_close(p, torch.tensor([[0.25, 0.75]]))
-    """
-    _, h, w = attention.shape
-    pooled = F.adaptive_avg_pool2d(edges.float(), (h, w))
-    product = (attention.float() * pooled.squeeze(1)).flatten(1) + 1e-12
-    return product / product.sum(1, keepdim=True)
-
-
-def activation_log_attention(tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N"]:
-    """Where the student is active: log softmax over tokens of the mean square over D.
-
-    >>> log_q = activation_log_attention(torch.ones(1, 4, 8))
-    >>> torch.testing.assert_close(log_q.exp(), torch.full((1, 4), 0.25))
-    """
-    return tokens.float().square().mean(2).log_softmax(dim=1)
-
-
-def edge_alignment_loss(
-    log_student: Float[Tensor, "B N"], teacher: Float[Tensor, "B N"]
-) -> Float[Tensor, ""]:
-    """KL(teacher || student) = sum_n p_n (log p_n - log q_n), mean over the batch.
-
-    >>> p, q = torch.tensor([[0.25, 0.75]]), torch.tensor([[0.5, 0.5]])
-    >>> by_hand = 0.25 * torch.tensor(0.5).log() + 0.75 * torch.tensor(1.5).log()
-    >>> torch.testing.assert_close(edge_alignment_loss(q.log(), p), by_hand)
-    """
-    return F.kl_div(log_student, teacher, reduction="batchmean")
+    if kind == "learned":
+        if T is None:
+            raise ValueError("T is missing: give the time steps of the recordings")
+        return LearnableEdgeDetector(T)
+    return WrittenEdgeDetector() if kind == "written" else SobelEdges()

@@ -18,10 +18,17 @@ CHUNK = 4096
 
 
 class Fused(NamedTuple):
-    """What `EdgeGuidedFusion.fuse` returns: the feature, and how far the gate is open."""
+    """What `EdgeGuidedFusion.fuse` returns: the feature; of it, what attention added (the mean of
+    g * a); and how far the gate is open.
+    """
 
     feature: Float[Tensor, "B E"]
+    added: Float[Tensor, "B E"]
     gate_mean: Float[Tensor, ""]
+
+
+Sums = tuple[Tensor, Tensor, Tensor]
+"""Over queries: of x, of g * a (B,E), and of g over everything."""
 
 
 class EdgeGuidedFusion(nn.Module):
@@ -53,6 +60,8 @@ class EdgeGuidedFusion(nn.Module):
         heads: attention heads; must divide `clip_dim`.
         query: which side asks, "clip" or "edge".
         edge_grid: side or (rows, columns) to which edges are averaged first; None keeps all pixels.
+        gate_bias: b at the start; the negative closes the gate, so that the output starts near the
+            mean of x. None for the usual small random numbers.
 
     Raises:
         ValueError: for `heads` that do not divide `clip_dim`, or an unknown `query`.
@@ -70,6 +79,7 @@ class EdgeGuidedFusion(nn.Module):
         *,
         query: Literal["clip", "edge"] = "clip",
         edge_grid: int | tuple[int, int] | None = None,
+        gate_bias: float | None = None,
     ) -> None:
         super().__init__()
         if heads < 1 or clip_dim % heads:
@@ -78,7 +88,10 @@ class EdgeGuidedFusion(nn.Module):
             raise ValueError(f'query must be "clip" or "edge", got {query!r}')
         self.edge_proj = nn.Linear(edge_dim, clip_dim)
         self.cross_attn = nn.MultiheadAttention(clip_dim, heads, batch_first=True)
-        self.gate = nn.Sequential(nn.Linear(2 * clip_dim, clip_dim), nn.Sigmoid())
+        gate = nn.Linear(2 * clip_dim, clip_dim)
+        if gate_bias is not None:
+            nn.init.constant_(gate.bias, gate_bias)
+        self.gate = nn.Sequential(gate, nn.Sigmoid())
         self.query = query
         self.edge_grid = edge_grid
 
@@ -103,11 +116,13 @@ class EdgeGuidedFusion(nn.Module):
             edge_map = F.adaptive_avg_pool2d(edge_map, self.edge_grid)
         if self.query == "clip":
             attended = self._attend_to_edges(clip_patches, edge_features, edge_map)
-            total, gate_total = self._gated_sum(clip_patches, attended)
+            sums = self._gated_sum(clip_patches, attended)
             count = clip_patches.shape[1]
         else:
-            total, gate_total, count = self._ask_clip(clip_patches, edge_features, edge_map)
-        return Fused(total / count, gate_total / (count * total.numel()))
+            sums = self._ask_clip(clip_patches, edge_features, edge_map)
+            count = edge_map[0].numel()
+        x, added, gate = (total / count for total in sums)
+        return Fused(x + added, added, gate / added.numel())
 
     def _attend_to_edges(self, patches: Tensor, features: Tensor, weights: Tensor) -> Tensor:
         """cross_attn(patches, z, z) without z; see the class."""
@@ -137,17 +152,15 @@ class EdgeGuidedFusion(nn.Module):
         values = torch.einsum("bhnf,hdf->bnhd", u_bar, (w_v @ proj).view(heads, d, -1))
         return self.cross_attn.out_proj(values.reshape(B, N, E) + b_v)
 
-    def _gated_sum(self, x: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum over the queries of x + g * a, and the sum of g."""
+    def _gated_sum(self, x: Tensor, attended: Tensor) -> Sums:
+        """Sums over the queries of x and of g * a, and the sum of g."""
         gate = self.gate(torch.cat([x, attended], dim=-1))
-        return (x + gate * attended).sum(1), gate.detach().sum()
+        return x.sum(1), (gate * attended).sum(1), gate.detach().sum()
 
-    def _ask_clip(
-        self, patches: Tensor, features: Tensor, weights: Tensor
-    ) -> tuple[Tensor, Tensor, int]:
-        """The sums of `_gated_sum` with z as queries, and their number."""
+    def _ask_clip(self, patches: Tensor, features: Tensor, weights: Tensor) -> Sums:
+        """The sums of `_gated_sum` with z as queries."""
 
-        def part(f: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        def part(f: Tensor, w: Tensor) -> Sums:
             z = self.edge_proj(f.transpose(1, 2)) * w.transpose(1, 2)
             attended, _ = self.cross_attn(z, patches, patches, need_weights=False)
             return self._gated_sum(z, attended)
@@ -155,5 +168,5 @@ class EdgeGuidedFusion(nn.Module):
         rows = (x.flatten(2).split(CHUNK, dim=2) for x in (features, weights))
         chunks = zip(*rows, strict=True)
         sums = [checkpoint(part, f, w, use_reentrant=False) for f, w in chunks]
-        total, gate_total = (torch.stack(s).sum(0) for s in zip(*sums, strict=True))
-        return total, gate_total, features[0, 0].numel()
+        x, added, gate = (torch.stack(s).sum(0) for s in zip(*sums, strict=True))
+        return x, added, gate

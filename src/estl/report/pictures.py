@@ -9,8 +9,10 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from estl.data.items import evenly
-from estl.data.module import EventData, Sample, Split, collate
+from estl.data.module import EventData
+from estl.data.samples import Sample, Split, collate
 from estl.data.show import event_picture
+from estl.guidance.watch import footprint
 from estl.supervision.distillation import EdgeGuidedDistillation, Maps
 from estl.training.learner import Learner
 from estl.types import Batch, Supervision
@@ -112,7 +114,8 @@ def draw(batch: Batch, maps: Maps, names: Sequence[str], path: Path) -> None:
     """Write a page as PNG: one row a sample, its columns on scales that all rows share.
 
     * the image, with the class's name;
-    * the edges, if there are any, from 0 to 1;
+    * the edges, if there are any, from 0 to 1; beside them Sobel's, and of event frames the counts
+      of the whole recording, in shares of the page's largest;
     * the teacher's attention (times the edges) and the student's, in multiples of even attention,
       one over the number of places: both from 0 to 2, or to the most of either on the page;
     * the events of the first third of the steps (ON red, OFF blue), or direct-coded ones.
@@ -125,7 +128,10 @@ def draw(batch: Batch, maps: Maps, names: Sequence[str], path: Path) -> None:
     most = max(2.0, places * max(float(maps.teacher.max()), float(maps.student.max())))
     columns: list[tuple[str, Tensor, float]] = [("image", batch.image, 1.0)]
     if maps.edges is not None:
-        columns.append(("edges", maps.edges[:, 0], 1.0))
+        columns += [("edges", maps.edges[:, 0], 1.0), ("Sobel", maps.sobel[:, 0], 1.0)]
+        if batch.events.shape[2] == 2:
+            counts = footprint(batch.events)[:, 0]
+            columns.append(("event counts", counts / counts.max().clamp(min=1), 1.0))
     columns += [(attention, places * maps.teacher, most)]
     columns += [("student attention", places * maps.student, most)]
     columns += [("events", event_picture(first_saccade(batch.events)), 1.0)]
@@ -146,7 +152,7 @@ def draw(batch: Batch, maps: Maps, names: Sequence[str], path: Path) -> None:
             bar.set_axis_off()
             continue
         figure.colorbar(shown, cax=bar, orientation="horizontal")
-        bar.set_xlabel("" if title == "edges" else "times even attention", fontsize=8)
+        bar.set_xlabel("times even attention" if "attention" in title else "", fontsize=8)
         bar.tick_params(labelsize=7)
     for row, name in zip(rows, names, strict=True):
         row[0].set_ylabel(name, fontsize=9)

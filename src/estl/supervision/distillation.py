@@ -4,110 +4,128 @@ All that only training needs is in here: teacher, edge detector, fusion and proj
 knows nothing of it.
 """
 
-import math
-from collections.abc import Collection
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from estl.guidance.bridge import on_frames, predict, train_detector
 from estl.guidance.contrastive import ContrastiveLoss
-from estl.guidance.edges import (
-    LearnableEdgeDetector,
-    SobelEdges,
-    activation_log_attention,
-    edge_alignment_loss,
-    edge_attention,
-    edge_smoothness_loss,
-    edge_sparsity_loss,
-)
+from estl.guidance.edges import Detector, Edges, LearnableEdgeDetector, SobelEdges, make_detector
 from estl.guidance.fusion import EdgeGuidedFusion
 from estl.guidance.grid import resample
 from estl.guidance.teacher import ClipTeacher, TeacherOutput
+from estl.guidance.terms import (
+    Activity,
+    activation_log_attention,
+    edge_alignment_loss,
+    edge_attention,
+    edge_events_loss,
+    edge_smoothness_loss,
+    edge_sparsity_loss,
+)
+from estl.guidance.watch import inner, spread, watch_attention, watch_edges
+from estl.supervision.terms import EdgeKind, refuse_untrained, term_weights, trained_parts
 from estl.types import Batch, Loss, Output, Supervision
-
-WEIGHTS = {
-    "cls": 1.0,
-    "global_distill": 0.5,
-    "patch_distill": 0.3,
-    "edge_align": 0.2,
-    "contrastive": 0.3,
-    "edge_reg": 0.1,
-}
-"""The terms, in the order in which they are reported, and their weights."""
-
-COLLAPSED = 1e-4
-"""Below this edge_spread (see Metrics) an edge map is one gray: lower the weight of edge_reg. An
-untrained detector's spread is about 4e-4."""
 
 
 class Maps(NamedTuple):
     """What can be drawn of a batch, see `EdgeGuidedDistillation.maps`."""
 
     edges: Float[Tensor, "B 1 H W"] | None
+    sobel: Float[Tensor, "B 1 h2 w2"]
     teacher: Float[Tensor, "B h w"]
     student: Float[Tensor, "B h w"]
 
 
 class EdgeGuidedDistillation(Supervision):
-    """Weighted sum of six terms. With a bar for the mean over T, P and P' linear projectors:
+    """Weighted sum of eight terms. With a bar for the mean over T, P and P' linear projectors:
 
         cls             CE(logits-bar, label)
         global_distill  MSE(P class_token-bar, target)
         patch_distill   MSE(P' tokens-bar, the teacher's patches)
-        edge_align      KL(a || softmax_n mean_d tokens-bar^2)
+        edge_align      KL(a || q), q where the student's tokens-bar are active
         contrastive     ContrastiveLoss(P class_token-bar, target, label)
-        edge_reg        mean edge + total variation of the edges
+        edge_events     Poisson likelihood of the events given the rates (`edge_events_loss`)
+        edge_reg        mean edge + total variation of the edges; of learned ones, of `inner`
+        target_cls      CE(a linear layer on the target, label)
 
-    With edges="learned" or "sobel" the target is the `EdgeGuidedFusion` of the teacher's patches
-    and the edges, and a is the teacher's attention times the edges on the student's grid, summing
-    to 1. Both carry gradient to fusion and detector (with `detach_target`, global_distill does
-    not). With edges="none" (plain CLIP distillation) the target is the teacher's pooled feature,
-    and there is no edge_align and no edge_reg. Fixed edges have no edge_reg. The teacher's patches
-    and attention are resampled to the student's grid. Tokens are the student's patch tokens, or
-    else the cells of its features.
+    The target is, with the `EdgeGuidedFusion` of the teacher's patches and the edges,
 
-    A term of weight 0 is neither computed nor reported, and parts that only it needs are not built.
-    The trained parts are `edge_detector`, `fusion`, `projector` and `projector_patches`, None where
-    no term needs them. In eval mode only cls is computed: validation needs no teacher, no images.
+        "pooled"    the teacher's pooled feature, without any fusion
+        "fused"     the pooled feature + what the fusion's attention adds to the patches
+        "written"   the mean of the patches + the same
 
-    Metrics: edge_mean; edge_spread (standard deviation over an image's pixels, see `COLLAPSED`);
-    target_spread (of the target's direction over the batch: 1 if evenly spread, 0 if all images
-    have the same target); gate_mean; attention_overlap (mass shared by both attention maps).
+    and a is the teacher's attention times the edges on the student's grid, summing to 1. The target
+    carries gradient to fusion and detector (with `detach_target`, not of global_distill); a carries
+    none unless `align_edges`. With edges="none" (plain CLIP distillation) the target is the pooled
+    feature and a the attention alone; no term acts on edges. The teacher's patches and attention
+    are resampled to the student's grid. Tokens are the student's patch tokens, or else the cells
+    of its features. Learned edges are seen on the grid of the frames, others on the image's own.
+
+    A term of weight 0 is neither computed nor reported; parts that only it needs are not built:
+    `edge_detector`, `fusion`, `projector`, `projector_patches` and `target_head` may be None. In
+    eval mode only cls is computed: validation needs no teacher, no images.
+
+    The bridge: where a batch has `unpaired` images, recordings of them are drawn (`extend`), and
+    the student is distilled on these too; cls, contrastive, edge_events and target_cls see the
+    recorded samples alone. The written design is `edges="written", target="written",
+    align="softmax", align_edges=True`.
+
+    Metrics: those of `watch_edges` and `watch_attention`; target_spread (of the target's direction
+    over the batch: 1 if evenly spread, 0 if all images have the same target); gate_mean.
 
     Args:
         teacher: a `ClipTeacher`, or the name or folder of one.
         student_dim: D, width of the student's tokens and class token; `estl fit` fills it in.
-        edges: "learned", "sobel" (fixed) or "none".
+        T: time steps of the recordings, for learned edges; likewise.
+        classes: K, for target_cls; likewise.
+        edges: "learned" from events, "written", "sobel" (fixed) or "none".
+        target: "pooled", "fused" or "written"; without edges it is always the pooled feature.
+        gate_bias: of the fusion's gate at the start; None for small random numbers.
+        align: how q is formed of the tokens' activity (`activation_log_attention`).
+        align_edges: whether edge_align gives gradient to the edges.
         query: which side asks in the fusion, "clip" or "edge".
         edge_grid: grid to which the fusion averages edges first; None keeps every pixel.
         heads: of the fusion's attention.
-        weights: changes to `WEIGHTS` by name.
+        weights: changes to `supervision.terms.WEIGHTS` by name.
         temperature: of the contrastive term.
         positives: of the contrastive term, "pair" or "class".
         detach_target: whether global_distill gives no gradient to its target; fusion then learns
-            from the contrastive term.
+            from the contrastive term or target_cls.
         normalize_targets: whether both sides of the two MSE terms are layer-normalized over E, so
             that the scale of the features, which differs between teachers, does not matter.
+        warm_up: steps of edge_events alone, before the student's first.
+        bridge: what recordings of unpaired images are drawn from: the learned "rates", or "sobel"
+            (`even_rates`, a control).
 
     Raises:
-        ValueError: for unknown, negative or contradictory weights; in `forward`, for a batch
-            without images or a student of another width.
+        ValueError: for unknown, negative or contradictory weights or options; in `forward`, for a
+            batch without images or a student of another width.
 
-        supervision = EdgeGuidedDistillation("teachers/mnist", student_dim=256)
+        supervision = EdgeGuidedDistillation("teachers/mnist", student_dim=256, T=5)
         loss = supervision(student(batch.events), batch)
         loss.total.backward()
     """
+
+    extends = True
 
     def __init__(
         self,
         teacher: ClipTeacher | str | Path = "openai/clip-vit-base-patch16",
         *,
         student_dim: int | None = None,
-        edges: Literal["learned", "sobel", "none"] = "learned",
+        T: int | None = None,
+        classes: int | None = None,
+        edges: EdgeKind = "learned",
+        target: Literal["pooled", "fused", "written"] = "fused",
+        gate_bias: float | None = -3.0,
+        align: Activity = "energy",
+        align_edges: bool = False,
         query: Literal["clip", "edge"] = "clip",
         edge_grid: int | tuple[int, int] | None = None,
         heads: int = 8,
@@ -116,183 +134,167 @@ class EdgeGuidedDistillation(Supervision):
         positives: Literal["pair", "class"] = "pair",
         detach_target: bool = False,
         normalize_targets: bool = False,
+        warm_up: int = 0,
+        bridge: Literal["rates", "sobel"] = "rates",
     ) -> None:
         super().__init__()
         if student_dim is None:
             raise ValueError("student_dim is missing: give the width of the student's features")
-        self.weights = _weights(weights or {}, edges)
+        self.weights = term_weights(weights or {}, edges, target)
         self.student_dim = student_dim
+        self.target, self.align, self.align_edges = target, align, align_edges
         self.detach_target, self.normalize_targets = detach_target, normalize_targets
+        self.warm_up, self.bridge = warm_up, bridge
         self.teacher = teacher if isinstance(teacher, ClipTeacher) else ClipTeacher(teacher)
         E = self.teacher.dim
 
-        parts = trained_parts(self.weights, edges)
-        self.edge_detector: LearnableEdgeDetector | SobelEdges | None = None
-        if "edge_detector" in parts:
-            self.edge_detector = LearnableEdgeDetector()
-        elif edges == "sobel":
-            self.edge_detector = SobelEdges()
-        self.fusion = (
-            EdgeGuidedFusion(E, heads=heads, query=query, edge_grid=edge_grid)
-            if "fusion" in parts
-            else None
-        )
+        parts = trained_parts(self.weights, edges, target)
+        refuse_untrained(self.weights, parts, edges, detach_target, align_edges)
+        self.sobel = SobelEdges()
+        self.edge_detector: Detector | None = None
+        if edges != "none" and (edges == "sobel" or "edge_detector" in parts):
+            self.edge_detector = make_detector(edges, T)
+        self.fusion: EdgeGuidedFusion | None = None
+        if "fusion" in parts and self.edge_detector is not None:
+            ask: dict[str, Any] = {"query": query, "edge_grid": edge_grid, "gate_bias": gate_bias}
+            self.fusion = EdgeGuidedFusion(E, self.edge_detector.features, heads, **ask)
         self.projector, self.projector_patches = (
             nn.Linear(student_dim, E) if part in parts else None
             for part in ("projector", "projector_patches")
         )
+        self.target_head: nn.Linear | None = None
+        if "target_head" in parts:
+            if classes is None:
+                raise ValueError("classes is missing: target_cls needs the number of classes")
+            self.target_head = nn.Linear(E, classes)
         self.contrastive = ContrastiveLoss(temperature, positives)
-        if detach_target and edges != "none" and "contrastive" not in self.weights:
-            raise ValueError(
-                "detach_target=True with contrastive weight 0 leaves the fusion untrained: "
-                'give contrastive a weight, or use edges="none"'
-            )
 
     def extra_repr(self) -> str:
         """The options, as `print` shows them."""
         terms = ", ".join(f"{name} {weight:g}" for name, weight in self.weights.items())
-        return f"{terms}; detach_target={self.detach_target}"
+        return f"{terms}; target={self.target!r}, detach_target={self.detach_target}"
 
     def forward(self, output: Output, batch: Batch) -> Loss:
         """The loss of one batch."""
         terms: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
+        own = batch.labeled
         if "cls" in self.weights:
-            terms["cls"] = F.cross_entropy(output.logits.mean(1), batch.target)
+            logits = output.first(len(own.label)).logits
+            terms["cls"] = F.cross_entropy(logits.mean(1), own.target)
         if self.training and self.weights.keys() - {"cls"}:
             guided, metrics = self._guide(output, batch)
             terms |= guided
         weighted = {name: w * terms[name] for name, w in self.weights.items() if name in terms}
-        zero = output.logits.new_zeros(())
-        return Loss(sum(weighted.values(), start=zero), weighted, metrics)
+        return Loss(sum(weighted.values(), output.logits.new_zeros(())), weighted, metrics)
 
     def _guide(self, output: Output, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Every term but cls, and the metrics."""
         terms: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
+        own = batch.labeled
+        n = len(own.label)
         tokens, grid = self._tokens(output)
-        seen, edges, edge_features = self._look(batch)
-        if edges is not None:
-            metrics["edge_mean"] = edges.detach().mean()
-            metrics["edge_spread"] = edges.detach().flatten(1).std(1, correction=0).mean()
+        seen, look = self._look(batch)
+        if look is not None and batch.image is not None:
+            sobel = self.sobel(on_frames(batch.image, batch.events))[0]
+            metrics |= watch_edges(look.edges.detach(), sobel, own.events)
 
+        target = seen.pooled
+        if self.fusion is not None and look is not None:
+            fused = self.fusion.fuse(seen.patches, look.features, look.edges)
+            target = fused.feature if self.target == "written" else seen.pooled + fused.added
+            metrics["gate_mean"] = fused.gate_mean
+        if self.target_head is not None:
+            terms["target_cls"] = F.cross_entropy(self.target_head(target[:n]), own.target)
         if self.projector is not None:
-            target = seen.pooled
-            if self.fusion is not None and edges is not None and edge_features is not None:
-                target, metrics["gate_mean"] = self.fusion.fuse(seen.patches, edge_features, edges)
-            metrics["target_spread"] = _spread(target.detach())
+            metrics["target_spread"] = spread(target.detach())
             student = self.projector(output.class_token.mean(1))
             if "global_distill" in self.weights:
                 fixed = target.detach() if self.detach_target else target
                 terms["global_distill"] = self._mse(student, fixed)
             if "contrastive" in self.weights:
-                terms["contrastive"] = self.contrastive(student, target, batch.label)
+                terms["contrastive"] = self.contrastive(student[:n], target[:n], own.label)
 
         if self.projector_patches is not None:
             patches = resample(seen.patches, self.teacher.grid, grid)
             terms["patch_distill"] = self._mse(self.projector_patches(tokens), patches)
 
         if "edge_align" in self.weights:
-            q, p = activation_log_attention(tokens), self._attention(seen, edges, grid)
-            metrics["attention_overlap"] = torch.minimum(p, q.exp()).detach().sum(1).mean()
-            terms["edge_align"] = edge_alignment_loss(q, p)
+            q, p = activation_log_attention(tokens, self.align), self._attention(seen, look, grid)
+            metrics |= watch_attention(q.detach().exp(), p.detach())
+            terms["edge_align"] = edge_alignment_loss(q, p if self.align_edges else p.detach())
 
-        if "edge_reg" in self.weights and edges is not None:
+        if look is not None and "edge_events" in self.weights and look.rates is not None:
+            terms["edge_events"] = edge_events_loss(look.rates[:n], own.events)
+        if look is not None and "edge_reg" in self.weights:
+            edges = look.edges if look.rates is None else inner(look.edges)
             terms["edge_reg"] = edge_sparsity_loss(edges) + edge_smoothness_loss(edges)
         return terms, metrics
 
+    def prepare(self, batches: Iterator[Batch]) -> None:
+        """Train the detector for `warm_up` steps, before anything is drawn from its rates."""
+        if self.warm_up and isinstance(self.edge_detector, LearnableEdgeDetector):
+            train_detector(self.edge_detector, batches, self.warm_up)
+
+    def extend(self, batch: Batch) -> Batch:
+        """The batch with a recording for each of its unpaired images, in training."""
+        if batch.unpaired is None or not self.training:
+            return batch
+        detector = self.sobel if self.bridge == "sobel" else self.edge_detector
+        return batch.extend(predict(detector, batch.unpaired, batch))
+
     @torch.no_grad()
     def maps(self, output: Output, batch: Batch) -> Maps:
-        """For pictures: the edges, and where teacher and student look, each map summing to 1.
+        """For pictures: the edges and Sobel's, and where teacher and student look, summing to 1.
 
         Without edges, `edges` is None and the teacher's map is its attention alone.
         """
+        assert batch.image is not None
         tokens, grid = self._tokens(output)
-        seen, edges, _ = self._look(batch)
+        seen, look = self._look(batch)
         return Maps(
-            edges=edges,
-            teacher=self._attention(seen, edges, grid).unflatten(1, grid),
-            student=activation_log_attention(tokens).exp().unflatten(1, grid),
+            edges=None if look is None else look.edges,
+            sobel=self.sobel(on_frames(batch.image, batch.events))[0],
+            teacher=self._attention(seen, look, grid).unflatten(1, grid),
+            student=activation_log_attention(tokens, self.align).exp().unflatten(1, grid),
         )
 
     def _tokens(self, output: Output) -> tuple[Float[Tensor, "B N D"], tuple[int, int]]:
         """The student's tokens, mean over T, and the grid that they lie on."""
-        h, w = output.features.shape[-2:]
-        if output.patch_tokens is not None:
-            tokens = output.patch_tokens.mean(1)
-        else:
-            tokens = output.features.mean(1).flatten(2).transpose(1, 2)
+        tokens = output.tokens.mean(1)
         widths = tokens.shape[2], output.class_token.shape[2]
-        if widths != (self.student_dim, self.student_dim):
+        if set(widths) != {self.student_dim}:
             raise ValueError(
                 f"student_dim is {self.student_dim}, but the student's tokens are {widths[0]} and "
                 f"its class token {widths[1]} wide: set student_dim"
             )
-        return tokens, (h, w)
+        return tokens, (output.features.shape[-2], output.features.shape[-1])
 
-    def _look(self, batch: Batch) -> tuple[TeacherOutput, Tensor | None, Tensor | None]:
-        """The teacher's outputs, edges and edge features."""
+    def _look(self, batch: Batch) -> tuple[TeacherOutput, Edges | None]:
+        """The teacher's outputs, and what the detector sees."""
         if batch.image is None:
             raise ValueError(
                 "EdgeGuidedDistillation needs an image beside each recording: choose paired data, "
                 "and images=True where the data has this option"
             )
         seen = self.teacher(batch.image)
-        if self.edge_detector is None:
-            return seen, None, None
-        return seen, *self.edge_detector(batch.image)
+        detector = self.edge_detector
+        if isinstance(detector, LearnableEdgeDetector):
+            return seen, detector.look(on_frames(batch.image, batch.events))
+        return seen, None if detector is None else Edges(*detector(batch.image))
 
     def _attention(
-        self, seen: TeacherOutput, edges: Tensor | None, grid: tuple[int, int]
+        self, seen: TeacherOutput, look: Edges | None, grid: tuple[int, int]
     ) -> Float[Tensor, "B N"]:
         """The teacher's attention, times the edges if there are any, on `grid`, summing to 1."""
         attention = resample(seen.attention.flatten(1).unsqueeze(2), self.teacher.grid, grid)
         attention = attention.squeeze(2).unflatten(1, grid)
         return edge_attention(
-            attention, torch.ones_like(attention[:, None]) if edges is None else edges
+            attention, torch.ones_like(attention[:, None]) if look is None else look.edges
         )
 
     def _mse(self, student: Tensor, target: Tensor) -> Tensor:
         if self.normalize_targets:
             student, target = (F.layer_norm(x, x.shape[-1:]) for x in (student, target))
         return F.mse_loss(student, target)
-
-
-def _spread(x: Float[Tensor, "B E"]) -> Float[Tensor, ""]:
-    """Root of the variance over the batch of the directions x / |x|, in [0,1]."""
-    direction = F.normalize(x.float(), dim=1)
-    return direction.var(0, correction=0).sum().sqrt()
-
-
-def trained_parts(terms: Collection[str], edges: str) -> set[str]:
-    """The parts that are built and trained for `terms`; DDP refuses parameters no loss reaches.
-
-    >>> sorted(trained_parts(["cls", "global_distill"], edges="sobel"))
-    ['fusion', 'projector']
-    """
-    target = not {"global_distill", "contrastive"}.isdisjoint(terms)
-    asked = {
-        "projector": target,
-        "fusion": target and edges != "none",
-        "edge_detector": edges == "learned"
-        and (target or not {"edge_align", "edge_reg"}.isdisjoint(terms)),
-        "projector_patches": "patch_distill" in terms,
-    }
-    return {part for part, needed in asked.items() if needed}
-
-
-def _weights(changes: dict[str, float], edges: str) -> dict[str, float]:
-    """`WEIGHTS` with `changes`, without zeros and the terms that `edges` does not have."""
-    without = {"learned": set(), "sobel": {"edge_reg"}, "none": {"edge_align", "edge_reg"}}
-    if edges not in without:
-        raise ValueError(f'edges must be "learned", "sobel" or "none", got {edges!r}')
-    absent: set[str] = without[edges]
-    for name, weight in changes.items():
-        if name not in WEIGHTS:
-            raise ValueError(f"weights has no term {name!r}: the terms are {', '.join(WEIGHTS)}")
-        if weight < 0 or not math.isfinite(weight):
-            raise ValueError(f"the weight of {name} must be 0 or more, got {weight}")
-        if weight and name in absent:
-            raise ValueError(f"edges={edges!r} has no {name} to weigh: leave its weight out")
-    merged = {name: w for name, w in WEIGHTS.items() if name not in absent} | changes
-    return {name: merged[name] for name in WEIGHTS if merged.get(name, 0.0)}

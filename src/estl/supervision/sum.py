@@ -1,6 +1,6 @@
 """Several supervisions at once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Bool
@@ -46,6 +46,7 @@ class Sum(Supervision):
             )
         if not any(self.weights):
             raise ValueError(f"Sum got the weights {self.weights}: one must not be 0")
+        self.extends = any(part.extends for part in supervisions)
         for weight, supervision in zip(self.weights, supervisions, strict=True):
             if weight == 0:  # DDP refuses trained parameters that no loss reaches
                 supervision.requires_grad_(False)
@@ -58,11 +59,24 @@ class Sum(Supervision):
         for weight, supervision in zip(self.weights, self.supervisions, strict=True):
             if weight == 0:
                 continue
-            loss = supervision(output, batch)
+            assert isinstance(supervision, Supervision)
+            seen = batch if supervision.extends else batch.labeled
+            loss = supervision(output.first(len(seen.label)), seen)
             totals.append(weight * loss.total)
             _merge(terms, {name: weight * term for name, term in loss.terms.items()})
             _merge(metrics, loss.metrics)
         return Loss(torch.stack(totals).sum(), terms, metrics)
+
+    def prepare(self, batches: Iterator[Batch]) -> None:
+        """Prepare each part."""
+        for part in self._parts():
+            part.prepare(batches)
+
+    def extend(self, batch: Batch) -> Batch:
+        """The batch, extended by the part that extends it; the other parts see its own samples."""
+        for part in self._parts():
+            batch = part.extend(batch)
+        return batch
 
     def keep(self, output: Output, batch: Batch) -> Bool[Tensor, "B T H W"] | None:
         """The places that each step would keep in training, by the part that erases."""
@@ -71,6 +85,11 @@ class Sum(Supervision):
             if weight and (keep := supervision.keep(output, batch)) is not None:
                 return keep
         return None
+
+    def _parts(self) -> list[Supervision]:
+        """The parts of a weight."""
+        parts = zip(self.weights, self.supervisions, strict=True)
+        return [part for weight, part in parts if weight]  # type: ignore[misc]
 
     def extra_repr(self) -> str:
         """The options, as `print` shows them."""

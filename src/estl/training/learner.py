@@ -8,6 +8,7 @@ parts of the supervision are beside it (`supervision`), for resuming only.
 import math
 import warnings
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from estl.supervision.distillation import COLLAPSED
+from estl.guidance.watch import edge_trouble
 from estl.supervision.schedule import Scheduled
 from estl.types import Batch, Loss, Supervision
 
@@ -126,6 +127,18 @@ class Learner(LightningModule):
         seed = int(self.recipe.get("seed", 0))
         torch.manual_seed(seed + 1_000_003 * self.current_epoch + 7_919 * self.global_rank)
 
+    def on_train_start(self) -> None:
+        """Let the supervision prepare itself, on batches as a step gets them."""
+        if self.trainer.global_step == 0:
+            self.supervision.prepare(self._batches())
+
+    def _batches(self) -> Iterator[Batch]:
+        """The training batches as a step gets them, over and over."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        while True:
+            for batch in self.trainer.train_dataloader or ():
+                yield data.on_after_batch_transfer(batch.to(self.device), 0)
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Pass the training progress (steps done / total) to every scheduled module."""
         progress = min(1.0, self.global_step / max(1, self.trainer.estimated_stepping_batches))
@@ -135,6 +148,7 @@ class Learner(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch; every term and metric is logged by its name, and the accuracy."""
+        batch = self.supervision.extend(batch)
         output = self.student(batch.events)
         loss: Loss = self.supervision(output, batch)
         self.finite.see(loss)
@@ -142,9 +156,10 @@ class Learner(LightningModule):
             self.finite.stop()
         values = {f"train/{name}": value for name, value in loss.terms.items()}
         values["train/loss"] = loss.total
-        values["train/acc"] = _accuracy(output.logits.detach().float().mean(1), batch.label)
+        size = len(batch.label) - batch.unlabeled
+        mean = output.logits[:size].detach().float().mean(1)
+        values["train/acc"] = _accuracy(mean, batch.label[:size])
         values |= {f"watch/{name}": value for name, value in loss.metrics.items()}
-        size = len(batch.label)
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         self.log("loss", loss.total, prog_bar=True, logger=False)
         return loss.total
@@ -152,14 +167,9 @@ class Learner(LightningModule):
     def on_train_epoch_end(self) -> None:
         """Stop, before anything is saved, if a loss was not finite; warn of edges that are gone."""
         self.finite.stop()
-        spread = self.trainer.callback_metrics.get("watch/edge_spread")
-        if spread is not None and spread < COLLAPSED and not self.warned:
+        if not self.warned and (trouble := edge_trouble(self.trainer.callback_metrics)):
             self.warned = True
-            warnings.warn(
-                f"the edge map has collapsed to one gray (standard deviation below {COLLAPSED}): "
-                "lower the weight of edge_reg",
-                stacklevel=2,
-            )
+            warnings.warn(trouble, stacklevel=2)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the gradient's norm of each part: the student, and the children of a supervision."""

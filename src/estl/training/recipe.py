@@ -175,8 +175,8 @@ def build(config: Namespace, given: Namespace) -> Parts:
     }
     _fill(config, given, "student", facts, of=type(data).__name__)
     student = make(parser, "student", config.student)
-    width = {"student_dim": getattr(student, "dim", None)}
-    _fill(config, given, "supervision", width, of=type(student).__name__)
+    known = {"student_dim": getattr(student, "dim", None), "T": data.T, "classes": facts["classes"]}
+    _fill(config, given, "supervision", known, of=f"{type(data).__name__} and its student")
     supervision = make(parser, "supervision", config.supervision)
     return Parts(data, student, supervision, plain(config))
 

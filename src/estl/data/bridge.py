@@ -1,0 +1,78 @@
+"""Images without a recording beside the pairs of a training batch: what a bridge is built from."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Generic, Literal, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from estl.data.augment import Augment
+from estl.data.simulator import simulate
+from estl.types import Batch
+
+P = TypeVar("P")
+
+
+@dataclass(frozen=True)
+class Bridge:
+    """Further images in each training batch, which have neither recording nor label.
+
+    Args:
+        images: a folder of images `<class>/<name>.png`; class and name only serve to refuse what is
+            held out. None for those of the training pairs, a control.
+        per_step: images a batch, on each process.
+        augment: random changes of them, or None for none.
+        recordings: "drawn" by the supervision (see `EdgeGuidedDistillation`), or "simulated" by
+            `estl.data.simulator`, a control.
+
+    Raises:
+        ValueError: `per_step` below 1.
+    """
+
+    images: Path | None = None
+    per_step: int = 25
+    augment: Augment | None = None
+    recordings: Literal["drawn", "simulated"] = "drawn"
+
+    def __post_init__(self) -> None:
+        if self.per_step < 1:
+            raise ValueError(f"bridge.per_step={self.per_step}: at least 1")
+
+    def add(self, batch: Batch, pictures: "Pictures[P]", classes: int) -> Batch:
+        """`batch` with `per_step` of the pictures drawn at random."""
+        chosen = torch.randint(len(pictures), (self.per_step,)).tolist()
+        images = torch.stack([pictures[i] for i in chosen]).to(batch.events.device)
+        if self.augment is not None:
+            events = images.new_zeros(len(images), 1, 2, 1, 1)
+            label = batch.label.new_zeros(len(images))
+            changed = self.augment(Batch(events, label, images), classes).image
+            images = images if changed is None else changed
+        batch = replace(batch, unpaired=images)
+        if self.recordings == "drawn":
+            return batch
+        size = batch.events.shape[-2:]
+        seen = F.interpolate(images, size, mode="bilinear", antialias=True)
+        return batch.extend(simulate(seen, batch.events.shape[1]))
+
+
+class Pictures(Generic[P]):
+    """Images of items or files, read once and kept as bytes."""
+
+    def __init__(self, items: Sequence[P], read: Callable[[P], Tensor | None]) -> None:
+        self.items, self.read = items, read
+        self.kept: list[Tensor | None] = [None] * len(items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, i: int) -> Tensor:
+        kept = self.kept[i]
+        if kept is None:
+            image = self.read(self.items[i])
+            if image is None:
+                raise ValueError(f"item {self.items[i]} has no image: a bridge needs paired data")
+            kept = self.kept[i] = (image * 255).round().byte()
+        return kept / 255

@@ -1,0 +1,127 @@
+"""The bridge: recordings of images that were never recorded, drawn from the events they predict."""
+
+from collections.abc import Iterable
+from itertools import islice
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from estl.guidance.edges import LearnableEdgeDetector, SobelEdges
+from estl.guidance.terms import edge_events_loss
+from estl.types import Batch
+
+WARM_UP_LR = 2e-2
+"""Adam's learning rate for the detector before the student's first step."""
+
+
+def on_frames(
+    image: Float[Tensor, "B 3 h w"], events: Float[Tensor, "n T C H W"]
+) -> Float[Tensor, "B 3 H W"]:
+    """The images on the grid of event frames, which show the same field of view."""
+    size = events.shape[-2:]
+    if image.shape[-2:] == size:
+        return image
+    return F.interpolate(image, size, mode="bilinear", antialias=True, align_corners=False)
+
+
+def train_detector(detector: LearnableEdgeDetector, batches: Iterable[Batch], steps: int) -> None:
+    """So many steps of Adam on `edge_events_loss`, at a rate that falls to zero along a cosine.
+
+    It starts at the mean rates of the first batch. Ranks of `torch.distributed` share gradients.
+    """
+    optimizer = torch.optim.Adam(detector.parameters(), lr=WARM_UP_LR)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for step, batch in enumerate(islice(batches, steps)):
+        assert batch.image is not None
+        if step == 0:
+            detector.start_at(_over_ranks(batch.events.mean((0, 3, 4))))
+        rates = detector.look(on_frames(batch.image, batch.events)).rates
+        assert rates is not None
+        optimizer.zero_grad()
+        edge_events_loss(rates, batch.events).backward()
+        for p in detector.parameters():
+            p.grad = None if p.grad is None else _over_ranks(p.grad)
+        optimizer.step()
+        falling.step()
+    optimizer.zero_grad()
+
+
+def _over_ranks(x: Tensor) -> Tensor:
+    """Mean over the processes of a distributed run."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return x
+    dist.all_reduce(x)
+    return x / dist.get_world_size()
+
+
+@torch.no_grad()
+def predict(
+    detector: nn.Module | None, image: Float[Tensor, "U 3 h w"], batch: Batch
+) -> Float[Tensor, "U T 2 H W"]:
+    """Recordings of `image` as those in `batch`, drawn from what the detector predicts of it.
+
+    Learned rates come with the `limit` that the recordings of the batch have, given theirs.
+
+    Raises:
+        ValueError: a detector that predicts no events.
+    """
+    events = batch.events
+    if isinstance(detector, SobelEdges):
+        return draw(even_rates(detector(on_frames(image, events))[0], events))
+    if not isinstance(detector, LearnableEdgeDetector) or batch.image is None:
+        raise ValueError('the bridge draws from learned rates: set edges="learned"')
+    images = torch.cat([on_frames(x, events) for x in (batch.image, image)])
+    rates = detector.look(images).rates
+    assert rates is not None
+    known, asked = rates.split([len(events), len(image)])
+    return draw(asked, limit(known, events))
+
+
+def limit(rates: Float[Tensor, "B T 2 H W"], events: Float[Tensor, "B T 2 H W"]) -> int:
+    """How often a pixel can fire in a step at most, by the variance of recorded counts n.
+
+    Of binomial counts with M trials and mean r the variance is r - r^2 / M. So
+
+        M = sum r^2 / (sum r - sum (n - r)^2),
+
+    rounded, at least 1, and 0 (no limit: Poisson) where counts vary as much as Poisson's or more. A
+    pixel rests after each event, so that sharp edges give more even counts than Poisson's: on
+    N-MNIST in five steps M is 6, and the variance of bright places a fifth of Poisson's.
+
+    >>> r = torch.full((1, 1, 2, 1, 1), 2.0)
+    >>> limit(r, torch.tensor([1.0, 3.0]).view(1, 1, 2, 1, 1)), limit(r, r + 2)
+    (4, 0)
+    """
+    spare = rates.sum() - (events - rates).square().sum()
+    return max(1, round(float(rates.square().sum() / spare))) if spare > 0 else 0
+
+
+def draw(rates: Float[Tensor, "B T 2 H W"], limit: int = 0) -> Float[Tensor, "B T 2 H W"]:
+    """Independent event counts of mean `rates`: Poisson's, or binomial of `limit` trials.
+
+    Binomial counts have the variance r (1 - r / limit). A rate above the limit always gives it.
+
+    >>> draw(torch.full((1, 2, 2, 3, 3), 3.0), limit=3).unique()
+    tensor([3.])
+    """
+    if limit == 0:
+        return torch.poisson(rates)
+    return torch.binomial(torch.full_like(rates, limit), (rates / limit).clamp(max=1.0))
+
+
+def even_rates(
+    edges: Float[Tensor, "B 1 H W"], events: Float[Tensor, "n T 2 H W"]
+) -> Float[Tensor, "B T 2 H W"]:
+    """Rates of fixed edges, a control: as the edges in place, and even over polarities.
+
+    Each step has as many events over an image as a recording of `events` has there on average.
+
+    >>> rates = even_rates(torch.rand(3, 1, 4, 4), torch.ones(2, 5, 2, 4, 4))
+    >>> torch.testing.assert_close(rates.sum((2, 3, 4)), torch.full((3, 5), 32.0))
+    """
+    each = events.float().sum((2, 3, 4)).mean(0) / 2
+    shares = edges / edges.sum((2, 3), keepdim=True).clamp(min=1e-6)
+    return each.view(1, -1, 1, 1, 1) * shares.unsqueeze(1).expand(-1, len(each), 2, -1, -1)

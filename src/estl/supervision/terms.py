@@ -1,0 +1,95 @@
+"""The terms of the edge-guided distillation: weights, and the parts that they train."""
+
+import math
+from collections.abc import Collection
+from typing import Literal
+
+EdgeKind = Literal["learned", "written", "sobel", "none"]
+
+WEIGHTS = {
+    "cls": 1.0,
+    "global_distill": 0.5,
+    "patch_distill": 0.3,
+    "edge_align": 0.2,
+    "contrastive": 0.3,
+    "edge_events": 1.0,
+    "edge_reg": 0.1,
+    "target_cls": 0.0,
+}
+"""The terms, in the order in which they are reported, and their weights."""
+
+_ABSENT = {
+    "learned": set[str](),
+    "written": {"edge_events"},
+    "sobel": {"edge_events", "edge_reg"},
+    "none": {"edge_align", "edge_events", "edge_reg", "target_cls"},
+}
+"""Terms that have nothing to act on, by the edges."""
+
+_OFF = {"learned": {"edge_reg"}}
+"""Terms of weight 0 unless one is given, by the edges: recordings say what an edge is."""
+
+
+def trained_parts(terms: Collection[str], edges: str, target: str = "fused") -> set[str]:
+    """The parts that are built and trained for `terms`; DDP refuses parameters no loss reaches.
+
+    >>> sorted(trained_parts(["cls", "global_distill"], edges="sobel"))
+    ['fusion', 'projector']
+    """
+    student = not {"global_distill", "contrastive"}.isdisjoint(terms)
+    fused = target != "pooled" and edges != "none" and (student or "target_cls" in terms)
+    asked = {
+        "projector": student,
+        "fusion": fused,
+        "edge_detector": edges in ("learned", "written")
+        and (fused or not {"edge_align", "edge_events", "edge_reg"}.isdisjoint(terms)),
+        "projector_patches": "patch_distill" in terms,
+        "target_head": "target_cls" in terms,
+    }
+    return {part for part, needed in asked.items() if needed}
+
+
+def term_weights(changes: dict[str, float], edges: str, target: str = "fused") -> dict[str, float]:
+    """`WEIGHTS` with `changes`, without zeros and the terms that `edges` does not have.
+
+    >>> term_weights({"cls": 2.0, "patch_distill": 0.0}, edges="none")
+    {'cls': 2.0, 'global_distill': 0.5, 'contrastive': 0.3}
+
+    Raises:
+        ValueError: an unknown term, a negative weight, one of a term that `edges` does not have.
+    """
+    if edges not in _ABSENT:
+        raise ValueError(f"edges must be one of {', '.join(_ABSENT)}, got {edges!r}")
+    absent = _ABSENT[edges]
+    for name, weight in changes.items():
+        if name not in WEIGHTS:
+            raise ValueError(f"weights has no term {name!r}: the terms are {', '.join(WEIGHTS)}")
+        if weight < 0 or not math.isfinite(weight):
+            raise ValueError(f"the weight of {name} must be 0 or more, got {weight}")
+        if weight and name in absent:
+            raise ValueError(f"edges={edges!r} has no {name} to weigh: leave its weight out")
+    without = absent | _OFF.get(edges, set())
+    merged = {name: w for name, w in WEIGHTS.items() if name not in without} | changes
+    if target == "pooled" and merged.get("target_cls"):
+        raise ValueError('target="pooled" is fixed: leave the weight of target_cls out')
+    return {name: merged[name] for name in WEIGHTS if merged.get(name, 0.0)}
+
+
+def refuse_untrained(
+    terms: Collection[str],
+    parts: Collection[str],
+    edges: str,
+    detach_target: bool,
+    align_edges: bool,
+) -> None:
+    """Raise ValueError if a part of `trained_parts` would get no gradient from `terms`."""
+    teach_target = {"contrastive", "target_cls"}
+    if "fusion" in parts and detach_target and teach_target.isdisjoint(terms):
+        raise ValueError(
+            "detach_target=True with contrastive and target_cls of weight 0 leaves the fusion "
+            'untrained: give one of them a weight, or use target="pooled"'
+        )
+    teach_edges = {"edge_events", "edge_reg"} | ({"edge_align"} if align_edges else set())
+    alone = "edge_detector" in parts and "fusion" not in parts
+    if alone and teach_edges.isdisjoint(terms):
+        raise ValueError(f"no term trains edges={edges!r}: give edge_events or edge_reg a weight")

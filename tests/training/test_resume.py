@@ -6,10 +6,20 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from estl.data.sets.digits import Digits
+from estl.data.shards import write_shards
+from estl.training.recipe import parse_recipe
+from estl.training.run import fit
 
 RUN = [
     *(sys.executable, "-m", "estl.commands", "fit", "--dataset=digits", "--arch=vggsnn-pooled"),
@@ -58,3 +68,86 @@ def test_killed_and_resumed_equals_unbroken(tmp_path: Path) -> None:
     assert (broken / "results.json").exists()
     assert [row["epoch"] for row in history(broken)] == [str(n) for n in range(1, 13)]
     assert history(broken) == history(whole)
+
+
+class Killed(BaseException):
+    """As if the process ended here."""
+
+
+class Kill(Callback):
+    """Ends a run at the start of an epoch, counted from 0."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == self.epoch:
+            raise Killed
+
+
+def recipe(**loading: Any) -> dict[str, Any]:
+    """Of a small run: three epochs of three batches."""
+    data = {"T": 3, "size": 16, "per_class": 4, "batch_size": 16} | loading
+    if "root" in data:
+        data = {key: value for key, value in data.items() if key not in ("T", "size", "per_class")}
+    return {
+        "data": {
+            "class_path": "estl.data.Shards" if "root" in data else "estl.data.Digits",
+            "init_args": data,
+        },
+        "student": {"class_path": "estl.students.VGGSNN", "init_args": {"layers": [4, "AP", 4]}},
+        "trainer": {"max_epochs": 3},
+    }
+
+
+def train(values: dict[str, Any], folder: Path, kill: int = -1) -> dict[str, Any]:
+    """The last checkpoint of a run that ends at the start of epoch `kill`, or finishes."""
+    config, given = parse_recipe(values | {"output_dir": str(folder)})
+    with suppress(Killed):
+        fit(config, given, callbacks=[Kill(kill)], test=False)
+    return dict(torch.load(folder / "last.ckpt", weights_only=True))
+
+
+def resume(folder: Path) -> dict[str, Any]:
+    """The last checkpoint of a run that is continued to its end."""
+    fit(*parse_recipe(yaml.safe_load((folder / "config.yaml").read_text())), folder, test=False)
+    return dict(torch.load(folder / "last.ckpt", weights_only=True))
+
+
+def same(one: Any, two: Any) -> bool:
+    """Whether two nested values are equal, tensors bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, two)
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(same(one[key], two[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(two) and all(map(same, one, two))
+    return bool(one == two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [1, 2])
+@pytest.mark.parametrize(
+    "loading",
+    [
+        {"augment": {"shift": 0.1, "flip": 0.5}},
+        {"augment": {"mixup": 0.4, "drop_time": 0.3}, "num_workers": 2},
+        {"augment": {"shift": 0.1}, "num_workers": 2, "shards": True},
+    ],
+    ids=str,
+)
+def test_augmented_runs_are_resumed_bit_for_bit(
+    loading: dict[str, Any], kill: int, tmp_path: Path
+) -> None:
+    loading = dict(loading)
+    if loading.pop("shards", False):
+        write_shards(Digits(T=3, size=16, per_class=4), tmp_path / "shards", shard_size=8)
+        loading["root"] = str(tmp_path / "shards")
+    whole = train(recipe(**loading), tmp_path / "whole")
+    stopped = train(recipe(**loading), tmp_path / "broken", kill)
+    assert stopped["epoch"] == kill - 1
+    continued = resume(tmp_path / "broken")
+    assert continued["epoch"] == 2
+    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+        assert same(whole[part], continued[part]), part
+    assert history(tmp_path / "broken") == history(tmp_path / "whole")

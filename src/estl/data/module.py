@@ -22,6 +22,7 @@ from estl.data.cache import Cache, Content, Load, open_cache
 from estl.data.formats.images import read_rgb
 from estl.data.frames import Normalization, normalize
 from estl.data.items import Item, file_content, fingerprint
+from estl.data.loader import Loader
 from estl.types import Batch, direct_code, is_static
 
 Sample = tuple[Tensor, int, Tensor | None]
@@ -165,7 +166,8 @@ class EventData(L.LightningDataModule):
         """What all loaders are given."""
         workers = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
         memory = {"collate_fn": collate, "pin_memory": torch.cuda.is_available()}
-        return {"batch_size": self.batch_share(world_size)} | workers | memory
+        own = {"generator": torch.Generator().manual_seed(self.seed)}  # see `Loader`
+        return {"batch_size": self.batch_share(world_size)} | workers | memory | own
 
 
 class Split(Dataset[Sample]):
@@ -278,7 +280,7 @@ class ItemData(EventData):
         )
         loading = self._loading(world_size)
         single = len(sampler) > 1 and len(sampler) % loading["batch_size"] == 1
-        return DataLoader(dataset, sampler=sampler, drop_last=shuffle and single, **loading)
+        return Loader(dataset, sampler=sampler, drop_last=shuffle and single, **loading)
 
 
 def with_items(data: EventData) -> ItemData:

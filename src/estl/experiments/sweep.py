@@ -18,6 +18,7 @@ import yaml
 from estl.training.recipe import merge, parse, parse_recipe, plain
 from estl.training.rehearsal import duration, rehearse
 from estl.training.results import Results
+from estl.training.resume import taken
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def _run(folder: Path, seed: int, environment: dict[str, str], watched: bool) ->
     run = folder / f"seed{seed}"
     if not _results(folder, seed).exists():
         run.mkdir(parents=True, exist_ok=True)
-        if (run / "config.yaml").exists():
+        if taken(run):
             args = ["--resume", str(run)]
         else:
             args = [f"--config={folder / 'recipe.yaml'}", f"--seed={seed}", f"--output-dir={run}"]

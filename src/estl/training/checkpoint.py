@@ -1,5 +1,6 @@
 """Reading a checkpoint, and the student in it. Imports neither Lightning nor a data set."""
 
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,26 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """A checkpoint of `estl fit` as plain tensors and values (no code in it is run).
 
     `state_dict` is the student's, `classes` the class names in the order of the labels, `recipe`
-    the configuration it was trained with.
+    the configuration it was trained with. Every part of the file is held against the checksum that
+    `torch.save` has put beside it, which `torch.load` does not do.
 
     Raises:
-        ValueError: no such file, or not a checkpoint of ESTL.
+        ValueError: no such file, damaged, or not a checkpoint of ESTL.
     """
     if not Path(path).is_file():
         raise ValueError(f"no checkpoint {path}: give the best*.ckpt or last.ckpt of a run folder")
     try:
+        with zipfile.ZipFile(path) as file:
+            if (part := file.testzip()) is not None:
+                raise ValueError(f"{part} does not have its checksum")
+            if any(part.external_attr & 0x10 for part in file.infolist()):
+                raise ValueError("a part is a folder")  # torch would return whatever memory holds
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0][:120]
-        raise ValueError(f"{path} cannot be read as a checkpoint: {reason}") from None
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise ValueError(
+            f"{path} is damaged, or cannot be read as a checkpoint: {reason}"
+        ) from None
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("recipe"), dict):
         raise ValueError(f"{path} was not written by estl fit (it holds no recipe)")
     for key, kind in (("state_dict", dict), ("classes", list)):

@@ -41,7 +41,10 @@ def make_parser() -> ArgumentParser:
     parser.add_subclass_arguments(nn.Module, "student")
     parser.add_subclass_arguments(Supervision, "supervision")
     parser.add_class_arguments(
-        Learner, "learner", skip={"student", "supervision", "recipe", "classes"}, instantiate=False
+        Learner,
+        "learner",
+        skip={"student", "supervision", "recipe", "classes", "fingerprint"},
+        instantiate=False,
     )
     parser.add_class_arguments(
         Trainer,
@@ -189,6 +192,7 @@ def make_learner(config: Namespace, parts: Parts) -> Learner:
         **config.learner.as_dict(),
         recipe=parts.recipe,
         classes=parts.data.classes,
+        fingerprint=parts.data.fingerprint,
     )
 
 

@@ -48,6 +48,20 @@ class Aside(TorchCheckpointIO):
             torch.save(checkpoint, file)
 
 
+@contextmanager
+def going_on(folder: Path) -> Iterator[None]:
+    """Where a run is stopped, have the KeyboardInterrupt say how it goes on.
+
+    Lightning makes a SystemExit of it, and forgets which of its kinds it was.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        cause = stop.__context__ if isinstance(stop, SystemExit) else stop
+        kind = type(cause) if isinstance(cause, KeyboardInterrupt) else KeyboardInterrupt
+        raise kind(f"estl fit --resume {folder}") from None
+
+
 def taken(folder: Path) -> bool:
     """Whether a folder holds a run: from its first checkpoint on."""
     return any(folder.glob("*.ckpt")) or (folder / "results.json").exists()

@@ -31,7 +31,7 @@ from estl.training.history import History
 from estl.training.names import refuse_strangers
 from estl.training.recipe import Parts, build, build_data, make_learner, parse_recipe, plain
 from estl.training.results import CheckpointResults, Results, Weights, peak_memory, provenance
-from estl.training.resume import Aside, aside, newest_whole, refuse_another, taken
+from estl.training.resume import Aside, aside, going_on, newest_whole, refuse_another, taken
 from estl.training.screen import progress_bars, quiet
 from estl.training.trainer import make_trainer, plainly
 
@@ -176,29 +176,17 @@ def fit(
     # Edges near 0 are denormal numbers, with which a processor computes several times slower.
     torch.set_flush_denormal(True)
     try:
-        with plainly():
+        with going_on(folder), plainly():
             trainer.fit(learner, parts.data, ckpt_path=start[0] if start else None)
-    except (KeyboardInterrupt, SystemExit) as stop:  # Lightning's answer to the first is the second
-        signal = stop.__context__ if isinstance(stop, SystemExit) else stop
-        kind = type(signal) if isinstance(signal, KeyboardInterrupt) else KeyboardInterrupt
-        raise kind(f"estl fit --resume {folder}") from None
     finally:
         torch.set_flush_denormal(False)
     if not trainer.is_global_zero:
         return None
-    device = trainer.strategy.root_device
-    found: dict[str, dict[Weights, Accuracy]] = {"val": {}, "test": {}}
-    diagnosis = None
     paths: dict[Weights, Path] = {"final": folder / "last.ckpt"}
     if selects:
         paths["best_on_validation"] = Path(best.best_model_path)
-    splits = (["val"] if selects else []) + (["test"] if test else [])
-    for weights, path in paths.items():
-        parts.student.load_state_dict(read_checkpoint(path)["state_dict"])
-        for split in splits:
-            found[split][weights] = evaluate(parts.student, parts.data.loader(split), device)
-        if test and weights == "final":
-            diagnosis = _diagnose(parts, folder, device)
+    with going_on(folder):
+        found, diagnosis = _evaluate(parts, paths, trainer.strategy.root_device, test, folder)
     results = Results(
         provenance(parts.data, parts.student, parts.supervision, parts.recipe),
         epochs=trainer.current_epoch,
@@ -213,11 +201,22 @@ def fit(
     return folder, results
 
 
-def _diagnose(parts: Parts, folder: Path, device: torch.device) -> dict[str, float | None]:
-    """Diagnose the student on the test split into the run folder; return the summary."""
-    found = diagnose(parts.student, parts.data.loader("test"), device, parts.supervision)
-    (folder / "diagnostics.json").write_text(json.dumps(found, indent=2) + "\n")
-    return summary(found)
+def _evaluate(
+    parts: Parts, paths: dict[Weights, Path], device: torch.device, test: bool, folder: Path
+) -> tuple[dict[str, dict[Weights, Accuracy]], dict[str, float | None] | None]:
+    """Accuracies by split and weights; the final weights are diagnosed too, into the run folder."""
+    splits = (["val"] if parts.data.sizes["val"] else []) + (["test"] if test else [])
+    found: dict[str, dict[Weights, Accuracy]] = {"val": {}, "test": {}}
+    diagnosis = None
+    for weights, path in paths.items():
+        parts.student.load_state_dict(read_checkpoint(path)["state_dict"])
+        for split in splits:
+            found[split][weights] = evaluate(parts.student, parts.data.loader(split), device)
+        if test and weights == "final":
+            seen = diagnose(parts.student, parts.data.loader("test"), device, parts.supervision)
+            (folder / "diagnostics.json").write_text(json.dumps(seen, indent=2) + "\n")
+            diagnosis = summary(seen)
+    return found, diagnosis
 
 
 @quiet()

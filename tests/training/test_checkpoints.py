@@ -10,7 +10,9 @@ import pytest
 import torch
 import yaml
 
+from estl.students import VGGSNN
 from estl.training.checkpoint import read_checkpoint
+from estl.training.predict import predict
 from estl.training.recipe import parse_recipe
 from estl.training.resume import Aside, aside, taken
 from estl.training.run import fit
@@ -214,3 +216,41 @@ def test_a_run_that_cannot_start_leaves_nothing(
     with pytest.raises(ValueError, match=says):
         fit(config, given, test=False)
     assert not (tmp_path / "run").exists()
+
+
+STUDENT = {
+    "class_path": "estl.students.VGGSNN",
+    "init_args": {"layers": [4, "AP"], "frame_size": [8, 8]},
+}
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "says"),
+    [
+        ("state_dict", None, "holds no state_dict"),
+        ("state_dict", {1: torch.ones(1)}, "a name in it is no text"),
+        ("state_dict", {"a": 1}, "does not give its student back"),
+        ("classes", None, "holds no classes"),
+        ("classes", [1], "a name in it is no text"),
+        ("student", None, "its recipe has no student"),
+        ("student", {"class_path": "estl.students.NoSuch"}, r"names estl\.students\.NoSuch"),
+        ("student", STUDENT | {"init_args": {"layers": "x"}}, "does not give its student back"),
+        ("student", STUDENT | {"dict_kwargs": {"a": 1}}, "does not give its student back"),
+        ("student", STUDENT | {"init_args": [1]}, "init_args are no arguments"),
+        ("data", None, "its recipe has no data"),
+        ("data", {"class_path": "estl.students.VGGSNN"}, "has no function read"),
+    ],
+)
+def test_a_malformed_checkpoint_gets_one_line(
+    part: str, value: Any, says: str, tmp_path: Path
+) -> None:
+    data = {"class_path": "estl.data.NMNISTPairs", "init_args": {"T": 3}}
+    state = VGGSNN(layers=(4, "AP"), frame_size=(8, 8)).state_dict()
+    recipe = {"seed": 0, "student": STUDENT, "data": data}
+    saved = {"recipe": recipe, "state_dict": state, "classes": ["0"]}
+    (recipe if part in recipe else saved)[part] = value
+    path = tmp_path / "malformed.ckpt"
+    torch.save(saved, path)
+    with pytest.raises(ValueError, match=says) as raised:
+        list(predict(path, [tmp_path / "x.bin"]))
+    assert "\n" not in str(raised.value)

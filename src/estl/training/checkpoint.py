@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
 from torch import nn
 
 from estl.training.names import refuse_strangers
@@ -41,7 +41,24 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     for key, kind in (("state_dict", dict), ("classes", list)):
         if not isinstance(checkpoint.get(key), kind):
             raise ValueError(f"{path} was not written by estl fit (it holds no {key})")
+    names = [*checkpoint["state_dict"], *checkpoint["classes"], *checkpoint["recipe"]]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path} was not written by estl fit (a name in it is no text)")
     return checkpoint
+
+
+def part_of(checkpoint: dict[str, Any], name: str, path: str | Path) -> dict[str, Any]:
+    """A part of a checkpoint's recipe: its `class_path` and `init_args`.
+
+    Raises:
+        ValueError: there is no such part.
+    """
+    part = checkpoint["recipe"].get(name)
+    if not isinstance(part, dict) or not isinstance(part.get("class_path"), str):
+        raise ValueError(f"{path} was not written by estl fit (its recipe has no {name})")
+    if not isinstance(part.setdefault("init_args", {}), dict):
+        raise ValueError(f"{path} was not written by estl fit ({name}.init_args are no arguments)")
+    return part
 
 
 def load_student(path: str | Path, trust: Sequence[str] = ()) -> nn.Module:
@@ -66,9 +83,7 @@ def build_student(
     checkpoint: dict[str, Any], path: str | Path, trust: Sequence[str] = ()
 ) -> nn.Module:
     """The student of `load_student`, from a checkpoint that was read already."""
-    part = checkpoint["recipe"].get("student")
-    if not isinstance(part, dict):
-        raise ValueError(f"{path} was not written by estl fit (its recipe has no student)")
+    part = part_of(checkpoint, "student", path)
     refuse_strangers(part, trust)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(nn.Module, "student")
@@ -76,7 +91,7 @@ def build_student(
         config = parser.parse_object({"student": part})
         student: nn.Module = make(parser, "student", config.student)
         student.load_state_dict(checkpoint["state_dict"])
-    except (ArgumentError, RuntimeError) as error:
+    except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{path} does not give its student back: {reason}") from None
     return student.eval()

@@ -26,7 +26,7 @@ from estl.data.published import AbsentItemsError
 from estl.evaluation.accuracy import Accuracy, evaluate
 from estl.evaluation.attacks import attack, noise, robustness
 from estl.evaluation.diagnostics import diagnose, summary
-from estl.training.checkpoint import build_student, read_checkpoint
+from estl.training.checkpoint import build_student, part_of, read_checkpoint
 from estl.training.history import History
 from estl.training.names import refuse_strangers
 from estl.training.recipe import Parts, build, build_data, make_learner, parse_recipe, plain
@@ -249,8 +249,9 @@ def test(
         ValueError: no checkpoint of ESTL, a class that is not trusted, data of other classes.
     """
     saved = read_checkpoint(path)
-    recipe = saved["recipe"]
-    refuse_strangers([recipe.get("data"), recipe.get("student")], trust)
+    recipe = {"seed": 0} | saved["recipe"]
+    refuse_strangers([part_of(saved, name, path) for name in ("data", "student")], trust)
+    supervision = part_of(saved, "supervision", path)["class_path"]
     if data_path is not None:
         recipe["data"]["init_args"]["root"] = data_path
     try:
@@ -271,7 +272,7 @@ def test(
         rows |= noise(sigma=0.1, rate=0.05, dropped=1) if noisy else {}
         disturbed = robustness(student, data.loader("test"), device, rows, recipe["seed"])
     return CheckpointResults(
-        provenance(data, student, recipe["supervision"]["class_path"], recipe),
+        provenance(data, student, supervision, recipe),
         checkpoint=str(path),
         test=evaluate(student, data.loader("test"), device),
         eps=eps,

@@ -110,7 +110,7 @@ class EventData(L.LightningDataModule):
         """Raise ValueError, saying why, if a split is empty."""
         if not self.sizes.get(split):
             why = self.no_training or f"{type(self).__name__} has no such items"
-            raise ValueError(f"the {split} split is empty: {why}")
+            raise ValueError(f"the {split} split is empty: {why} (see test_fraction, val_fraction)")
 
     def follow(self, classes: Sequence[str]) -> None:
         """Number the labels as in `classes`, those that a checkpoint was trained on.

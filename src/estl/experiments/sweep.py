@@ -90,7 +90,7 @@ def sweep(
     pairs = [(variant.name, seed) for seed in seeds for variant in variants]
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     environment = {"OMP_NUM_THREADS": threads} | os.environ | {"ESTL_PARENT": str(os.getpid())}
-    running: set[subprocess.Popen[bytes]] = set()
+    running: list[subprocess.Popen[bytes]] = []
     found: dict[str, list[Results]] = {variant.name: [] for variant in variants}
     with ThreadPoolExecutor(jobs) as pool:
         run = partial(_run, environment=environment, running=running, watched=jobs == 1)
@@ -159,7 +159,7 @@ def _run(
     folder: Path,
     seed: int,
     environment: dict[str, str],
-    running: set[subprocess.Popen[bytes]],
+    running: list[subprocess.Popen[bytes]],
     watched: bool,
 ) -> Results:
     """Results of one run of the variant in `folder`, trained or continued if need be."""
@@ -176,7 +176,7 @@ def _run(
         with (run / "log.txt").open("w") as log:
             shown = None if watched else log
             with subprocess.Popen(command, stdout=shown, stderr=log, env=environment) as process:
-                running.add(process)
+                running.append(process)
                 status = process.wait()
                 running.remove(process)
         if status:

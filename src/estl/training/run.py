@@ -164,6 +164,7 @@ def fit(
             *callbacks,
         ],
     )
+    parts.data.batch_share(trainer.world_size)  # before other processes are started
     if rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         for rest in folder.glob("*.ckpt.new"):  # of a run that was killed while it wrote

@@ -212,9 +212,9 @@ def test_a_run_that_cannot_start_leaves_nothing(
 ) -> None:
     if "cuda" in says and torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    config, given = parse_recipe(recipe() | changes | {"output_dir": str(tmp_path / "run")})
+    values = recipe() | changes | {"output_dir": str(tmp_path / "run")}
     with pytest.raises(ValueError, match=says):
-        fit(config, given, test=False)
+        fit(*parse_recipe(values), test=False)
     assert not (tmp_path / "run").exists()
 
 

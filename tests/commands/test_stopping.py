@@ -35,7 +35,7 @@ def test_a_run_that_is_stopped_says_how_to_go_on(
     how: signal.Signals, status: int, word: str, tmp_path: Path
 ) -> None:
     last = tmp_path / "last.ckpt"
-    words = [*ESTL, "fit", *LONG, f"--output-dir={tmp_path}", "--data.init_args.num_workers=1"]
+    words = [*ESTL, "fit", *LONG, f"--output-dir={tmp_path}"]
     run = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     wait(last.exists, run)
     run.send_signal(how)

@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable
-from contextlib import redirect_stderr
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
@@ -171,11 +171,14 @@ def estl(capsys: pytest.CaptureFixture[str]) -> Estl:
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sweep's `estl fit` runs here, not in a new process that imports all; nothing is drawn."""
 
-    def call(command: list[str], *, stderr: Any, **_: Any) -> SimpleNamespace:
+    def call(
+        command: list[str], *, stderr: Any, **_: Any
+    ) -> AbstractContextManager[SimpleNamespace]:
         with redirect_stderr(stderr):
-            return SimpleNamespace(returncode=main(command[3:]))
+            status = main(command[3:])
+        return nullcontext(SimpleNamespace(wait=lambda: status))
 
-    monkeypatch.setattr("estl.experiments.sweep.subprocess", SimpleNamespace(run=call))
+    monkeypatch.setattr("estl.experiments.sweep.subprocess.Popen", call)
     monkeypatch.setattr("estl.report.run.draw", lambda folder: None)
     monkeypatch.setattr("estl.report.pictures.Pictures", Callback)
 

@@ -137,13 +137,44 @@ def test_tse_and_tet_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> N
         (["--supervision=estl.supervision.NoSuch"], "NoSuch"),
         (["--student=no.such.Student"], "no.such"),
         (["--tse", "--tau-f=-1"], "fit: tau_f must be"),
-        (["--lr=0"], "lr"),
+        (
+            ["--data.init_args.test_fraction=0"],
+            "split is empty: Digits has no such items (see test_fraction",
+        ),
+        (["--trainer.devices=0"], "with trainer.devices 0: `Trainer"),
+        (["--trainer.strategy=nosuch"], "strategy"),
+        (["--devices=7", "--trainer.accelerator=cpu"], "batch_size=50 is shared by 7 processes"),
     ],
 )
-def test_a_mistake_gets_one_line(
-    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+def test_a_mistake_gets_one_line_and_leaves_nothing(
+    words: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert says in fails(capsys, ["fit", *SMALL, *words])
+    folder = tmp_path / "run"
+    assert says in fails(capsys, ["fit", *SMALL, *words, f"--output-dir={folder}"])
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        (
+            "--batch-size=0",
+            "--batch-size (data.init_args.batch_size) is 0: give a number at least 1",
+        ),
+        ("--epochs=-5", "--epochs (trainer.max_epochs) is -5: give a number at least 1"),
+        ("--epochs=0", "--epochs (trainer.max_epochs) is 0"),
+        ("--T=0", "--T (data.init_args.T) is 0"),
+        ("--lr=0", "--lr (learner.lr) is 0.0: give a number above 0"),
+        ("--weight-decay=-1", "--weight-decay (learner.weight_decay) is -1.0: give a number at l"),
+        ("--learner.warmup=-4", "--learner.warmup is -4.0"),
+        ("--trainer.gradient_clip_val=-1", "--trainer.gradient_clip_val is -1"),
+        ("--trainer.accumulate_grad_batches=0", "--trainer.accumulate_grad_batches is 0"),
+    ],
+)
+def test_a_number_out_of_range_is_named(
+    word: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert says in fails(capsys, ["fit", *SMALL, word])
 
 
 def test_a_recipe_with_a_wrong_key_gets_one_line(

@@ -7,9 +7,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
+
+from estl.data.sets.digits import Digits
+from estl.data.shards import write_shards
+from estl.training.recipe import parse_recipe
+from estl.training.run import fit
+from tests.small_runs import recipe, same, train
 
 RUN = [
     *(sys.executable, "-m", "estl.commands", "fit", "--dataset=digits", "--arch=vggsnn-pooled"),
@@ -58,3 +66,37 @@ def test_killed_and_resumed_equals_unbroken(tmp_path: Path) -> None:
     assert (broken / "results.json").exists()
     assert [row["epoch"] for row in history(broken)] == [str(n) for n in range(1, 13)]
     assert history(broken) == history(whole)
+
+
+def resume(folder: Path) -> dict[str, Any]:
+    """The last checkpoint of a run that is continued to its end."""
+    fit(*parse_recipe(yaml.safe_load((folder / "config.yaml").read_text())), folder, test=False)
+    return dict(torch.load(folder / "last.ckpt", weights_only=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [1, 2])
+@pytest.mark.parametrize(
+    "loading",
+    [
+        {"augment": {"shift": 0.1, "flip": 0.5}},
+        {"augment": {"mixup": 0.4, "drop_time": 0.3}, "num_workers": 2},
+        {"augment": {"shift": 0.1}, "num_workers": 2, "shards": True},
+    ],
+    ids=str,
+)
+def test_augmented_runs_are_resumed_bit_for_bit(
+    loading: dict[str, Any], kill: int, tmp_path: Path
+) -> None:
+    loading = dict(loading)
+    if loading.pop("shards", False):
+        write_shards(Digits(T=3, size=16, per_class=4), tmp_path / "shards", shard_size=8)
+        loading["root"] = str(tmp_path / "shards")
+    whole = train(recipe(**loading), tmp_path / "whole")
+    stopped = train(recipe(**loading), tmp_path / "broken", kill)
+    assert stopped["epoch"] == kill - 1
+    continued = resume(tmp_path / "broken")
+    assert continued["epoch"] == 2
+    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+        assert same(whole[part], continued[part]), part
+    assert history(tmp_path / "broken") == history(tmp_path / "whole")

@@ -4,8 +4,14 @@ Only what parses is imported here. A command imports what it needs when it runs:
 Lightning take seconds, and `--help` does not wait for them.
 """
 
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from cyclopts import App, CycloptsError
 
@@ -19,6 +25,7 @@ app = App(
     help_format="plaintext",
     version_flags=[],
     default_parameter=DEFAULTS,
+    suppress_keyboard_interrupt=False,
 )
 app.command("estl.commands.fit:fit", help="Train a student.")
 app.command("estl.commands.test:test", help="Accuracy of a checkpoint.")
@@ -33,21 +40,54 @@ app.command("estl.commands.compare:compare", help="Plain, TET and TSE side by si
 app.command("estl.commands.tune:tune", help="Search the thresholds of TSE on validation.")
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as a scheduler sends it: all that cleans up after Ctrl-C cleans up after it too."""
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run `estl` with the arguments of a command line; returns the exit status.
 
-    A user's mistake ends with one line on standard error and status 2.
+    A user's mistake ends with one line on standard error and status 2, Ctrl-C with 130 and SIGTERM
+    with 143, as shells have it.
     """
     args = list(sys.argv[1:] if args is None else args)
     keep_freed_memory()
     command = " ".join(["estl", *args[:1]]) if args and not args[0].startswith("-") else "estl"
     try:
-        status = app(args, exit_on_error=False, print_error=False, result_action="return_value")
+        with _stoppable():
+            status = app(args, exit_on_error=False, print_error=False, result_action="return_value")
         return status if isinstance(status, int) else 0
     except (CycloptsError, ValueError, OSError, FloatingPointError) as error:
         print(f"{command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        go_on = "estl fit --resume RUN" if args[0] == "fit" else "the same command"
-        print(f"{command}: interrupted; continue with {go_on}", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        what = "terminated" if isinstance(stop, Terminated) else "interrupted"
+        go_on = str(stop) or "the same command"
+        print(f"{command}: {what}; go on with {go_on}", file=sys.stderr)
+        return 143 if isinstance(stop, Terminated) else 130
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Raise `Terminated` on SIGTERM, and as soon as the sweep that has started this run is gone."""
+
+    def terminate(*_: Any) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    if (parent := os.environ.pop("ESTL_PARENT", None)) is not None:
+        threading.Thread(target=_follow, args=(int(parent),), daemon=True).start()
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _follow(parent: int) -> None:
+    """End this process when its parent has ended, killed or not."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -23,6 +23,7 @@ from estl.data.cache import Content, Load, open_cache
 from estl.data.formats.images import read_rgb
 from estl.data.frames import Normalization, normalize
 from estl.data.items import Item, file_content, fingerprint, list_images
+from estl.data.loader import Loader
 from estl.data.samples import Sample, Split, collate
 from estl.types import Batch
 
@@ -98,7 +99,7 @@ class EventData(L.LightningDataModule):
         """Raise ValueError, saying why, if a split is empty."""
         if not self.sizes.get(split):
             why = self.no_training or f"{type(self).__name__} has no such items"
-            raise ValueError(f"the {split} split is empty: {why}")
+            raise ValueError(f"the {split} split is empty: {why} (see test_fraction, val_fraction)")
 
     def follow(self, classes: Sequence[str]) -> None:
         """Number the labels as in `classes`, those that a checkpoint was trained on.
@@ -154,7 +155,8 @@ class EventData(L.LightningDataModule):
         """What all loaders are given."""
         workers = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
         memory = {"collate_fn": collate, "pin_memory": torch.cuda.is_available()}
-        return {"batch_size": self.batch_share(world_size)} | workers | memory
+        own = {"generator": torch.Generator().manual_seed(self.seed)}  # see `Loader`
+        return {"batch_size": self.batch_share(world_size)} | workers | memory | own
 
 
 class ItemData(EventData):
@@ -270,7 +272,7 @@ class ItemData(EventData):
         )
         loading = self._loading(world_size)
         single = len(sampler) > 1 and len(sampler) % loading["batch_size"] == 1
-        return DataLoader(dataset, sampler=sampler, drop_last=shuffle and single, **loading)
+        return Loader(dataset, sampler=sampler, drop_last=shuffle and single, **loading)
 
 
 def with_items(data: EventData) -> ItemData:

@@ -57,7 +57,10 @@ def read_file(path: Path, class_path: str, init_args: Mapping[str, Any]) -> Tens
     """
     module, _, name = class_path.rpartition(".")
     if class_path not in {row.class_path for row in CATALOG}:
-        frames: Tensor = getattr(import_module(module), name).read(path, **init_args)
+        read = getattr(getattr(import_module(module), name, None), "read", None)
+        if read is None:
+            raise ValueError(f"{path}: {class_path} has no function read(path, ...) for files")
+        frames: Tensor = read(path, **init_args)
         return frames
     if name not in READERS:
         raise ValueError(f"{path}: a student of {class_path} has no event files to predict")

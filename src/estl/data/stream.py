@@ -5,14 +5,17 @@
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 import webdataset as wds
+from lightning import Trainer
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from estl.data.frames import Standard, normalize
+from estl.data.loader import Loader
 from estl.data.module import EventData
 from estl.data.samples import Sample
 from estl.data.shards import Parts, read_index, read_shard, unpack_sample
@@ -37,7 +40,7 @@ class Stream(IterableDataset[Sample]):
         self.number = {name: i for i, name in enumerate(data.classes)}
         self.T, self.batch_size, self.scaling = data.T, data.batch_share(R), data.scaling(shuffle)
         self.shuffle, self.buffer, self.seed, self.rank = shuffle, data.buffer, data.seed, rank
-        self.epoch = data.trainer.current_epoch if data.trainer else 0
+        self.epoch = 0
         n = data.sizes[split]
         share = n // R if shuffle else -(-n // R)
         self.start = max(0, min(rank * share, n - share))
@@ -74,6 +77,10 @@ class Stream(IterableDataset[Sample]):
                 for i, parts in enumerate(read_shard(self.root, shard), start):
                     if first <= i < last:
                         yield parts
+
+    def follow(self, trainer: Trainer) -> None:
+        """Take the next pass for the trainer's epoch."""
+        self.epoch = trainer.current_epoch
 
     def __iter__(self) -> Iterator[Sample]:
         samples = self.parts()
@@ -132,4 +139,7 @@ class Shards(EventData):
     ) -> DataLoader[Sample]:
         """Batches of a split, see `EventData.loader`."""
         stream = Stream(self, split, shuffle=shuffle, rank=rank, R=world_size)
-        return DataLoader(stream, **self._loading(world_size))
+        loader = Loader(stream, **self._loading(world_size))
+        if self.trainer is not None:
+            loader.begin = partial(stream.follow, self.trainer)
+        return loader

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import yaml
 from estl.training.recipe import merge, parse, parse_recipe, plain
 from estl.training.rehearsal import duration, rehearse
 from estl.training.results import Results
+from estl.training.resume import taken
 
 
 @dataclass(frozen=True)
@@ -87,14 +89,22 @@ def sweep(
     rehearse_all(recipe, variants, seeds, folder, jobs)
     pairs = [(variant.name, seed) for seed in seeds for variant in variants]
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    environment = {"OMP_NUM_THREADS": threads} | os.environ
+    environment = {"OMP_NUM_THREADS": threads} | os.environ | {"ESTL_PARENT": str(os.getpid())}
+    running: list[subprocess.Popen[bytes]] = []
     found: dict[str, list[Results]] = {variant.name: [] for variant in variants}
     with ThreadPoolExecutor(jobs) as pool:
-        done = pool.map(lambda pair: _run(folder / pair[0], pair[1], environment, jobs == 1), pairs)
-        for (name, seed), results in zip(pairs, done, strict=True):
-            found[name].append(results)
-            accuracy = 100 * (results.test or results.val)["final"].final
-            print(f"{name}, seed {seed}: {accuracy:.2f} %", flush=True)
+        run = partial(_run, environment=environment, running=running, watched=jobs == 1)
+        done = pool.map(lambda pair: run(folder / pair[0], pair[1]), pairs)
+        try:
+            for (name, seed), results in zip(pairs, done, strict=True):
+                found[name].append(results)
+                accuracy = 100 * (results.test or results.val)["final"].final
+                print(f"{name}, seed {seed}: {accuracy:.2f} %", flush=True)
+        except KeyboardInterrupt:  # or SIGTERM: the runs end with the sweep
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(running):
+                process.terminate()
+            raise
     prints = {results.of.data.fingerprint for runs in found.values() for results in runs}
     if len(prints) > 1:
         raise ValueError(
@@ -145,12 +155,18 @@ def _write(recipe: dict[str, Any], variant: Variant, folder: Path) -> None:
         (folder / f"{name}.yaml").write_text(head + yaml.safe_dump(values, sort_keys=False))
 
 
-def _run(folder: Path, seed: int, environment: dict[str, str], watched: bool) -> Results:
+def _run(
+    folder: Path,
+    seed: int,
+    environment: dict[str, str],
+    running: list[subprocess.Popen[bytes]],
+    watched: bool,
+) -> Results:
     """Results of one run of the variant in `folder`, trained or continued if need be."""
     run = folder / f"seed{seed}"
     if not _results(folder, seed).exists():
         run.mkdir(parents=True, exist_ok=True)
-        if (run / "config.yaml").exists():
+        if taken(run):
             args = ["--resume", str(run)]
         else:
             args = [f"--config={folder / 'recipe.yaml'}", f"--seed={seed}", f"--output-dir={run}"]
@@ -159,9 +175,10 @@ def _run(folder: Path, seed: int, environment: dict[str, str], watched: bool) ->
             print(f"{folder.name}, seed {seed}:", flush=True)
         with (run / "log.txt").open("w") as log:
             shown = None if watched else log
-            status = subprocess.run(
-                command, stdout=shown, stderr=log, env=environment, check=False
-            ).returncode
+            with subprocess.Popen(command, stdout=shown, stderr=log, env=environment) as process:
+                running.append(process)
+                status = process.wait()
+                running.remove(process)
         if status:
             last = (run / "log.txt").read_text().strip().splitlines()[-1:]
             raise ValueError(f"{folder.name}, seed {seed} failed ({run / 'log.txt'}): {last}")

@@ -1,11 +1,12 @@
 """Reading a checkpoint, and the student in it. Imports neither Lightning nor a data set."""
 
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
 from torch import nn
 
 from estl.training.names import refuse_strangers
@@ -15,24 +16,49 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """A checkpoint of `estl fit` as plain tensors and values (no code in it is run).
 
     `state_dict` is the student's, `classes` the class names in the order of the labels, `recipe`
-    the configuration it was trained with.
+    the configuration it was trained with. Every part of the file is held against the checksum that
+    `torch.save` has put beside it, which `torch.load` does not do.
 
     Raises:
-        ValueError: no such file, or not a checkpoint of ESTL.
+        ValueError: no such file, damaged, or not a checkpoint of ESTL.
     """
     if not Path(path).is_file():
         raise ValueError(f"no checkpoint {path}: give the best*.ckpt or last.ckpt of a run folder")
     try:
+        with zipfile.ZipFile(path) as file:
+            if (part := file.testzip()) is not None:
+                raise ValueError(f"{part} does not have its checksum")
+            if any(part.external_attr & 0x10 for part in file.infolist()):
+                raise ValueError("a part is a folder")  # torch would return whatever memory holds
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0][:120]
-        raise ValueError(f"{path} cannot be read as a checkpoint: {reason}") from None
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise ValueError(
+            f"{path} is damaged, or cannot be read as a checkpoint: {reason}"
+        ) from None
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("recipe"), dict):
         raise ValueError(f"{path} was not written by estl fit (it holds no recipe)")
     for key, kind in (("state_dict", dict), ("classes", list)):
         if not isinstance(checkpoint.get(key), kind):
             raise ValueError(f"{path} was not written by estl fit (it holds no {key})")
+    names = [*checkpoint["state_dict"], *checkpoint["classes"], *checkpoint["recipe"]]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path} was not written by estl fit (a name in it is no text)")
     return checkpoint
+
+
+def part_of(checkpoint: dict[str, Any], name: str, path: str | Path) -> dict[str, Any]:
+    """A part of a checkpoint's recipe: its `class_path` and `init_args`.
+
+    Raises:
+        ValueError: there is no such part.
+    """
+    part = checkpoint["recipe"].get(name)
+    if not isinstance(part, dict) or not isinstance(part.get("class_path"), str):
+        raise ValueError(f"{path} was not written by estl fit (its recipe has no {name})")
+    if not isinstance(part.setdefault("init_args", {}), dict):
+        raise ValueError(f"{path} was not written by estl fit ({name}.init_args are no arguments)")
+    return part
 
 
 def load_student(path: str | Path, trust: Sequence[str] = ()) -> nn.Module:
@@ -57,9 +83,7 @@ def build_student(
     checkpoint: dict[str, Any], path: str | Path, trust: Sequence[str] = ()
 ) -> nn.Module:
     """The student of `load_student`, from a checkpoint that was read already."""
-    part = checkpoint["recipe"].get("student")
-    if not isinstance(part, dict):
-        raise ValueError(f"{path} was not written by estl fit (its recipe has no student)")
+    part = part_of(checkpoint, "student", path)
     refuse_strangers(part, trust)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(nn.Module, "student")
@@ -67,7 +91,7 @@ def build_student(
         config = parser.parse_object({"student": part})
         student: nn.Module = make(parser, "student", config.student)
         student.load_state_dict(checkpoint["state_dict"])
-    except (ArgumentError, RuntimeError) as error:
+    except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{path} does not give its student back: {reason}") from None
     return student.eval()

@@ -86,6 +86,7 @@ class Learner(LightningModule):
             `{edge_detector: 1e-3, fusion: 1e-3, projector: 1e-3}`.
         recipe: the resolved configuration, kept in the checkpoint.
         classes: class names in the order of the labels, kept in the checkpoint.
+        fingerprint: of the data, kept in the checkpoint.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Learner(LightningModule):
         part_lr: dict[str, float] | None = None,
         recipe: dict[str, Any] | None = None,
         classes: tuple[str, ...] = (),
+        fingerprint: str = "",
     ) -> None:
         super().__init__()
         if lr <= 0:
@@ -118,7 +120,7 @@ class Learner(LightningModule):
         self.schedule, self.warmup = schedule, warmup
         self.part_lr = part_lr or {}
         self.recipe = recipe or {}
-        self.classes = classes
+        self.classes, self.fingerprint = classes, fingerprint
         self.finite = FiniteCheck()
         self.warned = False
 
@@ -246,6 +248,7 @@ class Learner(LightningModule):
         checkpoint["state_dict"] = _below(state, "student.")
         checkpoint["supervision"] = _below(state, "supervision.")
         checkpoint["recipe"], checkpoint["classes"] = self.recipe, list(self.classes)
+        checkpoint["fingerprint"] = self.fingerprint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Inverse of `on_save_checkpoint`."""

@@ -8,7 +8,7 @@ import torch
 from estl.data.frames import normalize
 from estl.data.reading import read_file
 from estl.evaluation.accuracy import running_mean
-from estl.training.checkpoint import build_student, read_checkpoint
+from estl.training.checkpoint import build_student, part_of, read_checkpoint
 from estl.training.names import refuse_strangers
 
 
@@ -27,13 +27,19 @@ def predict(
         ValueError: no checkpoint of ESTL, a class that is not trusted, a broken file.
     """
     saved = read_checkpoint(path)
-    data = saved["recipe"].get("data")
+    data = part_of(saved, "data", path)
     refuse_strangers(data, trust)
     student = build_student(saved, path, trust)
     options = data["init_args"]
     for file in files:
         frames = read_file(file, data["class_path"], options)
         frames = normalize(frames, options.get("normalize", "none"))
-        probability, label = running_mean(student(frames[None]).logits)[0].softmax(-1).max(-1)
+        logits = running_mean(student(frames[None]).logits)[0]
+        if logits.shape[-1] != len(saved["classes"]):
+            raise ValueError(
+                f"{path} has names of {len(saved['classes'])} classes, but its student tells "
+                f"{logits.shape[-1]} apart: give the checkpoint as estl fit wrote it"
+            )
+        probability, label = logits.softmax(-1).max(-1)
         names = [saved["classes"][k] for k in label.tolist()]
         yield file, list(zip(names, probability.tolist(), strict=True))

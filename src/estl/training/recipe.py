@@ -24,6 +24,29 @@ from estl.types import Supervision
 SECTIONS = ("data", "student", "supervision", "learner", "trainer", "init_args")
 """Keys of a recipe that hold further keys; what stands under any other is one value."""
 
+RANGES = {
+    "at least 1": {
+        "data.init_args.T": "--T",
+        "data.init_args.batch_size": "--batch-size",
+        "trainer.max_epochs": "--epochs",
+        "trainer.accumulate_grad_batches": "",
+        "trainer.check_val_every_n_epoch": "",
+    },
+    "at least 0": {
+        "data.init_args.num_workers": "",
+        "learner.weight_decay": "--weight-decay",
+        "learner.warmup": "",
+        "trainer.gradient_clip_val": "",
+    },
+    "above 0": {
+        "learner.lr": "--lr",
+        "trainer.limit_train_batches": "",
+        "trainer.val_check_interval": "",
+    },
+}
+"""What numbers of a recipe have to be, with their short flags: Lightning and loaders fail late, or
+train on in silence, where they are not."""
+
 
 def make_parser() -> ArgumentParser:
     """The schema of a recipe, as a parser of its keys."""
@@ -41,7 +64,10 @@ def make_parser() -> ArgumentParser:
     parser.add_subclass_arguments(nn.Module, "student")
     parser.add_subclass_arguments(Supervision, "supervision")
     parser.add_class_arguments(
-        Learner, "learner", skip={"student", "supervision", "recipe", "classes"}, instantiate=False
+        Learner,
+        "learner",
+        skip={"student", "supervision", "recipe", "classes", "fingerprint"},
+        instantiate=False,
     )
     parser.add_class_arguments(
         Trainer,
@@ -69,7 +95,7 @@ def parse(
         parts: that have to be chosen.
 
     Raises:
-        ValueError: an unknown key, a wrong type, a missing part.
+        ValueError: an unknown key, a wrong type, a number out of range, a missing part.
     """
     parser = make_parser()
     try:
@@ -78,7 +104,7 @@ def parse(
             if part not in given:
                 flag = {"data": "--dataset", "student": "--arch"}[part]
                 raise ValueError(f"no {part} chosen: give --config RECIPE, or {flag} NAME")
-        return parser.parse_args(list(args)), given
+        return _in_range(parser.parse_args(list(args))), given
     except ArgumentError as error:
         raise ValueError(one_line(str(error))) from None
 
@@ -91,9 +117,23 @@ def parse_recipe(recipe: dict[str, Any]) -> tuple[Namespace, Namespace]:
     """
     parser = make_parser()
     try:
-        return parser.parse_object(recipe), parser.parse_object(recipe, defaults=False)
+        return _in_range(parser.parse_object(recipe)), parser.parse_object(recipe, defaults=False)
     except ArgumentError as error:
         raise ValueError(one_line(str(error))) from None
+
+
+def _in_range(config: Namespace) -> Namespace:
+    """The configuration, or ValueError for a number that is not in its `RANGES`."""
+    for needed, keys in RANGES.items():
+        low = int(needed[-1])
+        for key, flag in keys.items():
+            value = config.get(key)
+            if isinstance(value, int | float) and not (
+                value > low or (value == low and needed.startswith("at least"))
+            ):
+                name = f"{flag} ({key})" if flag else f"--{key}"
+                raise ValueError(f"{name} is {value}: give a number {needed}")
+    return config
 
 
 def plain(config: Namespace) -> dict[str, Any]:
@@ -189,6 +229,7 @@ def make_learner(config: Namespace, parts: Parts) -> Learner:
         **config.learner.as_dict(),
         recipe=parts.recipe,
         classes=parts.data.classes,
+        fingerprint=parts.data.fingerprint,
     )
 
 

@@ -15,6 +15,7 @@ from estl.training.learner import Learner
 from estl.training.recipe import Parts, build, make_learner
 from estl.training.results import peak_memory
 from estl.training.screen import quiet
+from estl.training.trainer import make_trainer, plainly
 from estl.types import Batch, Loss, Output, Supervision
 
 
@@ -118,8 +119,11 @@ def rehearse(config: Namespace, given: Namespace) -> Rehearsal:
         "enable_progress_bar": False, "enable_model_summary": False,
     }  # fmt: skip
     options = config.trainer.as_dict()
-    trainer = Trainer(**options | once, logger=False, enable_checkpointing=False, callbacks=[watch])
-    trainer.fit(learner, parts.data)
+    trainer = make_trainer(
+        options | once, logger=False, enable_checkpointing=False, callbacks=[watch]
+    )
+    with plainly():
+        trainer.fit(learner, parts.data)
     return Rehearsal(
         parts,
         learner,

@@ -26,12 +26,14 @@ from estl.data.published import AbsentItemsError
 from estl.evaluation.accuracy import Accuracy, evaluate
 from estl.evaluation.attacks import attack, noise, robustness
 from estl.evaluation.diagnostics import diagnose, summary
-from estl.training.checkpoint import build_student, read_checkpoint
+from estl.training.checkpoint import build_student, part_of, read_checkpoint
 from estl.training.history import History
 from estl.training.names import refuse_strangers
-from estl.training.recipe import Parts, build, build_data, make_learner, parse_recipe
+from estl.training.recipe import Parts, build, build_data, make_learner, parse_recipe, plain
 from estl.training.results import CheckpointResults, Results, Weights, peak_memory, provenance
+from estl.training.resume import Aside, aside, going_on, newest_whole, refuse_another, taken
 from estl.training.screen import progress_bars, quiet
+from estl.training.trainer import make_trainer, plainly
 
 
 class Best(ModelCheckpoint):
@@ -58,7 +60,7 @@ def rank() -> int:
 
 
 def run_folder(config: Namespace) -> Path:
-    """The folder of a new run: the one asked for, or the next free one in `runs/`.
+    """The folder of a new run, not made yet: the one asked for, or the next free one in `runs/`.
 
     Raises:
         ValueError: the folder asked for already holds a run.
@@ -70,7 +72,7 @@ def run_folder(config: Namespace) -> Path:
         return Path(folder)
     if config.output_dir is not None:
         path = Path(config.output_dir)
-        if (path / "config.yaml").exists():
+        if taken(path):
             raise ValueError(
                 f"{path} already holds a run: continue it with estl fit --resume {path}, or "
                 "choose another --output-dir"
@@ -83,7 +85,6 @@ def run_folder(config: Namespace) -> Path:
             if not path.exists():
                 break
             path = Path("runs", f"{stem}-{number}")
-    path.mkdir(parents=True, exist_ok=True)
     os.environ["ESTL_RUN_FOLDER"] = str(path)  # for the processes that Lightning starts
     return path
 
@@ -102,12 +103,18 @@ def fit(
     Args:
         config: the complete configuration.
         given: the part of it that was written down, by file or flag.
-        resume: a run folder to continue from its `last.ckpt`.
+        resume: a run folder to continue from its `last.ckpt`, or from another checkpoint there
+            where that is damaged (`training.resume`).
         callbacks: of Lightning, beside the run's own.
         test: whether the test split is read at the end, and the student diagnosed on it.
 
     Returns:
         The run folder and what its `results.json` holds; None in all processes but the first.
+
+    Raises:
+        ValueError: a mistake in the configuration, or a run that cannot be continued so; nothing
+            has been written then.
+        KeyboardInterrupt: it was stopped; the text says how to go on.
     """
     seed_everything(config.seed, verbose=False)
     parts = build(config, given)
@@ -116,24 +123,36 @@ def fit(
         parts.data.require("test")
     if not parts.data.allow_leaks:
         refuse_leaks(parts.data)
-    folder = resume or run_folder(config)
-    if rank() == 0:
-        (folder / "config.yaml").write_text(yaml.safe_dump(parts.recipe, sort_keys=False))
     learner = make_learner(config, parts)
+    folder = resume or run_folder(config)
+    start = newest_whole(folder) if resume else None
+    if start is not None:
+        old, data = start[1]["recipe"], parts.data.fingerprint
+        refuse_another(plain(parse_recipe(old)[0]), parts.recipe, folder)
+        if start[1].get("fingerprint", data) != data:
+            raise ValueError(f"{folder} was trained on other data: give the same files")
     last = ModelCheckpoint(
         folder, "last", save_on_train_epoch_end=True, enable_version_counter=False
     )
     best = Best(
-        folder, "best-{epoch:03d}", monitor="val/rank", mode="max", auto_insert_metric_name=False
+        folder,
+        "best-{epoch:03d}",
+        monitor="val/rank",
+        mode="max",
+        auto_insert_metric_name=False,
+        enable_version_counter=False,  # a resumed run writes the same file again
     )
     selects = parts.data.sizes["val"] > 0
     timer = Timer()
     options = config.trainer.as_dict() | ({} if selects else {"limit_val_batches": 0})
     bars = [] if options["enable_progress_bar"] is False else progress_bars()
     options["enable_progress_bar"] = bool(bars)
+    plugins = options.pop("plugins") or []
+    plugins = plugins if isinstance(plugins, list) else [plugins]
     options["enable_model_summary"] = bool(options["enable_model_summary"])  # None: a line instead
-    trainer = Trainer(
-        **options,
+    trainer = make_trainer(
+        options,
+        plugins=[*plugins, Aside()],
         default_root_dir=folder,
         logger=TensorBoardLogger(str(folder), name="", version="tensorboard"),
         callbacks=[
@@ -145,28 +164,30 @@ def fit(
             *callbacks,
         ],
     )
-    checkpoint = folder / "last.ckpt"
+    parts.data.batch_share(trainer.world_size)  # before other processes are started
+    if rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        for rest in folder.glob("*.ckpt.new"):  # of a run that was killed while it wrote
+            rest.unlink()
+        with aside(folder / "config.yaml") as file:
+            file.write(yaml.safe_dump(parts.recipe, sort_keys=False).encode())
+        if start is not None and start[0].name != "last.ckpt":
+            with aside(folder / "last.ckpt") as file:
+                file.write(start[0].read_bytes())
     # Edges near 0 are denormal numbers, with which a processor computes several times slower.
     torch.set_flush_denormal(True)
     try:
-        trainer.fit(learner, parts.data, ckpt_path=checkpoint if checkpoint.exists() else None)
+        with going_on(folder), plainly():
+            trainer.fit(learner, parts.data, ckpt_path=start[0] if start else None)
     finally:
         torch.set_flush_denormal(False)
     if not trainer.is_global_zero:
         return None
-    device = trainer.strategy.root_device
-    found: dict[str, dict[Weights, Accuracy]] = {"val": {}, "test": {}}
-    diagnosis = None
-    paths: dict[Weights, Path] = {"final": checkpoint}
+    paths: dict[Weights, Path] = {"final": folder / "last.ckpt"}
     if selects:
         paths["best_on_validation"] = Path(best.best_model_path)
-    splits = (["val"] if selects else []) + (["test"] if test else [])
-    for weights, path in paths.items():
-        parts.student.load_state_dict(read_checkpoint(path)["state_dict"])
-        for split in splits:
-            found[split][weights] = evaluate(parts.student, parts.data.loader(split), device)
-        if test and weights == "final":
-            diagnosis = _diagnose(parts, folder, device)
+    with going_on(folder):
+        found, diagnosis = _evaluate(parts, paths, trainer.strategy.root_device, test, folder)
     results = Results(
         provenance(parts.data, parts.student, parts.supervision, parts.recipe),
         epochs=trainer.current_epoch,
@@ -176,15 +197,27 @@ def fit(
         test=found["test"] or None,
         diagnosis=diagnosis,
     )
-    (folder / "results.json").write_text(results.to_json())
+    with aside(folder / "results.json") as file:
+        file.write(results.to_json().encode())
     return folder, results
 
 
-def _diagnose(parts: Parts, folder: Path, device: torch.device) -> dict[str, float | None]:
-    """Diagnose the student on the test split into the run folder; return the summary."""
-    found = diagnose(parts.student, parts.data.loader("test"), device, parts.supervision)
-    (folder / "diagnostics.json").write_text(json.dumps(found, indent=2) + "\n")
-    return summary(found)
+def _evaluate(
+    parts: Parts, paths: dict[Weights, Path], device: torch.device, test: bool, folder: Path
+) -> tuple[dict[str, dict[Weights, Accuracy]], dict[str, float | None] | None]:
+    """Accuracies by split and weights; the final weights are diagnosed too, into the run folder."""
+    splits = (["val"] if parts.data.sizes["val"] else []) + (["test"] if test else [])
+    found: dict[str, dict[Weights, Accuracy]] = {"val": {}, "test": {}}
+    diagnosis = None
+    for weights, path in paths.items():
+        parts.student.load_state_dict(read_checkpoint(path)["state_dict"])
+        for split in splits:
+            found[split][weights] = evaluate(parts.student, parts.data.loader(split), device)
+        if test and weights == "final":
+            seen = diagnose(parts.student, parts.data.loader("test"), device, parts.supervision)
+            (folder / "diagnostics.json").write_text(json.dumps(seen, indent=2) + "\n")
+            diagnosis = summary(seen)
+    return found, diagnosis
 
 
 @quiet()
@@ -217,8 +250,9 @@ def test(
         ValueError: no checkpoint of ESTL, a class that is not trusted, data of other classes.
     """
     saved = read_checkpoint(path)
-    recipe = saved["recipe"]
-    refuse_strangers([recipe.get("data"), recipe.get("student")], trust)
+    recipe = {"seed": 0} | saved["recipe"]
+    refuse_strangers([part_of(saved, name, path) for name in ("data", "student")], trust)
+    supervision = part_of(saved, "supervision", path)["class_path"]
     if data_path is not None:
         recipe["data"]["init_args"]["root"] = data_path
     try:
@@ -239,7 +273,7 @@ def test(
         rows |= noise(sigma=0.1, rate=0.05, dropped=1) if noisy else {}
         disturbed = robustness(student, data.loader("test"), device, rows, recipe["seed"])
     return CheckpointResults(
-        provenance(data, student, recipe["supervision"]["class_path"], recipe),
+        provenance(data, student, supervision, recipe),
         checkpoint=str(path),
         test=evaluate(student, data.loader("test"), device),
         eps=eps,

@@ -42,7 +42,7 @@ def quiet() -> Iterator[None]:
         for category in (DeprecationWarning, FutureWarning):
             module = r"(lightning|torch|transformers)(\.|$)"
             warnings.filterwarnings("ignore", category=category, module=module)
-        for text in (".*exists and is not empty", ".*Skipping val loop"):
+        for text in (".*exists and is not empty", ".*Skipping val loop", ".*has `__len__` defined"):
             warnings.filterwarnings("ignore", message=text)
         for logger in loggers:
             logger.setLevel(logging.WARNING)

@@ -1,0 +1,151 @@
+"""Run folders that outlive an interruption: whole checkpoints, and what a run is continued from."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from estl.training.checkpoint import read_checkpoint
+
+STATE = ("epoch", "loops", "optimizer_states", "lr_schedulers", "supervision")
+"""What a checkpoint has for going on, beside what `load_student` needs."""
+
+FREE = ("root", "cache", "num_workers", "batch_size", "buffer", "teacher", "allow_leaks")
+"""Arguments of data and supervision with which a run can be continued although they differ."""
+
+
+@contextmanager
+def aside(path: Path) -> Iterator[IO[bytes]]:
+    """A file that is written beside `path` and takes its place when it is complete."""
+    new = path.with_name(f"{path.name}.new")
+    try:
+        with new.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+
+
+class Aside(TorchCheckpointIO):
+    """Writes checkpoints `aside`: Lightning's own go through the folder for temporary files, from
+    where they are copied if that is another file system, and a kill leaves half of one.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write the checkpoint; what was there before stays until it is complete."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with aside(Path(path)) as file:
+            torch.save(checkpoint, file)
+
+
+@contextmanager
+def going_on(folder: Path) -> Iterator[None]:
+    """Where a run is stopped, have the KeyboardInterrupt say how it goes on.
+
+    Lightning makes a SystemExit of it, and forgets which of its kinds it was.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        cause = stop.__context__ if isinstance(stop, SystemExit) else stop
+        kind = type(cause) if isinstance(cause, KeyboardInterrupt) else KeyboardInterrupt
+        raise kind(f"estl fit --resume {folder}") from None
+
+
+def taken(folder: Path) -> bool:
+    """Whether a folder holds a run: from its first checkpoint on."""
+    return any(folder.glob("*.ckpt")) or (folder / "results.json").exists()
+
+
+def newest_whole(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint of a run that can be continued, and what it holds.
+
+    That is `last.ckpt`; where it is damaged or gone, the whole one of the latest epoch, and the
+    screen says so. None, which the screen says too, where the run has not come to a checkpoint.
+
+    Raises:
+        ValueError: checkpoints were written, and none is whole.
+    """
+    last, others = folder / "last.ckpt", sorted(folder.glob("best*.ckpt"))
+    problem = f"{last} is missing"
+    if last.exists():
+        try:
+            return last, _with_state(last)
+        except ValueError as error:
+            problem = str(error)
+    whole = []
+    for path in others:
+        try:
+            saved = _with_state(path)
+        except ValueError:
+            continue
+        whole.append((saved["epoch"], path, saved))
+    if whole:
+        epoch, path, saved = max(whole, key=lambda found: found[0])
+        print(f"{problem}: going on from {path}, after epoch {epoch + 1}", file=sys.stderr)
+        return path, saved
+    if taken(folder) or _epochs(folder) > 1:  # an epoch's line is written before its checkpoint
+        raise ValueError(
+            f"{problem}, and {folder} has no other whole checkpoint: train again with "
+            f"estl fit --config {folder / 'config.yaml'} --output-dir NEW"
+        )
+    print(f"{folder} has no checkpoint yet: starting from the beginning", file=sys.stderr)
+    return None
+
+
+def _with_state(path: Path) -> dict[str, Any]:
+    """A checkpoint that training can go on from."""
+    saved = read_checkpoint(path)
+    if absent := [key for key in STATE if key not in saved]:
+        raise ValueError(f"{path} has no {absent[0]} to go on from")
+    progress = saved["loops"]["fit_loop"]["epoch_progress"]["current"]
+    if progress["processed"] != progress["ready"]:
+        raise ValueError(f"{path} is of the middle of an epoch")
+    return saved
+
+
+def _epochs(folder: Path) -> int:
+    """How many epochs `history.csv` has."""
+    path = folder / "history.csv"
+    return len(path.read_text().splitlines()) - 1 if path.exists() else 0
+
+
+def refuse_another(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
+    """Raise ValueError if the run of a folder would not be continued but become another one.
+
+    Args:
+        old: its recipe, complete.
+        new: the recipe with which it is to be continued.
+        folder: the run's.
+
+    >>> old = {"seed": 0, "data": {"init_args": {"T": 6, "num_workers": 0}}}
+    >>> new = {"seed": 0, "data": {"init_args": {"T": 9, "num_workers": 4}}}
+    >>> refuse_another(old, new, Path("run"))
+    Traceback (most recent call last):
+    ValueError: run has data.init_args.T 6, not 9: leave it out, or train anew without --resume
+    """
+    for part in ("seed", "data", "student", "supervision"):
+        for key, a, b in _differences(old.get(part), new.get(part), part):
+            raise ValueError(
+                f"{folder} has {key} {str(a)[:60]}, not {str(b)[:60]}: leave it out, or train "
+                "anew without --resume"
+            )
+
+
+def _differences(old: Any, new: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
+    """What differs between two plain values; a key that is left out is None."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted((old.keys() | new.keys()) - set(FREE)):
+            yield from _differences(old.get(name), new.get(name), f"{key}.{name}")
+    elif old != new:
+        yield key, old, new

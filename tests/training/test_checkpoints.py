@@ -1,0 +1,256 @@
+"""Checkpoints are whole or known to be damaged, and a run folder is continued as what it is."""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from estl.students import VGGSNN
+from estl.training.checkpoint import read_checkpoint
+from estl.training.predict import predict
+from estl.training.recipe import parse_recipe
+from estl.training.resume import Aside, aside, taken
+from estl.training.run import fit
+from tests.small_runs import Kill, Killed, recipe, same, train
+
+Damage = Callable[[Path], object]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """What a folder holds."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_a_weight(path: Path) -> None:
+    """Another bit in the first weight."""
+    weight = next(iter(torch.load(path, weights_only=True)["state_dict"].values()))
+    content = bytearray(path.read_bytes())
+    content[content.index(weight.numpy().tobytes())] ^= 4
+    path.write_bytes(content)
+    torch.load(path, weights_only=True)  # says nothing
+
+
+def resumed(folder: Path, **changes: Any) -> None:
+    values = yaml.safe_load((folder / "config.yaml").read_text()) | changes
+    fit(*parse_recipe(values), folder, test=False)
+
+
+def test_a_bit_that_flips_anywhere_is_noticed_or_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "some.ckpt"
+    whole = {"recipe": {"a": 1}, "classes": ["x"], "state_dict": {"w": torch.randn(5, 7)}}
+    torch.save(whole, path)
+    content = path.read_bytes()
+    weights = content.index(whole["state_dict"]["w"].numpy().tobytes())
+    record = content.rindex(b"data/0") - len("some/") - 46  # of the weights, in the directory
+    bits = [(place, place % 8) for place in range(0, len(content), 3)] + [(record + 38, 4)]
+    for place, bit in bits:
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << bit
+        path.write_bytes(flipped)
+        try:
+            assert same(read_checkpoint(path), whole), place
+            assert not weights <= place < weights + 4 * 35, place
+        except ValueError as error:
+            assert "some.ckpt is damaged" in str(error)  # noqa: PT017
+            assert "\n" not in str(error)  # noqa: PT017
+    for length in range(0, len(content), 17):
+        path.write_bytes(content[:length])
+        with pytest.raises(ValueError, match="is damaged"):
+            read_checkpoint(path)
+
+
+def test_a_checkpoint_is_written_beside_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    path = tmp_path / "run" / "last.ckpt"
+    Aside().save_checkpoint({"epoch": 1}, path)
+    whole, save = path.read_bytes(), torch.save
+
+    def killed(checkpoint: Any, file: Any) -> None:
+        save(checkpoint, file)
+        assert path.read_bytes() == whole
+        assert not list((tmp_path / "temporary").iterdir())
+        raise Killed
+
+    monkeypatch.setattr(torch, "save", killed)
+    with pytest.raises(Killed):
+        Aside().save_checkpoint({"epoch": 2}, path)
+    assert files(path.parent) == {"last.ckpt": whole}
+    with aside(path) as file:
+        file.write(b"new")
+    assert files(path.parent) == {"last.ckpt": b"new"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b""), flip_a_weight])
+def test_a_run_goes_on_from_its_newest_whole_checkpoint(
+    damage: Damage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    whole = train(recipe(), folder)
+    (best,) = folder.glob("best*.ckpt")
+    damage(folder / "last.ckpt")
+    (folder / "last.ckpt.new").write_bytes(b"half")
+    capsys.readouterr()
+    resumed(folder)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(folder / "last.ckpt") in line
+    assert f"going on from {best}, after epoch {int(best.stem[-3:])}" in line
+    last = read_checkpoint(folder / "last.ckpt")
+    assert last["epoch"] == 2
+    assert same(last["state_dict"], whole["state_dict"])
+    assert same(last["optimizer_states"], whole["optimizer_states"])
+    assert not list(folder.glob("*.new"))
+    assert list(folder.glob("best*.ckpt")) == [best]
+
+
+@pytest.mark.slow
+def test_a_run_without_a_whole_checkpoint_does_not_start_over(tmp_path: Path) -> None:
+    train(recipe(), tmp_path)
+    for path in tmp_path.glob("*.ckpt"):
+        cut(path)
+    before = files(tmp_path)
+    with pytest.raises(ValueError, match="no other whole checkpoint: train again with"):
+        resumed(tmp_path)
+    assert files(tmp_path) == before
+    for path in tmp_path.glob("*.ckpt"):
+        path.unlink()
+    (tmp_path / "results.json").unlink()
+    with pytest.raises(ValueError, match="is missing, and"):
+        resumed(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"seed": 1}, "has seed 0, not 1: leave it out"),
+        ({"student": {"init_args": {"layers": [8, "AP", 4]}}}, "has student.init_args.layers"),
+        ({"student": {"class_path": "estl.students.resnet18", "init_args": {}}}, "has student.cl"),
+        ({"data": {"init_args": {"T": 6}}}, "has data.init_args.T 3, not 6"),
+        ({"data": {"init_args": {"augment": {"flip": 0.5}}}}, "has data.init_args.augment None"),
+        ({"supervision": {"class_path": "estl.supervision.TET"}}, "has supervision.class_path"),
+    ],
+)
+def test_a_run_is_not_continued_as_another(
+    changes: dict[str, Any], says: str, stopped: Path
+) -> None:
+    before = files(stopped)
+    values = yaml.safe_load((stopped / "config.yaml").read_text())
+    for part, change in changes.items():
+        if "class_path" in (change if isinstance(change, dict) else {}):
+            values[part] = change
+        elif isinstance(change, dict):
+            values[part]["init_args"] |= change["init_args"]
+        else:
+            values[part] = change
+    with pytest.raises(ValueError, match=says):
+        fit(*parse_recipe(values), stopped, test=False)
+    assert files(stopped) == before
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that ended after its first epoch."""
+    folder = tmp_path_factory.mktemp("runs") / "stopped"
+    train(recipe(), folder, kill=1)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_run_is_not_continued_on_other_data(tmp_path: Path) -> None:
+    from estl.data.sets.digits import Digits
+    from estl.data.shards import write_shards
+
+    write_shards(Digits(T=3, size=16, per_class=4), tmp_path / "old", shard_size=32)
+    train(recipe(root=str(tmp_path / "old")), tmp_path / "run", kill=1)
+    shutil.move(tmp_path / "old", tmp_path / "moved")
+    values = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    write_shards(Digits(T=3, size=16, per_class=5), tmp_path / "old", shard_size=32)
+    before = files(tmp_path / "run")
+    with pytest.raises(ValueError, match="was trained on other data"):
+        fit(*parse_recipe(values), tmp_path / "run", test=False)
+    assert files(tmp_path / "run") == before
+    values["data"]["init_args"] |= {"root": str(tmp_path / "moved"), "num_workers": 1}
+    assert fit(*parse_recipe(values), tmp_path / "run", test=False) is not None
+
+
+@pytest.mark.slow
+def test_a_folder_is_taken_from_its_first_checkpoint_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    config, given = parse_recipe(recipe() | {"output_dir": str(folder)})
+    with pytest.raises(Killed):
+        fit(config, given, callbacks=[Kill(0)], test=False)
+    assert not taken(folder)
+    resumed(folder)
+    assert "no checkpoint yet: starting from the beginning" in capsys.readouterr().err
+    assert taken(folder)
+    with pytest.raises(ValueError, match="already holds a run"):
+        fit(config, given, test=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [({"learner": {"lr": -1.0}}, "lr"), ({"trainer": {"accelerator": "cuda"}}, "accelerator cuda")],
+)
+def test_a_run_that_cannot_start_leaves_nothing(
+    changes: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    if "cuda" in says and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    values = recipe() | changes | {"output_dir": str(tmp_path / "run")}
+    with pytest.raises(ValueError, match=says):
+        fit(*parse_recipe(values), test=False)
+    assert not (tmp_path / "run").exists()
+
+
+STUDENT = {
+    "class_path": "estl.students.VGGSNN",
+    "init_args": {"layers": [4, "AP"], "frame_size": [8, 8]},
+}
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "says"),
+    [
+        ("state_dict", None, "holds no state_dict"),
+        ("state_dict", {1: torch.ones(1)}, "a name in it is no text"),
+        ("state_dict", {"a": 1}, "does not give its student back"),
+        ("classes", None, "holds no classes"),
+        ("classes", [1], "a name in it is no text"),
+        ("student", None, "its recipe has no student"),
+        ("student", {"class_path": "estl.students.NoSuch"}, r"names estl\.students\.NoSuch"),
+        ("student", STUDENT | {"init_args": {"layers": "x"}}, "does not give its student back"),
+        ("student", STUDENT | {"dict_kwargs": {"a": 1}}, "does not give its student back"),
+        ("student", STUDENT | {"init_args": [1]}, "init_args are no arguments"),
+        ("data", None, "its recipe has no data"),
+        ("data", {"class_path": "estl.students.VGGSNN"}, "has no function read"),
+    ],
+)
+def test_a_malformed_checkpoint_gets_one_line(
+    part: str, value: Any, says: str, tmp_path: Path
+) -> None:
+    data = {"class_path": "estl.data.NMNISTPairs", "init_args": {"T": 3}}
+    state = VGGSNN(layers=(4, "AP"), frame_size=(8, 8)).state_dict()
+    recipe = {"seed": 0, "student": STUDENT, "data": data}
+    saved = {"recipe": recipe, "state_dict": state, "classes": ["0"]}
+    (recipe if part in recipe else saved)[part] = value
+    path = tmp_path / "malformed.ckpt"
+    torch.save(saved, path)
+    with pytest.raises(ValueError, match=says) as raised:
+        list(predict(path, [tmp_path / "x.bin"]))
+    assert "\n" not in str(raised.value)

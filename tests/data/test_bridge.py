@@ -14,6 +14,7 @@ from estl.data.augment import Augment
 from estl.data.bridge import Bridge
 from estl.data.check import refuse_leaks
 from estl.data.module import ItemData
+from estl.data.sets.digits import Digits
 from estl.data.sets.nmnist import NMNISTPairs
 from estl.data.simulator import simulate
 from estl.types import Batch
@@ -67,6 +68,21 @@ def test_without_a_folder_they_are_the_pairs_own_changed_if_asked(root: Path) ->
     changed = trained(pairs(root, images=None, augment=Augment(rotation=30.0))).unpaired
     assert not any(one_of(image, own) for image in changed)
     assert changed.shape == (4, 3, 34, 34)
+
+
+def test_unused_ones_are_those_that_per_class_leaves_out(root: Path) -> None:
+    bridge = Bridge(images="unused", per_step=4)
+    data = NMNISTPairs(root, T=3, val_fraction=0.25, per_class=1, bridge=bridge)
+    assert [len(data.splits[s]) for s in ("train", "val")] == [2, 2]
+    assert len(data.unpaired) == 4
+    assert not {*data.unpaired} & {item for items in data.splits.values() for item in items}
+    assert all(item.image and "Train" in str(item.image) for item in data.unpaired)
+    images = [data.read_image(item.image) for item in data.unpaired if item.image]
+    assert all(one_of(image, images) for image in trained(data).unpaired)
+    digits = Digits(T=3, size=16, per_class=4, bridge=bridge)  # their images are no files
+    assert trained(digits).unpaired.shape == (4, 3, 16, 16)
+    with pytest.raises(ValueError, match="images=unused: no training item is, give per_class"):
+        trained(NMNISTPairs(root, T=3, bridge=bridge))
 
 
 def test_simulated_recordings_are_the_simulator_s_of_these_images(root: Path) -> None:

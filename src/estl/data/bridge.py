@@ -22,7 +22,8 @@ class Bridge:
 
     Args:
         images: a folder of images `<class>/<name>.png`; class and name only serve to refuse what is
-            held out. None for those of the training pairs, a control.
+            held out. Or "unused", the images of the training items that `per_class` leaves out; or
+            None for those of the training pairs, a control.
         per_step: images a batch, on each process.
         augment: random changes of them, or None for none.
         recordings: "drawn" by the supervision (see `EdgeGuidedDistillation`), or "simulated" by
@@ -32,7 +33,7 @@ class Bridge:
         ValueError: `per_step` below 1.
     """
 
-    images: Path | None = None
+    images: Path | Literal["unused"] | None = None
     per_step: int = 25
     augment: Augment | None = None
     recordings: Literal["drawn", "simulated"] = "drawn"

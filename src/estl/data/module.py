@@ -180,7 +180,7 @@ class ItemData(EventData):
     Attributes:
         load: gives an item's frames and image, from the cache if there is one.
         decode: the same without the cache.
-        unpaired: the bridge's images.
+        unused: training items that `SplitData` left out.
 
     Raises:
         FileNotFoundError: files of the set, or the image of a recording, are missing.
@@ -219,7 +219,7 @@ class ItemData(EventData):
             num_workers=num_workers,
             **loading,
         )
-        self.bridge = bridge
+        self.bridge, self.unused = bridge, list[Item]()
         if bridge is not None and self.normalize != "none":
             raise ValueError(
                 f"bridge: recordings are drawn as counts, not as normalize={self.normalize!r} has "
@@ -228,19 +228,26 @@ class ItemData(EventData):
 
     @cached_property
     def unpaired(self) -> list[Item]:
-        """The items of the bridge's folder that are no training pairs; empty without a folder."""
+        """The items of the bridge that are no training pairs; none if it has the pairs' own."""
         if self.bridge is None or self.bridge.images is None:
             return []
+        if str(self.bridge.images) == "unused":
+            if not self.unused:
+                raise ValueError("bridge.images=unused: no training item is, give per_class")
+            return self.unused
         known = set(self.splits["train"])
-        return [item for item in list_images(self.bridge.images) if item not in known]
+        return [item for item in list_images(Path(self.bridge.images)) if item not in known]
 
     @cached_property
     def pictures(self) -> Pictures:
         """The bridge's images."""
         if self.unpaired:
-            paths = [item.image for item in self.unpaired if item.image is not None]
-            return Pictures(paths, self.read_image)
+            return Pictures(self.unpaired, self._image)
         return Pictures(self.splits["train"], lambda item: self.load(item)[1])
+
+    def _image(self, item: Item) -> Tensor | None:
+        """The image of an item of no split, which no cache has."""
+        return self.decode(item)[1] if item.image is None else self.read_image(item.image)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment a training batch, normalize it, and add the bridge's images."""

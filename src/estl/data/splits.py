@@ -78,9 +78,12 @@ class SplitData(ItemData):
         if "val" not in parts:
             drawn = split_items(parts["train"], val_fraction, split_seed, self.group)
             parts = {"train": drawn[0], "val": drawn[1], "test": parts["test"]}
+        everything = parts["train"]
         if per_class is not None:
-            parts["train"] = select_items(parts["train"], per_class, split_seed)
+            parts["train"] = select_items(everything, per_class, split_seed)
         super().__init__(parts, load, **loading)
+        chosen = set(parts["train"])
+        self.unused = [item for item in everything if item not in chosen]
         self.extra = extra
 
 

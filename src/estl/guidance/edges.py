@@ -22,12 +22,13 @@ class Edges(NamedTuple):
 class LearnableEdgeDetector(nn.Module):
     """Edges as an event camera defines them: where it fires when it moves before the image.
 
-    A small network predicts the expected number of events of each step, polarity and pixel, and
+    A small network predicts the rates r, the expected events of each step, polarity and pixel, and
 
-        edges = 1 - exp(-sum over steps and polarities of the rates),
+        edges = mean over steps t of 1 - exp(-sum over polarities of r_t),
 
-    the probability of at least one event if events are Poisson. `edge_events_loss` trains it on
-    recordings. Borders are replicated: the rim of an image is no edge.
+    the expected share of steps in which the pixel fires, if events are Poisson. (The probability
+    that it fires at all is 1 on most of a footprint of several steps, and grades no edge.)
+    `edge_events_loss` trains it on recordings. Borders are replicated: an image's rim is no edge.
 
     Args:
         T: time steps of the recordings.
@@ -69,7 +70,7 @@ class LearnableEdgeDetector(nn.Module):
         """The same with the rates, all from one pass."""
         features = self.encoder(rgb)
         rates = F.softplus(self.rate_head(self.hidden(features)).float()).unflatten(1, (-1, 2))
-        return Edges(-torch.expm1(-rates.sum((1, 2)).unsqueeze(1)), features, rates)
+        return Edges(-torch.expm1(-rates.sum(2)).mean(1, keepdim=True), features, rates)
 
 
 def _conv(channels: int, out: int) -> nn.Conv2d:

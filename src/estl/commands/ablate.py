@@ -25,4 +25,12 @@ def ablate(
     from estl.experiments.ablate import rungs as variants
 
     args = flags.spell_out(overrides)
-    run_sweep("Ablation", args, lambda recipe: variants(recipe, rungs), seeds, output_dir, jobs)
+    run_sweep(
+        "Ablation",
+        args,
+        lambda recipe: variants(recipe, rungs),
+        seeds,
+        output_dir,
+        jobs,
+        bases=("1", "2"),
+    )

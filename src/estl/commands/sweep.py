@@ -37,10 +37,12 @@ def run_sweep(
     folder: Path,
     jobs: int,
     without: Sequence[str] = (),
+    bases: Sequence[str] = (),
 ) -> None:
     """Keep the recipe in `folder`, run its variants, write and print their table.
 
-    Parts of the recipe named in `without` are left to the variants.
+    Parts of the recipe named in `without` are left to the variants; those named in `bases` are what
+    the table compares with.
     """
     from estl.experiments.sweep import keep_recipe, sweep
     from estl.report.comparison import write
@@ -50,5 +52,6 @@ def run_sweep(
     found = sweep(recipe, variants, seeds, folder, jobs=jobs)
     what = {variant.name: variant.what for variant in variants}
     title = f"{title} on {recipe['data']['class_path'].rpartition('.')[2]}"
-    print(write(found, what, folder, title=title, command=" ".join(["estl", *sys.argv[1:]])))
+    command = " ".join(["estl", *sys.argv[1:]])
+    print(write(found, what, folder, title=title, command=command, bases=bases))
     print(f"table, figures and run folders: {folder}")

@@ -15,10 +15,18 @@ __all__ = ["Accuracy", "evaluate", "hits", "running_mean"]
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Accuracy after each time step t: of the mean logits of steps 1..t."""
+    """Accuracy after each time step t: of the mean logits of steps 1..t.
+
+    Args:
+        per_step: shares of the samples.
+        samples: their number.
+        right: a "1" for each sample, in the loader's order, that is right after the last step, and
+            a "0" for each other; empty where it was not kept.
+    """
 
     per_step: tuple[float, ...]
     samples: int
+    right: str = ""
 
     @property
     def final(self) -> float:
@@ -50,4 +58,5 @@ def evaluate(student: nn.Module, batches: Iterable[Batch], device: torch.device)
     if not found:
         raise ValueError("batches is empty: there is nothing to evaluate")
     right = torch.cat(found)
-    return Accuracy(tuple(right.double().mean(0).tolist()), len(right))
+    last = "".join("01"[hit] for hit in right[:, -1].int().tolist())
+    return Accuracy(tuple(right.double().mean(0).tolist()), len(right), last)

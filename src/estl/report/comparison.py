@@ -6,7 +6,8 @@ from pathlib import Path
 from statistics import mean
 
 from estl.report.chance import chance_warning
-from estl.report.tables import difference, plus_minus, spread, table
+from estl.report.intervals import difference
+from estl.report.tables import plus_minus, spread, table
 from estl.training.results import CheckpointResults, Results, Weights
 
 Found = Mapping[str, Sequence[Results]]
@@ -35,7 +36,15 @@ def per_step(runs: Sequence[Results]) -> list[float]:
     return [100 * mean(step) for step in zip(*tests, strict=True)]
 
 
-def write(found: Found, what: Mapping[str, str], folder: Path, *, title: str, command: str) -> str:
+def write(
+    found: Found,
+    what: Mapping[str, str],
+    folder: Path,
+    *,
+    title: str,
+    command: str,
+    bases: Sequence[str] = (),
+) -> str:
     """Write `results.md`, `results.json` and `results.png` into `folder`; return the Markdown.
 
     Args:
@@ -44,8 +53,9 @@ def write(found: Found, what: Mapping[str, str], folder: Path, *, title: str, co
         folder: the sweep's.
         title: of table and plot.
         command: that makes them.
+        bases: variants that the others are compared with, where they are there; else the first.
     """
-    text = markdown(found, what, title=title, command=command)
+    text = markdown(found, what, title=title, command=command, bases=bases)
     (folder / "results.md").write_text(text)
     runs = {name: [json.loads(run.to_json()) for run in runs] for name, runs in found.items()}
     (folder / "results.json").write_text(
@@ -55,18 +65,21 @@ def write(found: Found, what: Mapping[str, str], folder: Path, *, title: str, co
     return text
 
 
-def markdown(found: Found, what: Mapping[str, str], *, title: str, command: str) -> str:
+def markdown(
+    found: Found, what: Mapping[str, str], *, title: str, command: str, bases: Sequence[str] = ()
+) -> str:
     """The tables, with what their figures stand on; a warning if even the best row is at chance."""
     first = next(iter(found.values()))
-    base = accuracies(first, "final")
-    against = "against the first [95 %]" if len(base) > 1 else "against the first"
-    head = ["", "variant", "final %", against, "best on validation %", "train s", "MiB"]
+    bases = [name for name in bases if name in found] or list(found)[:1]
+    pairs = max(1, sum(len(found) - 1 - list(found).index(base) for base in bases))
+    against = [f"against {name} [95 %]" for name in bases]
+    head = ["", "variant", "final %", *against, "best on validation %", "train s", "MiB"]
     rows = [
         [
             name,
             what[name],
             plus_minus(accuracies(runs, "final")),
-            "" if runs is first else difference(accuracies(runs, "final"), base),
+            *(_against(found, name, base, pairs) for base in bases),
             plus_minus(best) if (best := accuracies(runs, "best_on_validation")) else "-",
             f"{mean(run.train_seconds for run in runs):.0f}",
             f"{mean(run.peak_memory_mib for run in runs):.0f}",
@@ -99,11 +112,21 @@ places that would be erased, spikes a neuron and step, estimated energy:
 
     {command}
 
-Seeds {seeds}; mean ± standard deviation over seeds, and of the paired differences the interval of
-Student's t. Data {of.data.name} {of.data.fingerprint}
+Seeds {seeds}; mean ± standard deviation over seeds. Differences are paired by seed and sample;
+their intervals count the scatter of both, and hold together for all {pairs} of the table.
+Data {of.data.name} {of.data.fingerprint}
 ({sizes}). {versions}. {of.machine}. Finished {of.finished[:10]}. Figures are on the test split,
 read once per run.
 """
+
+
+def _against(found: Found, name: str, base: str, pairs: int) -> str:
+    """A cell: the difference of a variant from a base; empty for those before it, and itself."""
+    names = list(found)
+    if names.index(name) <= names.index(base):
+        return ""
+    a, b = ([run.test["final"] for run in found[n] if run.test] for n in (name, base))
+    return difference(a, b, pairs) if a and b else "-"
 
 
 def _diagnoses(runs: Sequence[Results]) -> list[str]:

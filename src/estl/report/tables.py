@@ -1,10 +1,7 @@
 """Tables and figures of several runs, as Markdown."""
 
 from collections.abc import Iterable, Sequence
-from math import sqrt
 from statistics import mean, stdev
-
-from scipy.stats import t as student_t
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -39,20 +36,3 @@ def plus_minus(values: Sequence[float], digits: int = 2) -> str:
     if len(values) == 1:
         return f"{values[0]:.{digits}f}"
     return " ± ".join(f"{x:.{digits}f}" for x in spread(values))
-
-
-def difference(values: Sequence[float], base: Sequence[float]) -> str:
-    """Mean of the paired differences (same seed) with its 95 % interval, by Student's t.
-
-    With n differences of mean d and standard deviation s: d ± t(0.975, n - 1) s / sqrt(n). It knows
-    the scatter of seeds, not that of the test samples. One pair has no interval.
-
-    >>> difference([2.0, 4.0, 6.0], [1.0, 2.0, 3.0]), difference([2.0], [1.5])
-    ('+2.00 [-0.48, +4.48]', '+0.50')
-    """
-    d = [a - b for a, b in zip(values, base, strict=True)]
-    if len(d) == 1:
-        return f"{d[0]:+.2f}"
-    m, s = spread(d)
-    half = float(student_t.ppf(0.975, len(d) - 1)) * s / sqrt(len(d))
-    return f"{m:+.2f} [{m - half:+.2f}, {m + half:+.2f}]"

@@ -169,7 +169,9 @@ class Learner(LightningModule):
     def on_train_epoch_end(self) -> None:
         """Stop, before anything is saved, if a loss was not finite; warn of edges that are gone."""
         self.finite.stop()
-        if not self.warned and (trouble := edge_trouble(self.trainer.callback_metrics)):
+        learned = self.current_epoch + 1 > (self.trainer.max_epochs or 1) / 2
+        trouble = edge_trouble(self.trainer.callback_metrics)
+        if learned and trouble and not self.warned:
             self.warned = True
             warnings.warn(trouble, stacklevel=2)
 

@@ -1,0 +1,63 @@
+"""Intervals of differences, against loops and against many simulated experiments."""
+
+import re
+from math import sqrt
+from statistics import mean, variance
+
+import numpy as np
+import pytest
+from scipy.stats import t as student_t
+
+from estl.evaluation.accuracy import Accuracy
+from estl.report.intervals import difference
+
+
+def run(right: np.ndarray) -> Accuracy:
+    return Accuracy((float(right.mean()),), len(right), "".join("01"[int(x)] for x in right))
+
+
+def numbers(text: str) -> tuple[float, float, float]:
+    found = [float(x) for x in re.findall(r"[+-]\d+\.\d+", text)]
+    assert len(found) == 3
+    return found[0], found[1], found[2]
+
+
+def test_an_interval_over_seeds_and_samples_equals_a_loop() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 2, (2, 4, 30))
+    S, N = 4, 30
+    d = [[100.0 * (a[s][i] - b[s][i]) for i in range(N)] for s in range(S)]
+    over_seeds = variance([mean(row) for row in d]) / S
+    over_samples = variance([mean(d[s][i] for s in range(S)) for i in range(N)]) / N
+    total = over_seeds + over_samples
+    freedom = total**2 / (over_seeds**2 / (S - 1) + over_samples**2 / (N - 1))
+    for m in (1, 7):
+        half = student_t.ppf(1 - 0.025 / m, freedom) * sqrt(total)
+        middle, low, high = numbers(difference([run(x) for x in a], [run(x) for x in b], m))
+        assert middle == pytest.approx(mean(mean(row) for row in d), abs=0.006)
+        assert (middle - low, high - middle) == pytest.approx((half, half), abs=0.012)
+
+
+def test_one_seed_has_the_interval_of_its_samples() -> None:
+    a, b = np.ones(50, int), np.repeat([1, 0], [40, 10])
+    half = student_t.ppf(0.975, 49) * 100 * sqrt(0.2 * 0.8 / 49)
+    assert numbers(difference([run(a)], [run(b)])) == pytest.approx(
+        (20.0, 20.0 - half, 20.0 + half), abs=0.006
+    )
+    assert difference([run(a)], [run(a)]) == "+0.00 [+0.00, +0.00]"
+
+
+def test_intervals_hold_the_true_difference_as_often_as_they_say() -> None:
+    """Four seeds, each with its own skill, on 60 samples, each of its own difficulty."""
+    rng, held, n = np.random.default_rng(1), 0, 400
+    for _ in range(n):
+        difficulty = rng.normal(0, 1, 60)
+        scores = []
+        for skill in (1.0, 1.0):  # the true difference is 0
+            seeds = skill + rng.normal(0, 0.3, (4, 1))
+            own = difficulty + rng.normal(0, 0.5, 60)  # what a variant finds hard of itself
+            chance = 1 / (1 + np.exp(-(seeds + own)))
+            scores.append([run(x) for x in rng.random((4, 60)) < chance])
+        _, low, high = numbers(difference(scores[0], scores[1]))
+        held += low <= 0 <= high
+    assert 0.93 <= held / n <= 1.0

@@ -16,6 +16,9 @@ from estl.types import Batch
 WARM_UP_LR = 2e-2
 """Adam's learning rate for the detector before the student's first step."""
 
+PROBES = 8
+"""Recordings of a batch that `limit` is estimated from: 10^5 counts and more."""
+
 
 def on_frames(
     image: Float[Tensor, "B 3 h w"], events: Float[Tensor, "n T C H W"]
@@ -63,21 +66,22 @@ def predict(
 ) -> Float[Tensor, "U T 2 H W"]:
     """Recordings of `image` as those in `batch`, drawn from what the detector predicts of it.
 
-    Learned rates come with the `limit` that the recordings of the batch have, given theirs.
+    Learned rates come with the `limit` that recordings of the batch have, given theirs.
 
     Raises:
         ValueError: a detector that predicts no events.
     """
     events = batch.events
     if isinstance(detector, SobelEdges):
-        return draw(even_rates(detector(on_frames(image, events))[0], events))
+        return draw(even_rates(detector.edges(on_frames(image, events)), events))
     if not isinstance(detector, LearnableEdgeDetector) or batch.image is None:
         raise ValueError('the bridge draws from learned rates: set edges="learned"')
-    images = torch.cat([on_frames(x, events) for x in (batch.image, image)])
+    some = events[:PROBES]
+    images = torch.cat([on_frames(x, events) for x in (batch.image[:PROBES], image)])
     rates = detector.look(images).rates
     assert rates is not None
-    known, asked = rates.split([len(events), len(image)])
-    return draw(asked, limit(known, events))
+    known, asked = rates.split([len(some), len(image)])
+    return draw(asked, limit(known, some))
 
 
 def limit(rates: Float[Tensor, "B T 2 H W"], events: Float[Tensor, "B T 2 H W"]) -> int:

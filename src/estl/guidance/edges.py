@@ -24,10 +24,10 @@ class LearnableEdgeDetector(nn.Module):
 
     A small network predicts the rates r, the expected events of each step, polarity and pixel, and
 
-        edges = mean over steps t of 1 - exp(-sum over polarities of r_t),
+        edges = 1 - exp(-mean over steps and polarities of r),
 
-    the expected share of steps in which the pixel fires, if events are Poisson. (The probability
-    that it fires at all is 1 on most of a footprint of several steps, and grades no edge.)
+    the probability of an event in a frame's cell at the pixel's mean rate, if events are Poisson.
+    (That of any event in all of them is 1 on most of a footprint, and grades no edge.)
     `edge_events_loss` trains it on recordings. Borders are replicated: an image's rim is no edge.
 
     Args:
@@ -70,7 +70,7 @@ class LearnableEdgeDetector(nn.Module):
         """The same with the rates, all from one pass."""
         features = self.encoder(rgb)
         rates = F.softplus(self.rate_head(self.hidden(features)).float()).unflatten(1, (-1, 2))
-        return Edges(-torch.expm1(-rates.sum(2)).mean(1, keepdim=True), features, rates)
+        return Edges(-torch.expm1(-rates.mean((1, 2)).unsqueeze(1)), features, rates)
 
 
 def _conv(channels: int, out: int) -> nn.Conv2d:
@@ -147,17 +147,23 @@ class SobelEdges(nn.Module):
         self, rgb: Float[Tensor, "B 3 H W"]
     ) -> tuple[Float[Tensor, "B 1 H W"], Float[Tensor, "B 128 H W"]]:
         """Edges and features of `rgb`, both in [0,1]."""
-        gray = F.pad((rgb * self.luma).sum(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
-        g = F.conv2d(gray, self.sobel)
-        edges = g.norm(dim=1, keepdim=True)
-        largest = edges.amax((2, 3), keepdim=True).clamp(min=1e-6)
-        g, edges = g / largest, edges / largest
+        g = self._gradient(rgb)
         means = [
             F.avg_pool2d(g, 2 * s + 1, stride=1, padding=s, count_include_pad=False)
             for s in range(self.SCALES)
         ]
         features = [F.conv2d(mean, self.directions) for mean in means]
-        return edges, torch.cat(features, dim=1).relu()
+        return g.norm(dim=1, keepdim=True), torch.cat(features, dim=1).relu()
+
+    def edges(self, rgb: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 1 H W"]:
+        """The edges alone."""
+        return self._gradient(rgb).norm(dim=1, keepdim=True)
+
+    def _gradient(self, rgb: Tensor) -> Tensor:
+        """g, (B,2,H,W)."""
+        gray = F.pad((rgb * self.luma).sum(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
+        g = F.conv2d(gray, self.sobel)
+        return g / g.norm(dim=1, keepdim=True).amax((2, 3), keepdim=True).clamp(min=1e-6)
 
 
 Detector = LearnableEdgeDetector | WrittenEdgeDetector | SobelEdges

@@ -197,7 +197,7 @@ class EdgeGuidedDistillation(Supervision):
         tokens, grid = self._tokens(output)
         seen, look = self._look(batch)
         if look is not None and batch.image is not None:
-            sobel = self.sobel(on_frames(batch.image, batch.events))[0]
+            sobel = self.sobel.edges(on_frames(batch.image, batch.events))
             metrics |= watch_edges(look.edges.detach(), sobel, own.events)
 
         target = seen.pooled
@@ -255,7 +255,7 @@ class EdgeGuidedDistillation(Supervision):
         seen, look = self._look(batch)
         return Maps(
             edges=None if look is None else look.edges,
-            sobel=self.sobel(on_frames(batch.image, batch.events))[0],
+            sobel=self.sobel.edges(on_frames(batch.image, batch.events)),
             teacher=self._attention(seen, look, grid).unflatten(1, grid),
             student=activation_log_attention(tokens, self.align).exp().unflatten(1, grid),
         )

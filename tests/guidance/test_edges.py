@@ -203,8 +203,8 @@ def test_rates_become_the_events_of_an_edge_that_moves() -> None:
     counts = events[3:4]
     for t in range(3):
         for p in range(2):
-            expected = counts[0, t, p].sum().item()
-            assert rates[0, t, p].sum().item() == pytest.approx(expected, rel=0.2, abs=8), (t, p)
+            total = counts[0, t, p].sum().item()
+            assert rates[0, t, p].sum().item() == pytest.approx(total, rel=0.2, abs=8), (t, p)
     expected = 1 - (-counts[0].mean((0, 1))).exp()
     lit = expected > 0
     assert edges[0, 0][~lit].mean() < 0.03

@@ -1,6 +1,9 @@
 """The optimizer's groups, the schedule, and what a checkpoint holds."""
 
 import math
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -162,6 +165,50 @@ def test_a_checkpoint_holds_the_students_keys_and_resumes(
     Trainer(**options).fit(again, loader(), ckpt_path=path)
     for name, value in learner.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], value, rtol=0, atol=0)
+
+
+class Extending(WithPart):
+    """Prepares itself on batches, and gives each another sample that has no label."""
+
+    extends = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prepared: list[Batch] = []
+        self.seen: list[tuple[int, int]] = []
+
+    def prepare(self, batches: Iterator[Batch]) -> None:
+        self.prepared += islice(batches, 5)
+
+    def extend(self, batch: Batch) -> Batch:
+        image = torch.zeros(len(batch.label), 3, 4, 4)
+        return replace(batch, image=image, unpaired=image[:1]).extend(batch.events[:1])
+
+    def forward(self, output: Output, batch: Batch) -> Loss:
+        self.seen.append((len(output.logits), batch.unlabeled))
+        return super().forward(output, batch)
+
+
+@pytest.mark.slow
+def test_a_supervision_prepares_itself_once_and_extends_every_training_batch(
+    tmp_path: Path,
+) -> None:
+    learner = tiny(supervision := Extending(), lr=1e-9)
+    options = {"logger": False, "enable_progress_bar": False, "default_root_dir": tmp_path}
+    trainer = Trainer(max_epochs=1, **options)
+    trainer.fit(learner, loader())
+    events = [batch.events for batch in batches()]
+    expected = [*events, *events[:2]]  # over and over
+    assert len(supervision.prepared) == 5
+    for batch, wanted in zip(supervision.prepared, expected, strict=True):
+        assert torch.equal(batch.events, wanted)
+    assert supervision.seen == [(5, 1)] * 3
+    quarters = 4 * trainer.callback_metrics["train/acc"] * 3  # of the four that have a label
+    assert quarters == pytest.approx(round(float(quarters)), abs=1e-4)
+    again = Trainer(max_epochs=2, **options)
+    again.fit(learner, loader(), ckpt_path=next(tmp_path.glob("checkpoints/*.ckpt")))
+    assert len(supervision.prepared) == 5
+    assert len(supervision.seen) == 6
 
 
 def test_evaluate_equals_counting_by_hand() -> None:

@@ -136,7 +136,7 @@ class Learner(LightningModule):
 
     def _batches(self) -> Iterator[Batch]:
         """The training batches as a step gets them, over and over."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data: Any = self.trainer.datamodule or self  # type: ignore[attr-defined]
         while True:
             for batch in self.trainer.train_dataloader or ():
                 yield data.on_after_batch_transfer(batch.to(self.device), 0)

@@ -16,11 +16,15 @@ from estl.types import Supervision
 LAST = ("train/loss", "train/acc", "val/acc", "lr", "seconds")
 """Columns after the epoch and the weighted terms."""
 
+SHOWN = ("train/", "watch/")
+"""What the metrics of a column begin with."""
+
 
 class History(Callback):
     """Prints a line an epoch, and writes it to `history.csv` in `folder`.
 
-    Its columns: `epoch`, counted from 1; `train/NAME` for every weighted term; `train/loss`;
+    Its columns: `epoch`, counted from 1; `train/NAME` for every weighted term; `watch/NAME` for
+    every metric of the supervision, such as the correlations of the edges; `train/loss`;
     `train/acc`, of the training steps themselves (augmented, in training mode, while the weights
     change); `val/acc`, empty where the epoch was not validated; `lr`, of the first parameter group
     (the student's) in the first step; `seconds`, validation included.
@@ -54,7 +58,7 @@ class History(Callback):
         if not trainer.is_global_zero:
             return
         row = {"epoch": float(trainer.current_epoch + 1)}
-        row |= {name: float(metrics[name]) for name in metrics if name.startswith("train/")}
+        row |= {name: float(metrics[name]) for name in metrics if name.startswith(SHOWN)}
         if self.validated:
             row["val/acc"] = float(metrics["val/acc"])
         row |= {"lr": self.lr, "seconds": time.monotonic() - self.start}

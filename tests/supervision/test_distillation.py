@@ -1,6 +1,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -580,7 +581,7 @@ class Trained(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.student = Student()
-        self.supervision = make(FixedTeacher(), positives="class", weights=ALL)
+        self.supervision = make(FixedTeacher(), positives="class", weights=ALL, warm_up=3)
 
     def forward(self, *fields: Tensor) -> Loss:
         batch = Batch(*fields)
@@ -596,9 +597,12 @@ def rank_of_two(rank: int, folder: str) -> None:
         world_size=2,
         timeout=timedelta(seconds=60),
     )
-    trained = DistributedDataParallel(Trained())
     batch, half = make_batch(), slice(2 * rank, 2 * rank + 2)
-    loss = trained(batch.events[half], batch.label[half], batch.image[half])
+    fields = batch.events[half], batch.label[half], batch.image[half]
+    module = Trained()
+    module.supervision.prepare(repeat(Batch(*fields)))
+    trained = DistributedDataParallel(module)
+    loss = trained(*fields)
     loss.total.backward()
     mean = loss.total.detach() / 2
     dist.all_reduce(mean)
@@ -613,6 +617,7 @@ def test_two_ranks_with_half_the_batch_each_are_one_rank_with_the_whole(tmp_path
     mp.spawn(rank_of_two, (str(tmp_path),), nprocs=2)
     got = torch.load(tmp_path / "got.pt")
     trained, batch = Trained(), make_batch()
+    trained.supervision.prepare(repeat(batch))
     loss = trained(batch.events, batch.label, batch.image)
     loss.total.backward()
     torch.testing.assert_close(got["loss"], loss.total.detach())

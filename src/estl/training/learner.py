@@ -9,6 +9,7 @@ import math
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -123,6 +124,7 @@ class Learner(LightningModule):
         self.classes, self.fingerprint = classes, fingerprint
         self.finite = FiniteCheck()
         self.warned = False
+        self.preparing: int | None = None  # batches that the supervision is prepared on at most
 
     def on_train_epoch_start(self) -> None:
         """Seed each epoch on its own, so that a resumed run draws what an unbroken one draws."""
@@ -132,7 +134,7 @@ class Learner(LightningModule):
     def on_train_start(self) -> None:
         """Let the supervision prepare itself, on batches as a step gets them."""
         if self.trainer.global_step == 0:
-            self.supervision.prepare(self._batches())
+            self.supervision.prepare(islice(self._batches(), self.preparing))
 
     def _batches(self) -> Iterator[Batch]:
         """The training batches as a step gets them, over and over."""

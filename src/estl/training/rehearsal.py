@@ -111,6 +111,7 @@ def rehearse(config: Namespace, given: Namespace) -> Rehearsal:
     if not parts.data.allow_leaks:
         refuse_leaks(parts.data)
     learner = make_learner(config, parts)
+    learner.preparing = 2
     watch = _Watch(parts.supervision)
     once = {
         "max_epochs": 1, "max_steps": 2, "devices": 1, "num_nodes": 1, "strategy": "auto",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from estl.data.catalog import CATALOG
 
 if TYPE_CHECKING:
+    from estl.data.bridge import Bridge
     from estl.data.formats.atis import read_events
     from estl.data.formats.events import EVENT
     from estl.data.formats.recording import read_recording
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 _HOMES = [row.home for row in CATALOG] + [
     *("formats.events.EVENT", "formats.atis.read_events", "formats.recording.read_recording"),
     *("frames.normalize", "frames.to_frames", "simulator.simulate", "simulator.simulate_events"),
-    *("module.EventData", "module.ItemData", "splits.SplitData"),
+    *("module.EventData", "module.ItemData", "splits.SplitData", "bridge.Bridge"),
 ]
 _MODULES = {name: module for module, _, name in (home.rpartition(".") for home in _HOMES)}
 

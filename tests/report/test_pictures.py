@@ -1,6 +1,7 @@
 """A guided run leaves pages of pictures; other runs leave none."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,10 +25,10 @@ from estl.types import Batch, Supervision
 from tests.tiny_sets import write_cifar10
 
 
-def guided(folder: Path, T: int = 3) -> EdgeGuidedDistillation:
+def guided(folder: Path, **options: Any) -> EdgeGuidedDistillation:
     tower = ClipTower(10, image_size=16, patch=8, dim=16, depth=1, heads=2)
     tower.tower.save_pretrained(folder)
-    return EdgeGuidedDistillation(folder, student_dim=8, T=T, heads=2)
+    return EdgeGuidedDistillation(folder, student_dim=8, T=3, heads=2, **options)
 
 
 def fit(supervision: Supervision, folder: Path, data: EventData | None = None) -> Trainer:
@@ -68,7 +69,7 @@ def test_a_guided_run_has_a_page_every_few_epochs_and_at_the_end(tmp_path: Path)
 @pytest.mark.slow
 def test_a_guided_run_on_direct_coded_images_has_its_pages(tmp_path: Path) -> None:
     data = CIFAR(write_cifar10(tmp_path), T=2, images=True, val_fraction=0.2)
-    fit(guided(tmp_path / "teacher"), tmp_path, data)
+    fit(guided(tmp_path / "teacher", edges="written"), tmp_path, data)
     assert len(list((tmp_path / "pictures").iterdir())) == 2
 
 

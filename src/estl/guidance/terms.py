@@ -39,7 +39,7 @@ def edge_events_loss(
     if rates.shape != events.shape:
         raise ValueError(
             f"edge_events: rates {tuple(rates.shape)}, but frames {tuple(events.shape)}; it needs "
-            "event frames of T steps and two polarities: give it weight 0 without them"
+            "event frames of T steps and two polarities: without them choose edges written or sobel"
         )
     return (rates - events * rates.clamp(min=1e-8).log()).mean()
 

@@ -36,7 +36,10 @@ def test_a_run_that_is_stopped_says_how_to_go_on(
 ) -> None:
     last = tmp_path / "last.ckpt"
     words = [*ESTL, "fit", *LONG, f"--output-dir={tmp_path}"]
+    # What a shell runs in the background ignores Ctrl-C, and so would the run that it starts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     run = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
     wait(last.exists, run)
     run.send_signal(how)
     said = run.communicate(timeout=60)[1]

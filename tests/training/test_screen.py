@@ -43,7 +43,7 @@ output_dir: {tmp_path / "run"}
     for epoch, text in enumerate(shown[3:], 1):
         assert text.startswith(f"epoch {epoch}/2 ")
         assert ("val    - " in text) == (epoch == 1)
-        for term in ("cls", "global_distill", "patch_distill", "contrastive", "edge_reg"):
+        for term in ("cls", "global_distill", "patch_distill", "contrastive", "edge_events"):
             assert f" {term} " in text
 
 

@@ -62,6 +62,14 @@ def test_every_rung_parses_to_its_edges_and_terms() -> None:
         assert set(config.learner.part_lr or {}) == built & {"fusion", "projector_patches"}
 
 
+def test_a_pooled_target_has_no_fusion_and_no_rate_for_one() -> None:
+    recipe = RECIPE | PARTS | {"learner": {"part_lr": {"fusion": 0.1, "edge_detector": 0.2}}}
+    recipe = merge(recipe, {"supervision": {"init_args": {"target": "pooled"}}})
+    found = {rung.name: rung.overlay["learner"]["part_lr"] for rung in rungs(recipe)}
+    assert found["2s"] is None
+    assert found["5"] == {"edge_detector": 0.2}
+
+
 def test_a_detached_target_is_attached_where_nothing_else_trains_the_fusion() -> None:
     arguments = {"teacher": "t", "detach_target": True}
     recipe: dict[str, Any] = {"supervision": {"class_path": GUIDED, "init_args": arguments}}

@@ -537,11 +537,13 @@ def test_warming_up_trains_the_detector_alone_for_so_many_steps(teacher: ClipTea
     supervision, batch = make(teacher, warm_up=30), make_batch()
     before = {name: p.clone() for name, p in supervision.named_parameters()}
     drawn = []
+    others = torch.full((3, T, 2, 12, 12), 1e3)  # of no recording: nothing is learned from them
+    longer = replace(batch, unpaired=torch.rand(3, 3, 16, 16)).extend(others)
 
     def batches() -> Iterator[Batch]:
         while True:
             drawn.append(1)
-            yield batch
+            yield longer
 
     first = supervision(Student()(batch.events), batch).terms["edge_events"]
     supervision.prepare(batches())

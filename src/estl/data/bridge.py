@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from estl.data.augment import Augment
 from estl.data.simulator import simulate
+from estl.guidance.grid import on_frames
 from estl.types import Batch
 
 P = TypeVar("P")
@@ -54,9 +54,7 @@ class Bridge:
         batch = replace(batch, unpaired=images)
         if self.recordings == "drawn":
             return batch
-        size = batch.events.shape[-2:]
-        seen = F.interpolate(images, size, mode="bilinear", antialias=True)
-        return batch.extend(simulate(seen, batch.events.shape[1]))
+        return batch.extend(simulate(on_frames(images, batch.events), batch.events.shape[1]))
 
 
 class Pictures(Generic[P]):

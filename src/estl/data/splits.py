@@ -78,12 +78,13 @@ class SplitData(ItemData):
         if "val" not in parts:
             drawn = split_items(parts["train"], val_fraction, split_seed, self.group)
             parts = {"train": drawn[0], "val": drawn[1], "test": parts["test"]}
-        everything = parts["train"]
+        unused: set[Item] = set()
         if per_class is not None:
-            parts["train"] = select_items(everything, per_class, split_seed)
+            unused = set(parts["train"])
+            parts["train"] = select_items(unused, per_class, split_seed)
+            unused -= set(parts["train"])
         super().__init__(parts, load, **loading)
-        chosen = set(parts["train"])
-        self.unused = [item for item in everything if item not in chosen]
+        self.unused = sorted(unused)
         self.extra = extra
 
 

@@ -100,7 +100,8 @@ def _overlay(recipe: dict[str, Any], name: str) -> dict[str, Any]:
     further = [t for t in ("edge_reg", "target_cls") if (arguments.get("weights") or {}).get(t)]
     terms = {*rung.terms, *(further if rung.edges == "learned" else ())}
     rates = recipe.get("learner", {}).get("part_lr") or {}
-    parts = {"student", *trained_parts(terms, rung.edges)}
+    target = arguments.get("target", "fused")
+    parts = {"student", *trained_parts(terms, rung.edges, target)}
     overlay: dict[str, Any] = {
         "learner": {"part_lr": {part: lr for part, lr in rates.items() if part in parts} or None}
     }

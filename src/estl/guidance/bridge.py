@@ -5,11 +5,11 @@ from itertools import islice
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from estl.guidance.edges import LearnableEdgeDetector, SobelEdges
+from estl.guidance.grid import on_frames
 from estl.guidance.terms import edge_events_loss
 from estl.types import Batch
 
@@ -20,24 +20,16 @@ PROBES = 8
 """Recordings of a batch that `limit` is estimated from: 10^5 counts and more."""
 
 
-def on_frames(
-    image: Float[Tensor, "B 3 h w"], events: Float[Tensor, "n T C H W"]
-) -> Float[Tensor, "B 3 H W"]:
-    """The images on the grid of event frames, which show the same field of view."""
-    size = events.shape[-2:]
-    if image.shape[-2:] == size:
-        return image
-    return F.interpolate(image, size, mode="bilinear", antialias=True, align_corners=False)
-
-
 def train_detector(detector: LearnableEdgeDetector, batches: Iterable[Batch], steps: int) -> None:
     """So many steps of Adam on `edge_events_loss`, at a rate that falls to zero along a cosine.
 
-    It starts at the mean rates of the first batch. Ranks of `torch.distributed` share gradients.
+    It starts at the mean rates of the first batch, and learns from recorded samples alone. Ranks of
+    `torch.distributed` share gradients.
     """
     optimizer = torch.optim.Adam(detector.parameters(), lr=WARM_UP_LR)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for step, batch in enumerate(islice(batches, steps)):
+    for step, whole in enumerate(islice(batches, steps)):
+        batch = whole.labeled
         assert batch.image is not None
         if step == 0:
             detector.start_at(_over_ranks(batch.events.mean((0, 3, 4))))

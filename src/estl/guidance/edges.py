@@ -32,8 +32,8 @@ class LearnableEdgeDetector(nn.Module):
 
     Args:
         T: time steps of the recordings.
-        width: channels of the first layer; the features have 2 `width`. 16 lost nothing against 64,
-            at a twelfth of the time (docs/log.md).
+        width: channels of the first layer; the features have 2 `width`. Twice as many predicted no
+            better for their time (docs/log.md).
 
     >>> detector = LearnableEdgeDetector(T=5)
     >>> edges, features = detector(torch.rand(2, 3, 16, 16))

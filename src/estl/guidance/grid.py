@@ -1,4 +1,4 @@
-"""From the teacher's grid of tokens to the student's."""
+"""From one grid to another: the teacher's tokens to the student's, images to event frames."""
 
 import torch
 import torch.nn.functional as F
@@ -31,3 +31,17 @@ def resample(
     maps = tokens.transpose(1, 2).unflatten(2, source).float()
     maps = F.interpolate(maps, target, mode="bilinear", antialias=True)
     return maps.flatten(2).transpose(1, 2).to(tokens.dtype)
+
+
+def on_frames(
+    image: Float[Tensor, "B 3 h w"], events: Float[Tensor, "n T C H W"]
+) -> Float[Tensor, "B 3 H W"]:
+    """The images on the grid of event frames, which show the same field of view.
+
+    >>> on_frames(torch.rand(1, 3, 224, 224), torch.rand(1, 10, 2, 48, 48)).shape
+    torch.Size([1, 3, 48, 48])
+    """
+    size = events.shape[-2:]
+    if image.shape[-2:] == size:
+        return image
+    return F.interpolate(image, size, mode="bilinear", antialias=True, align_corners=False)

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from estl.guidance.bridge import on_frames, predict, train_detector
+from estl.guidance.bridge import predict, train_detector
 from estl.guidance.contrastive import ContrastiveLoss
 from estl.guidance.edges import Detector, Edges, LearnableEdgeDetector, SobelEdges, make_detector
 from estl.guidance.fusion import EdgeGuidedFusion
-from estl.guidance.grid import resample
+from estl.guidance.grid import on_frames, resample
 from estl.guidance.teacher import ClipTeacher, TeacherOutput
 from estl.guidance.terms import (
     Activity,

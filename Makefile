@@ -6,7 +6,7 @@ demo: .venv/installed
 	rm -rf runs/demo
 	$(BIN)/estl train-teacher --dataset digits --epochs 30 --output-dir runs/demo/teacher
 	$(BIN)/estl ablate --config digits_guided --teacher runs/demo/teacher --rungs 1,6 --seeds 0,1,2 \
-	  --output-dir runs/demo
+	  --jobs 2 --output-dir runs/demo
 
 test: .venv/installed
 	$(BIN)/pytest

@@ -41,7 +41,7 @@ RUNGS = {
     "3": Rung("(2) + edges of events, fused: + edge_events", "learned", _TRUE),
     "4": Rung("(3) + edge_align", "learned", _ALIGNED),
     "5": Rung("(4) + contrastive", "learned", _ALL),
-    "6": Rung("(5) + the bridge", "learned", _ALL, {}),
+    "6": Rung("all terms (5) + the bridge", "learned", _ALL, {}),
     "6x": Rung("control: (2), twice the steps", "none", _FIXED),
     "6s": Rung("control: (6), drawn from Sobel edges", "learned", _ALL, {}),
     "6m": Rung("control: (6), simulated", "learned", _ALL, {"recordings": "simulated"}),

@@ -96,6 +96,7 @@ def markdown(
     note = f"\n**{warning}**\n" if warning else ""
     sizes = ", ".join(f"{split} {n}" for split, n in of.data.sizes.items())
     versions = ", ".join(f"{name} {number}" for name, number in of.versions.items())
+    together = f", and hold together for all {pairs} of the table" if pairs > 1 else ""
     seeds = ", ".join(str(run.of.seed) for run in first)
     return f"""### {title}
 {note}
@@ -113,7 +114,7 @@ places that would be erased, spikes a neuron and step, estimated energy:
     {command}
 
 Seeds {seeds}; mean ± standard deviation over seeds. Differences are paired by seed and sample;
-their intervals count the scatter of both, and hold together for all {pairs} of the table.
+their intervals count the scatter of both{together}.
 Data {of.data.name} {of.data.fingerprint}
 ({sizes}). {versions}. {of.machine}. Finished {of.finished[:10]}. Figures are on the test split,
 read once per run.

@@ -6,8 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from estl.neurons import LIF
 from estl.students.layers import PerStep, conv_norm, time_first
-from estl.types import direct_code
+from estl.types import direct_code, is_static
+
+
+def channels_last(x: Tensor) -> bool:
+    """Whether memory is (T,B,H,W,C)."""
+    return x.permute(1, 0, 3, 4, 2).is_contiguous()
 
 
 def test_per_step_equals_a_loop_over_steps() -> None:
@@ -26,7 +32,8 @@ def test_per_step_on_time_first_memory_copies_nothing() -> None:
     y = PerStep(nn.Identity())(x)
     assert y.data_ptr() == x.data_ptr()
     assert y.stride() == x.stride()
-    assert PerStep(nn.Conv2d(3, 5, 3))(x).transpose(0, 1).is_contiguous()
+    for layer in (PerStep(nn.Conv2d(3, 5, 3)), conv_norm(3, 5), LIF(), PerStep(nn.AvgPool2d(2))):
+        assert channels_last(layer(x))
 
 
 def test_batch_norm_of_conv_norm_takes_its_statistics_over_samples_steps_and_places() -> None:
@@ -51,16 +58,17 @@ def test_time_first_keeps_the_values_and_turns_the_memory() -> None:
     x = torch.rand(2, 4, 3, 6, 5)
     y = time_first(x, 3)
     assert torch.equal(x, y)
-    assert y.transpose(0, 1).is_contiguous()
+    assert channels_last(y)
     again = time_first(y, 3)
     assert again.data_ptr() == y.data_ptr()
 
 
-def test_time_first_leaves_direct_coded_images_as_they_are() -> None:
+def test_time_first_keeps_one_image_of_direct_coded_ones() -> None:
     x = direct_code(torch.rand(2, 3, 6, 5), 4)
     y = time_first(x, 3)
-    assert y.data_ptr() == x.data_ptr()
-    assert y.stride() == x.stride()
+    assert torch.equal(x, y)
+    assert is_static(y)
+    assert y[:, 0].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_time_first_names_what_is_wrong_with_the_events() -> None:

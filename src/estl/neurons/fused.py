@@ -91,12 +91,12 @@ class _FusedLIF(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *options: Any) -> Tensor:
-        inner = sorted(range(1, x.ndim), key=x.stride, reverse=True)  # as they lie in memory
-        ctx.order, ctx.options = (0, *inner), options
+        ctx.order, ctx.options = memory_order(x), options
         decay, gain, threshold, hard, _, _, inclusive = options
-        spikes, v = _run(_forward, _rows(x, ctx.order), decay, gain, threshold, hard, inclusive)
+        flat = rows(x.detach(), ctx.order)
+        spikes, v = _run(_forward, flat, decay, gain, threshold, hard, inclusive)
         ctx.save_for_backward(v)
-        return _unrows(spikes, x.shape, ctx.order)
+        return unrows(spikes, x.shape, ctx.order)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -106,8 +106,8 @@ class _FusedLIF(torch.autograd.Function):
             )
         (v,) = ctx.saved_tensors
         (grad,) = grads
-        grad_x = _run(_backward, _rows(grad, ctx.order), v, *ctx.options)
-        return _unrows(grad_x, grad.shape, ctx.order), *(None for _ in ctx.options)
+        grad_x = _run(_backward, rows(grad.detach(), ctx.order), v, *ctx.options)
+        return unrows(grad_x, grad.shape, ctx.order), *(None for _ in ctx.options)
 
 
 def _forward(
@@ -163,20 +163,29 @@ def _fires(u: Tensor, inclusive: bool) -> Tensor:
     return ((u >= 0) if inclusive else (u > 0)).to(u.dtype)
 
 
-def _rows(x: Tensor, order: tuple[int, ...]) -> Tensor:
+def memory_order(x: Tensor) -> tuple[int, ...]:
+    """The dimensions of `x` (T,...), those after T in the order in which they lie in memory.
+
+    >>> memory_order(torch.zeros(2, 3, 4, 5).permute(0, 3, 1, 2))
+    (0, 2, 3, 1)
+    """
+    return (0, *sorted(range(1, x.ndim), key=x.stride, reverse=True))
+
+
+def rows(x: Tensor, order: tuple[int, ...]) -> Tensor:
     """`x` (T,...) as (T,M), without a copy if memory is dense after T in this order of dimensions.
 
     Steps that share their memory (stride 0) stay so; any other stride becomes M, so that one
     compilation serves all.
     """
-    rows = x.detach().permute(order).reshape(x.shape[0], -1)
-    return rows if rows.stride(0) == 0 and rows.stride(1) == 1 else rows.contiguous()
+    flat = x.permute(order).reshape(x.shape[0], -1)
+    return flat if flat.stride(0) == 0 and flat.stride(1) == 1 else flat.contiguous()
 
 
-def _unrows(rows: Tensor, shape: torch.Size, order: tuple[int, ...]) -> Tensor:
-    """The inverse of `_rows`."""
+def unrows(flat: Tensor, shape: torch.Size, order: tuple[int, ...]) -> Tensor:
+    """The inverse of `rows`."""
     inverse = sorted(range(len(order)), key=order.__getitem__)
-    return rows.view([shape[d] for d in order]).permute(inverse)
+    return flat.view([shape[d] for d in order]).permute(inverse)
 
 
 @functools.cache
@@ -196,9 +205,9 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _run(function: Callable[..., Any], *args: Any) -> Any:
     """`function(*args)`, compiled if that is possible."""
-    rows: Tensor = args[0]
-    device = rows.device.type
-    if device in _no_compiler or rows.shape[1] < 2:  # 0 and 1 cannot be dynamic
+    flat: Tensor = args[0]
+    device = flat.device.type
+    if device in _no_compiler or flat.shape[1] < 2:  # 0 and 1 cannot be dynamic
         return function(*args)
     for arg in args:
         if isinstance(arg, Tensor):

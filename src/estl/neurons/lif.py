@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from estl.neurons.fused import fused_lif, worthwhile
+from estl.neurons.fused import fused_lif, memory_order, rows, unrows, worthwhile
 
 Surrogate = Callable[[Tensor], Tensor]
 """Derivative in place of the step's, as a function of u = v - threshold."""
@@ -138,7 +138,8 @@ def _check(decay: float, gain: float, threshold: float, reset: str) -> None:
 class LIF(nn.Module):
     """`lif` on batch-first input (B,T,...), with the same arguments.
 
-    Nothing is copied if memory is time first under the batch-first view. Large layers in training
+    Nothing is copied if memory is time first under the batch-first view. After T it may be in any
+    order (such as channels last), which the spikes keep. Large layers in training
     run the fused scan, with the same spikes (`fused.worthwhile` has the rule).
 
     Raises:
@@ -184,8 +185,11 @@ class LIF(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T *shape"]) -> Float[Tensor, "B T *shape"]:
         """Spikes of `x` over dimension 1."""
-        scan = fused_lif if worthwhile(x) else lif
-        return scan(x.transpose(0, 1), **self.options).transpose(0, 1)
+        x = x.transpose(0, 1)
+        if worthwhile(x):
+            return fused_lif(x, **self.options).transpose(0, 1)
+        order = memory_order(x)  # which the spikes keep
+        return unrows(lif(rows(x, order), **self.options), x.shape, order).transpose(0, 1)
 
     def extra_repr(self) -> str:
         """The options, as `print` shows them."""

@@ -1,30 +1,30 @@
-"""What the students share: the time-first memory layout, and stateless layers at every step.
+"""What the students share: the memory layout, and stateless layers at every step.
 
-Public tensors are (B,T,...), but their memory is (T,B,...): `time_first` lays out the (small) input
-once, and all layers, `PerStep` and `LIF` alike, take and return transposed views. Folding time into
-the batch is then a view too, and nothing is copied between layers.
+Public tensors are (B,T,...), but their memory is (T,B,...), with the channels of images last:
+`time_first` lays out the (small) input once, and all layers, `PerStep` and `LIF` alike, take and
+return views of this order. Folding time into the batch is then a view too, nothing is copied
+between layers, and convolutions need not bring their input into another order first.
 """
 
 from typing import cast
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from estl.types import is_static
+from estl.types import direct_code, is_static
 
 
 def time_first(events: Tensor, channels: int) -> Float[Tensor, "B T C H W"]:
-    """`events` (B,T,C,H,W), checked, with time-first memory under the same shape.
+    """`events` (B,T,C,H,W), checked, with memory (T,B,H,W,C) under the same shape.
 
-    Direct-coded events (`estl.types.is_static`) stay as they are, so that `PerStep` can still see
-    that they are one image.
+    Direct-coded events (`estl.types.is_static`) stay so: `PerStep` sees that they are one image.
 
     Raises:
         ValueError: if `events` does not have five dimensions and `channels` channels.
 
-    >>> import torch
-    >>> time_first(torch.rand(2, 4, 3, 8, 8), 3).stride()[:2]    # next sample, next step
-    (192, 384)
+    >>> time_first(torch.rand(2, 4, 3, 8, 8), 3).stride()    # of sample, step, channel, row, column
+    (192, 384, 1, 24, 3)
     """
     if events.dim() != 5:
         raise ValueError(
@@ -36,9 +36,11 @@ def time_first(events: Tensor, channels: int) -> Float[Tensor, "B T C H W"]:
             f"events have {events.shape[2]} channels in shape {tuple(events.shape)}, but the"
             f" student was built for in_channels={channels}: build it with the channels of the data"
         )
+    B, T = events.shape[:2]
     if is_static(events):
-        return events
-    return events.transpose(0, 1).contiguous().transpose(0, 1)
+        return direct_code(events[:, 0].contiguous(memory_format=torch.channels_last), T)
+    folded = events.transpose(0, 1).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    return folded.unflatten(0, (T, B)).transpose(0, 1)
 
 
 class PerStep(nn.Sequential):
@@ -50,7 +52,6 @@ class PerStep(nn.Sequential):
     batch norm has the same mean and biased variance. Only the unbiased `running_var` is larger, by
     n/(n-1) * (Tn-1)/(Tn).
 
-    >>> import torch
     >>> PerStep(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8))(torch.rand(2, 4, 3, 6, 6)).shape
     torch.Size([2, 4, 8, 6, 6])
     """
@@ -90,4 +91,5 @@ def conv_norm(
     norm = nn.BatchNorm2d(out_channels)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     nn.init.constant_(norm.weight, weight)
+    conv.to(memory_format=torch.channels_last)  # as the images: or each step would reorder it
     return PerStep(conv, norm)

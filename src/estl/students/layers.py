@@ -91,5 +91,6 @@ def conv_norm(
     norm = nn.BatchNorm2d(out_channels)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     nn.init.constant_(norm.weight, weight)
-    conv.to(memory_format=torch.channels_last)  # as the images: or each step would reorder it
+    # As the images are, or each step would bring it into their order.
+    conv.weight.data = conv.weight.data.contiguous(memory_format=torch.channels_last)
     return PerStep(conv, norm)

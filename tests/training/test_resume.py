@@ -100,3 +100,36 @@ def test_augmented_runs_are_resumed_bit_for_bit(
     for part in ("state_dict", "optimizer_states", "lr_schedulers"):
         assert same(whole[part], continued[part]), part
     assert history(tmp_path / "broken") == history(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_run_on_a_full_disk_ends_in_one_line_and_goes_on_when_there_is_room(
+    tmp_path: Path,
+) -> None:
+    run = [*RUN[:-3], "--epochs=2", "--student.init_args.layers=[4,AP,8]"]
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run([*run, f"--output-dir={tmp_path / 'whole'}"], check=True, capture_output=True)
+    size = (tmp_path / "whole" / "last.ckpt").stat().st_size  # there is room for one and a half
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={12 + 3 * size // 2048}k", "tmpfs", disk], check=True
+    )
+    try:
+        stopped = subprocess.run(
+            [*run, f"--output-dir={disk / 'run'}"], capture_output=True, text=True
+        )
+        assert stopped.returncode == 2
+        (line,) = stopped.stderr.splitlines()
+        assert "ckpt cannot be written (No space left on device): make room there" in line
+        assert line.endswith(f"then go on with estl fit --resume {disk / 'run'}")
+        subprocess.run(["mount", "-o", "remount,size=10m", disk], check=True)
+        subprocess.run([*RUN[:4], "--resume", str(disk / "run")], check=True, capture_output=True)
+        one, two = (
+            torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
+            for folder in (tmp_path / "whole", disk / "run")
+        )
+        assert same(one, two)
+        assert not list(disk.rglob("*.new"))
+    finally:
+        subprocess.run(["umount", disk], check=True)

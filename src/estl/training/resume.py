@@ -29,9 +29,19 @@ def aside(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(new, path)
-    except BaseException:
+    except BaseException as error:
         new.unlink(missing_ok=True)
+        if (refusal := _refusal(error)) is not None:
+            reason = os.strerror(refusal.errno or 0)
+            raise OSError(f"{path} cannot be written ({reason}): make room there") from error
         raise
+
+
+def _refusal(error: BaseException | None) -> OSError | None:
+    """What the system refused, where that is behind `error`: torch.save raises one of its own."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
 
 
 class Aside(TorchCheckpointIO):
@@ -50,12 +60,15 @@ class Aside(TorchCheckpointIO):
 
 @contextmanager
 def going_on(folder: Path) -> Iterator[None]:
-    """Where a run is stopped, have the KeyboardInterrupt say how it goes on.
+    """Where a run is stopped, or the disk refuses to write, have the error say how it goes on.
 
-    Lightning makes a SystemExit of it, and forgets which of its kinds it was.
+    Lightning makes a SystemExit of a KeyboardInterrupt, and forgets which of its kinds it was.
     """
     try:
         yield
+    except OSError as error:
+        how = f"estl fit --resume {folder}" if taken(folder) else "the same command"
+        raise OSError(f"{' '.join(str(error).split())}; then go on with {how}") from error
     except (KeyboardInterrupt, SystemExit) as stop:
         cause = stop.__context__ if isinstance(stop, SystemExit) else stop
         kind = type(cause) if isinstance(cause, KeyboardInterrupt) else KeyboardInterrupt

@@ -197,7 +197,7 @@ def fit(
         test=found["test"] or None,
         diagnosis=diagnosis,
     )
-    with aside(folder / "results.json") as file:
+    with going_on(folder), aside(folder / "results.json") as file:
         file.write(results.to_json().encode())
     return folder, results
 

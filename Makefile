@@ -34,8 +34,8 @@ lowest: .venv-lowest/installed
 
 # What takes its time, or memory, against the bound that it has. The machine must be idle.
 bench: .venv/installed
+	$(BIN)/estl bench --output-dir runs/bench
 	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/fusion.py
 	$(BIN)/python benchmarks/loading.py $(or $(ESTL_SHARED),../shared)/data/nmnist-pairs
 
 check: .venv/installed

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.fusion import LiteralFusion
+from estl.experiments.bench.supervisions import LiteralFusion
 from estl.guidance import EdgeGuidedFusion, fusion
 
 

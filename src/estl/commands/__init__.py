@@ -37,6 +37,7 @@ app.command(
 )
 app.command("estl.commands.ablate:ablate", help="What each part of the guided distillation adds.")
 app.command("estl.commands.compare:compare", help="Plain, TET and TSE side by side.")
+app.command("estl.commands.bench:bench", help="Time and memory, beside peers.")
 app.command("estl.commands.tune:tune", help="Search the thresholds of TSE on validation.")
 
 

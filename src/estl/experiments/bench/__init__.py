@@ -1,0 +1,1 @@
+"""`estl bench`: what the package's parts cost, beside peers, in one run."""

@@ -1,0 +1,88 @@
+"""A training step of the guided distillation: events only, fixed CLIP, all terms, the bridge."""
+
+import tempfile
+from typing import Any, NamedTuple
+
+import torch
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from estl.experiments.bench.race import Work
+from estl.experiments.bench.students import BUILD, events
+from estl.guidance import ClipTeacher
+from estl.guidance.teacher import quiet_transformers
+from estl.supervision import EdgeGuidedDistillation, MeanCE
+from estl.supervision.terms import WEIGHTS
+from estl.types import Batch, Supervision
+
+
+class Sizes(NamedTuple):
+    """Of a guided run: student, (B,T,side) of the recordings, images, fusion grid, teacher."""
+
+    student: str
+    frames: tuple[int, int, int]
+    image: int
+    edge_grid: int
+    tower: dict[str, Any]
+    dim: int
+
+
+SIZES = {
+    "recipe": Sizes(
+        "recipe", (25, 5, 34), 34, 9,
+        {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4,
+         "num_attention_heads": 4, "image_size": 36, "patch_size": 4}, 128,
+    ),
+    "design": Sizes(
+        "spikformer", (4, 10, 48), 224, 28,
+        {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+         "num_attention_heads": 12, "image_size": 224, "patch_size": 16}, 256,
+    ),
+}  # fmt: skip
+"""N-MNIST's recipe, and the sizes of the written design with its ViT-B/16; weights are random."""
+
+FIXED = ("cls", "global_distill", "patch_distill")
+
+KINDS: dict[str, dict[str, Any] | None] = {
+    "events only": None,
+    "fixed CLIP": {"edges": "none", "weights": {n: 0.0 for n in WEIGHTS if n not in FIXED}},
+    "all terms": {"weights": {"global_distill": 5.0, "patch_distill": 3.0}},
+    "all terms, bridge": {"weights": {"global_distill": 5.0, "patch_distill": 3.0}},
+}
+
+
+def teacher(tower: dict[str, Any]) -> ClipTeacher:
+    """A tower of random weights, as `ClipTeacher` loads one."""
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder, quiet_transformers():
+        CLIPVisionModel(CLIPVisionConfig(**tower)).save_pretrained(folder)
+        return ClipTeacher(folder)
+
+
+def step(sizes: str, kind: str) -> Work:
+    """Forward, backward and AdamW of a step of `KINDS` at `SIZES`.
+
+    The bridge adds as many images without a recording as the batch has pairs.
+    """
+    size, options = SIZES[sizes], KINDS[kind]
+    B, T, _ = size.frames
+    supervision: Supervision = MeanCE()
+    if options is not None:
+        supervision = EdgeGuidedDistillation(
+            teacher(size.tower), student_dim=size.dim, T=T, edge_grid=size.edge_grid,
+            normalize_targets=True, **options,
+        )  # fmt: skip
+    torch.manual_seed(0)
+    student = BUILD[size.student]()
+    draw = torch.Generator().manual_seed(1)
+    images = torch.rand(2, B, 3, size.image, size.image, generator=draw)
+    unpaired = images[1] if kind.endswith("bridge") else None
+    batch = Batch(events(*size.frames), torch.arange(B) % 10, images[0], unpaired=unpaired)
+    optimizer = torch.optim.AdamW([*student.parameters(), *supervision.parameters()], lr=1e-4)
+
+    def work() -> None:
+        optimizer.zero_grad()
+        whole = supervision.extend(batch)
+        supervision(student(whole.events), whole).total.backward()
+        optimizer.step()
+
+    return work

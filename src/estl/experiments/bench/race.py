@@ -1,0 +1,139 @@
+"""Candidates that take turns in one process, so that what else a machine does meets all alike."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+Work = Callable[[], object]
+"""One repetition of what is timed."""
+
+Make = Callable[[], Work]
+"""Builds a candidate; ImportError where what it needs is not installed."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What must hold of two candidates' times.
+
+    >>> Bound("estl", "floor", 1.1).holds(1.05)
+    True
+    """
+
+    of: str
+    over: str
+    at_most: float
+
+    def holds(self, ratio: float) -> bool:
+        """Whether a ratio of times is within the bound."""
+        return ratio <= self.at_most
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Candidates that compute the same, or what one of them costs more.
+
+    Args:
+        name: on the command line.
+        what: is computed, with shapes.
+        candidates: by name; the first is what the table's ratios are against.
+        bounds: on ratios of times.
+        memory: whether the peak memory of each is measured, in a process of its own.
+    """
+
+    name: str
+    what: str
+    candidates: dict[str, Make]
+    bounds: tuple[Bound, ...] = ()
+    memory: bool = False
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Seconds of each round by candidate, of the clock and of the process; names that are absent
+    say why.
+    """
+
+    wall: dict[str, list[float]]
+    cpu: dict[str, list[float]]
+    absent: dict[str, str]
+
+    def ratio(self, of: str, over: str) -> float | None:
+        """Median over the rounds of the ratio of two candidates' seconds.
+
+        >>> Timed({"a": [1.0, 2.0, 9.0], "b": [1.0, 1.0, 3.0]}, {}, {}).ratio("a", "b")
+        2.0
+        """
+        if of not in self.wall or over not in self.wall:
+            return None
+        pairs = zip(self.wall[of], self.wall[over], strict=True)
+        return median(a / b for a, b in pairs)
+
+
+def race(candidates: dict[str, Make], rounds: int) -> Timed:
+    """Time candidates in turns, in an order that alternates, after a first call of each.
+
+    Args:
+        candidates: by name.
+        rounds: turns of each.
+
+    Raises:
+        ValueError: no rounds.
+
+    >>> timed = race({"nothing": lambda: lambda: None}, rounds=3)
+    >>> len(timed.wall["nothing"]), timed.absent
+    (3, {})
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds={rounds}: give at least 1")
+    works: dict[str, Work] = {}
+    absent: dict[str, str] = {}
+    for name, make in candidates.items():
+        try:
+            works[name] = make()
+        except ImportError as error:
+            absent[name] = f"{error.name or error} is not installed"
+            continue
+        works[name]()  # compiles, and fills the allocator's pools
+    timed = Timed({name: [] for name in works}, {name: [] for name in works}, absent)
+    for number in range(rounds):
+        for name in list(works)[:: 1 if number % 2 else -1]:
+            wall, cpu = time.perf_counter(), time.process_time()
+            works[name]()
+            timed.cpu[name].append(time.process_time() - cpu)
+            timed.wall[name].append(time.perf_counter() - wall)
+    return timed
+
+
+PEAK = """
+import sys, torch
+from pathlib import Path
+from estl.experiments.bench.comparisons import COMPARISONS
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+
+torch.set_num_threads(int(sys.argv[3]))
+work = COMPARISONS[sys.argv[1]].candidates[sys.argv[2]]()
+before = peak()
+work(), work()
+print(peak() - before)
+"""
+
+
+def mebibytes(comparison: str, candidate: str, threads: int) -> float | None:
+    """What the highest resident size of a process of its own grows by in two repetitions, in MiB.
+
+    None where the system does not tell.
+    """
+    if not os.path.exists("/proc/self/status"):
+        return None
+    # glibc maps large blocks one by one here, and gives them back: pools would hide what is needed.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    command = [sys.executable, "-c", PEAK, comparison, candidate, str(threads)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return float(done.stdout)

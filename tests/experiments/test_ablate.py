@@ -41,8 +41,8 @@ def test_every_rung_parses_to_its_edges_and_terms() -> None:
     assert [rung.name for rung in rungs(recipe)] == list(RUNGS)
     for rung in rungs(recipe):
         config, _ = parse_recipe(merge(recipe, rung.overlay))
-        _, edges, terms, bridge = RUNGS[rung.name]
-        assert config.trainer.max_epochs == (6 if rung.name == "6x" else 3)
+        _, edges, terms, bridge, target = RUNGS[rung.name]
+        assert config.trainer.max_epochs == (6 if rung.name in ("6x", "6kx") else 3)
         found = config.data.init_args.bridge
         assert (found is None) == (bridge is None)
         if found is not None:
@@ -57,8 +57,9 @@ def test_every_rung_parses_to_its_edges_and_terms() -> None:
         assert arguments.bridge == ("sobel" if rung.name == "6s" else "rates")
         assert arguments.teacher == "t"
         assert {k for k, w in arguments.weights.items() if w} == set(terms)
-        assert all(arguments.weights[term] == WEIGHTS[term] for term in terms)
-        built = trained_parts(terms, edges)
+        assert all(arguments.weights[term] == (WEIGHTS[term] or 1.0) for term in terms)
+        assert arguments.target == (target or "fused")
+        built = trained_parts(terms, edges, arguments.target)
         assert set(config.learner.part_lr or {}) == built & {"fusion", "projector_patches"}
 
 
@@ -78,7 +79,7 @@ def test_a_detached_target_is_attached_where_nothing_else_trains_the_fusion() ->
         for rung in rungs(recipe)
         if rung.overlay["supervision"].get("init_args", {}).get("detach_target") is False
     }
-    assert attached == {"2", "2s", "2w", "3", "4"}
+    assert attached == {"2", "2k", "2s", "2w", "3", "4"}
     arguments["weights"] = {"target_cls": 1.0}  # it trains the fusion where there are learned edges
     three = next(rung for rung in rungs(recipe) if rung.name == "3").overlay
     assert "detach_target" not in three["supervision"]["init_args"]
@@ -90,9 +91,13 @@ def test_each_rung_adds_to_the_one_before() -> None:
     more = [b - a for a, b in pairwise(terms)]
     assert all(a <= b for a, b in pairwise(terms))
     assert more[1:] == [{"edge_events"}, {"edge_align"}, {"contrastive"}, set()]
-    assert terms[-1] == set(WEIGHTS) - {"edge_reg", "target_cls"}
+    assert terms[-1] == set(WEIGHTS) - {"edge_reg", "target_cls", "logit_distill"}
     assert RUNGS["2s"].terms == RUNGS["2"].terms == RUNGS["6x"].terms
     assert RUNGS["2s"].edges == "sobel"
+    assert set(RUNGS["2b"].terms) - set(RUNGS["2"].terms) == {"edge_events"}
+    assert set(RUNGS["2k"].terms) - set(RUNGS["2"].terms) == {"logit_distill"}
+    assert set(RUNGS["2bk"].terms) == set(RUNGS["2b"].terms) | set(RUNGS["2k"].terms)
+    assert RUNGS["6kx"].terms == RUNGS["2k"].terms
     for control in ("6s", "6m", "6j"):
         assert RUNGS[control].terms == RUNGS["6"].terms
 
@@ -106,7 +111,7 @@ def test_another_supervision_or_rung_is_refused() -> None:
         rungs(RECIPE, ["6"])
     with pytest.raises(ValueError, match="6x doubles the epochs"):
         rungs(RECIPE, ["6x"])
-    assert [rung.name for rung in rungs(RECIPE)] == ["1", "2", "2s", "2w", "3", "4", "5"]
+    assert [rung.name for rung in rungs(RECIPE)] == ["1", "2", "2k", "2s", "2w", "3", "4", "5"]
 
 
 def test_tables_show_mean_and_standard_deviation_over_seeds() -> None:

@@ -16,10 +16,10 @@ from estl.data.shards import write_shards
 from estl.data.show import event_picture
 from estl.data.stream import Shards
 from estl.guidance.tower import ClipTower
+from estl.guidance.watch import Maps
 from estl.report.pictures import Pictures, choose, draw, first_saccade, guided_part
 from estl.students import VGGSNN
 from estl.supervision import TSE, EdgeGuidedDistillation, MeanCE, Sum
-from estl.supervision.distillation import Maps
 from estl.training.learner import Learner, owner
 from estl.types import Batch, Supervision
 from tests.tiny_sets import write_cifar10

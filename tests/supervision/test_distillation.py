@@ -31,7 +31,7 @@ WRITTEN: dict[str, Any] = {
     "gate_bias": None,
 }
 """The options of the written design."""
-TERMS = [name for name in WEIGHTS if name not in ("edge_reg", "target_cls")]
+TERMS = [name for name in WEIGHTS if name not in ("edge_reg", "target_cls", "logit_distill")]
 """Those that learned edges have by default."""
 SMALLER: dict[str, Any] = {"mode": "bilinear", "antialias": True}
 ALL = {name: weight or 0.5 for name, weight in WEIGHTS.items()}
@@ -188,7 +188,7 @@ def test_training_changes_every_part_and_no_weight_of_the_teacher(teacher: ClipT
         (WRITTEN, {"edge_detector", "fusion", "projector", "projector_patches"}),
         (
             {"weights": ALL},
-            {"edge_detector", "fusion", "projector", "projector_patches", "target_head"},
+            {"edge_detector", "fusion", "projector", "projector_patches", "target_head", "probe"},
         ),
         ({"query": "edge"}, {"edge_detector", "fusion", "projector", "projector_patches"}),
         ({"detach_target": True}, {"edge_detector", "fusion", "projector", "projector_patches"}),
@@ -419,6 +419,7 @@ def test_the_state_is_that_of_the_trained_parts(teacher: ClipTeacher) -> None:
         ({"weights": {"global": 1.0}}, "no term 'global': the terms are cls, global_distill"),
         ({"T": None}, "T is missing"),
         ({"weights": {"target_cls": 1.0}, "classes": None}, "classes is missing"),
+        ({"weights": {"logit_distill": 1.0}, "classes": None}, "classes is missing"),
         ({"edges": "written", "weights": {"edge_events": 1.0}}, "has no edge_events to weigh"),
         ({"weights": {"cls": -1.0}}, "weight of cls must be 0 or more, got -1.0"),
         ({"edges": "none", "weights": {"edge_align": 0.2}}, "edges='none' has no edge_align"),
@@ -510,6 +511,33 @@ def test_terms_of_labels_and_recordings_see_the_recorded_samples_alone(
     expected = resample(seen.patches, (4, 4), GRID)
     expected = (patches(output.patch_tokens.mean(1)) - expected).square().mean()
     torch.testing.assert_close(long["patch_distill"], ALL["patch_distill"] * expected)
+
+
+def test_the_probe_learns_from_labels_and_the_student_from_the_probe(
+    teacher: ClipTeacher,
+) -> None:
+    only = dict.fromkeys(WEIGHTS, 0.0) | {"logit_distill": 2.0}
+    supervision, student = make(teacher, edges="none", weights=only), Student()
+    batch = extended(make(teacher))
+    output = student(batch.events)
+    term = supervision(output, batch).terms["logit_distill"]
+    f = teacher(batch.image).pooled
+    f = (f - f.mean(1, keepdim=True)) / (f.var(1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+    z = f @ supervision.probe.linear.weight.T + supervision.probe.linear.bias
+    x = output.logits.mean(1)
+    n, total = len(batch.label) - batch.unlabeled, torch.zeros(())
+    for row in range(n):  # the labeled ones
+        total = total - z[row].log_softmax(0)[batch.label[row]] / n
+    for row in range(len(x)):
+        p, q = z[row].softmax(0), x[row].softmax(0)
+        total = total + sum(p[k] * (p[k].log() - q[k].log()) for k in range(K)) / len(x)
+    torch.testing.assert_close(term, 2 * total)
+
+    supervision.zero_grad()
+    term.backward()
+    learned = -z[:n].log_softmax(1)[range(n), batch.label[:n]].mean()
+    (expected,) = torch.autograd.grad(2 * learned, supervision.probe.linear.weight)
+    torch.testing.assert_close(supervision.probe.linear.weight.grad, expected)
 
 
 def test_a_sum_gives_unlabeled_samples_to_the_guidance_alone(teacher: ClipTeacher) -> None:

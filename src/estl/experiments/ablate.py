@@ -3,6 +3,7 @@
 The rungs are those of the written design: (1) events only, (2) fixed CLIP distillation, (3) edges
 and fusion, (4) alignment, (5) contrastive learning; (2s) and (2w) beside (3), the edges of a fixed
 filter and those that nothing but the other terms defines; and (6) the bridge, with its controls.
+(2b) is the bridge on (2) alone; (2k) and (2bk) distill the classes that a probe of the teacher has.
 """
 
 from collections.abc import Sequence
@@ -17,17 +18,20 @@ GUIDED = public_path(EdgeGuidedDistillation)
 
 
 class Rung(NamedTuple):
-    """One rung: what it is, which edges it has, which terms, and what it does to the bridge: None
-    has none; else what it changes in `data.init_args.bridge`.
+    """One rung: what it is, which edges it has, which terms, what it does to the bridge (None has
+    none; else what it changes in `data.init_args.bridge`), and its target where that is not the
+    recipe's.
     """
 
     what: str
     edges: str = "none"
     terms: tuple[str, ...] = ()
     bridge: dict[str, Any] | None = None
+    target: str | None = None
 
 
 _FIXED = ("cls", "global_distill", "patch_distill")
+_SAID = (*_FIXED, "logit_distill")
 _TRUE = (*_FIXED, "edge_events")
 _ALIGNED = (*_TRUE, "edge_align")
 _ALL = (*_ALIGNED, "contrastive")
@@ -36,6 +40,9 @@ _JITTER = {"shift": 0.1, "rotation": 15.0, "scale": 0.15}
 RUNGS = {
     "1": Rung("events only"),
     "2": Rung("fixed CLIP: + global_distill, patch_distill", "none", _FIXED),
+    "2b": Rung("(2) + the bridge: + edge_events", "learned", _TRUE, {}, "pooled"),
+    "2k": Rung("(2) + the teacher's classes: + logit_distill", "none", _SAID),
+    "2bk": Rung("(2b) + logit_distill", "learned", (*_SAID, "edge_events"), {}, "pooled"),
     "2s": Rung("(2) + fixed Sobel edges, fused", "sobel", _FIXED),
     "2w": Rung("(2) + written edges, fused: + edge_reg", "written", (*_FIXED, "edge_reg")),
     "3": Rung("(2) + edges of events, fused: + edge_events", "learned", _TRUE),
@@ -43,12 +50,16 @@ RUNGS = {
     "5": Rung("(4) + contrastive", "learned", _ALL),
     "6": Rung("all terms (5) + the bridge", "learned", _ALL, {}),
     "6x": Rung("control: (2), twice the steps", "none", _FIXED),
+    "6kx": Rung("control: (2k), twice the steps", "none", _SAID),
     "6s": Rung("control: (6), drawn from Sobel edges", "learned", _ALL, {}),
     "6m": Rung("control: (6), simulated", "learned", _ALL, {"recordings": "simulated"}),
     "6j": Rung("control: (6), of the pairs' own images, jittered", "learned", _ALL,
                {"images": None, "augment": _JITTER}),
 }  # fmt: skip
 """By name."""
+
+TWICE = ("6x", "6kx")
+"""Rungs of twice the recipe's epochs."""
 
 
 def rungs(recipe: dict[str, Any], names: Sequence[str] = ()) -> list[Variant]:
@@ -82,12 +93,12 @@ def rungs(recipe: dict[str, Any], names: Sequence[str] = ()) -> list[Variant]:
             raise ValueError(
                 f"rung {name} is about the bridge: give the recipe data.init_args.bridge"
             )
-        if name == "6x" and not epochs:
-            raise ValueError("rung 6x doubles the epochs: give --epochs")
+        if name in TWICE and not epochs:
+            raise ValueError(f"rung {name} doubles the epochs: give --epochs")
     able = [
         name
         for name, rung in RUNGS.items()
-        if (rung.bridge is None or bridged) and (name != "6x" or (bridged and epochs))
+        if (rung.bridge is None or bridged) and (name not in TWICE or (bridged and epochs))
     ]
     return [Variant(name, RUNGS[name].what, _overlay(recipe, name)) for name in names or able]
 
@@ -100,7 +111,7 @@ def _overlay(recipe: dict[str, Any], name: str) -> dict[str, Any]:
     further = [t for t in ("edge_reg", "target_cls") if (arguments.get("weights") or {}).get(t)]
     terms = {*rung.terms, *(further if rung.edges == "learned" else ())}
     rates = recipe.get("learner", {}).get("part_lr") or {}
-    target = arguments.get("target", "fused")
+    target = rung.target or arguments.get("target", "fused")
     parts = {"student", *trained_parts(terms, rung.edges, target)}
     overlay: dict[str, Any] = {
         "learner": {"part_lr": {part: lr for part, lr in rates.items() if part in parts} or None}
@@ -109,14 +120,18 @@ def _overlay(recipe: dict[str, Any], name: str) -> dict[str, Any]:
     if bridge:
         kept = None if rung.bridge is None else bridge | rung.bridge
         overlay["data"] = {"init_args": {"bridge": kept}}
-    if name == "6x":
+    if name in TWICE:
         overlay["trainer"] = {"max_epochs": 2 * recipe["trainer"]["max_epochs"]}
     if not rung.terms:
         return overlay | {"supervision": {"class_path": public_path(MeanCE)}}
+    if "logit_distill" in terms:
+        given = given | {"logit_distill": given["logit_distill"] or 1.0}
     changes: dict[str, Any] = {
         "edges": rung.edges,
         "weights": {term: weight if term in terms else 0.0 for term, weight in given.items()},
     }
+    if rung.target is not None:
+        changes["target"] = rung.target
     if rung.edges == "none" or not {"contrastive", "target_cls"} & terms:
         changes["detach_target"] = False  # nothing else trains the fusion on these rungs
     if name == "6s":

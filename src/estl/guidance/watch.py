@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,15 @@ from torch import Tensor
 RIM = 2  # pixels at each side that count as border
 COLLAPSED = 1e-4  # edge_spread; an untrained written detector has about 4e-4
 BORDER = 3.0  # edge_border
+
+
+class Maps(NamedTuple):
+    """What can be drawn of a batch, see `EdgeGuidedDistillation.maps`."""
+
+    edges: Float[Tensor, "B 1 H W"] | None
+    sobel: Float[Tensor, "B 1 h2 w2"]
+    teacher: Float[Tensor, "B h w"]
+    student: Float[Tensor, "B h w"]
 
 
 def correlation(a: Float[Tensor, "B 1 H W"], b: Float[Tensor, "B 1 H W"]) -> Float[Tensor, ""]:

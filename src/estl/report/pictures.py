@@ -12,8 +12,8 @@ from estl.data.items import evenly
 from estl.data.module import EventData
 from estl.data.samples import Sample, Split, collate
 from estl.data.show import event_picture
-from estl.guidance.watch import footprint
-from estl.supervision.distillation import EdgeGuidedDistillation, Maps
+from estl.guidance.watch import Maps, footprint
+from estl.supervision.distillation import EdgeGuidedDistillation
 from estl.training.learner import Learner
 from estl.types import Batch, Supervision
 

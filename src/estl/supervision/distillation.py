@@ -6,7 +6,7 @@ knows nothing of it.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,22 +28,14 @@ from estl.guidance.terms import (
     edge_smoothness_loss,
     edge_sparsity_loss,
 )
-from estl.guidance.watch import inner, spread, watch_attention, watch_edges
+from estl.guidance.watch import Maps, inner, spread, watch_attention, watch_edges
+from estl.supervision.probe import Probe
 from estl.supervision.terms import EdgeKind, refuse_untrained, term_weights, trained_parts
 from estl.types import Batch, Loss, Output, Supervision
 
 
-class Maps(NamedTuple):
-    """What can be drawn of a batch, see `EdgeGuidedDistillation.maps`."""
-
-    edges: Float[Tensor, "B 1 H W"] | None
-    sobel: Float[Tensor, "B 1 h2 w2"]
-    teacher: Float[Tensor, "B h w"]
-    student: Float[Tensor, "B h w"]
-
-
 class EdgeGuidedDistillation(Supervision):
-    """Weighted sum of eight terms. With a bar for the mean over T, P and P' linear projectors:
+    """Weighted sum of nine terms. With a bar for the mean over T, P and P' linear projectors:
 
         cls             CE(logits-bar, label)
         global_distill  MSE(P class_token-bar, target)
@@ -53,6 +45,7 @@ class EdgeGuidedDistillation(Supervision):
         edge_events     Poisson likelihood of the events given the rates (`edge_events_loss`)
         edge_reg        mean edge + total variation of the edges; of learned ones, of `inner`
         target_cls      CE(a linear layer on the target, label)
+        logit_distill   KL to the classes that a linear `Probe` sees in the teacher's pooled feature
 
     The target is, with the `EdgeGuidedFusion` of the teacher's patches and the edges,
 
@@ -68,8 +61,8 @@ class EdgeGuidedDistillation(Supervision):
     of its features. Learned edges are seen on the grid of the frames, others on the image's own.
 
     A term of weight 0 is neither computed nor reported; parts that only it needs are not built:
-    `edge_detector`, `fusion`, `projector`, `projector_patches` and `target_head` may be None. In
-    eval mode only cls is computed: validation needs no teacher, no images.
+    `edge_detector`, `fusion`, `projector`, `projector_patches`, `target_head`, `probe` may be None.
+    In eval mode only cls is computed: validation needs no teacher, no images.
 
     The bridge: where a batch has `unpaired` images, recordings of them are drawn (`extend`), and
     the student is distilled on these too; cls, contrastive, edge_events and target_cls see the
@@ -83,7 +76,7 @@ class EdgeGuidedDistillation(Supervision):
         teacher: a `ClipTeacher`, or the name or folder of one.
         student_dim: D, width of the student's tokens and class token; `estl fit` fills it in.
         T: time steps of the recordings, for learned edges; likewise.
-        classes: K, for target_cls; likewise.
+        classes: K, for target_cls and logit_distill; likewise.
         edges: "learned" from events, "written", "sobel" (fixed) or "none".
         target: "pooled", "fused" or "written"; without edges it is always the pooled feature.
         gate_bias: of the fusion's gate at the start; None for small random numbers.
@@ -162,11 +155,10 @@ class EdgeGuidedDistillation(Supervision):
             nn.Linear(student_dim, E) if part in parts else None
             for part in ("projector", "projector_patches")
         )
-        self.target_head: nn.Linear | None = None
-        if "target_head" in parts:
-            if classes is None:
-                raise ValueError("classes is missing: target_cls needs the number of classes")
-            self.target_head = nn.Linear(E, classes)
+        if classes is None and parts & {"target_head", "probe"}:
+            raise ValueError("classes is missing: target_cls and logit_distill need their number")
+        self.target_head = nn.Linear(E, classes or 0) if "target_head" in parts else None
+        self.probe = Probe(E, classes or 0) if "probe" in parts else None
         self.contrastive = ContrastiveLoss(temperature, positives)
 
     def extra_repr(self) -> str:
@@ -207,6 +199,9 @@ class EdgeGuidedDistillation(Supervision):
             metrics["gate_mean"] = fused.gate_mean
         if self.target_head is not None:
             terms["target_cls"] = F.cross_entropy(self.target_head(target[:n]), own.target)
+        if self.probe is not None:
+            logits = output.logits.mean(1)
+            terms["logit_distill"] = self.probe(logits, seen.pooled, own.target)
         if self.projector is not None:
             metrics["target_spread"] = spread(target.detach())
             student = self.projector(output.class_token.mean(1))

@@ -15,6 +15,7 @@ WEIGHTS = {
     "edge_events": 1.0,
     "edge_reg": 0.1,
     "target_cls": 0.0,
+    "logit_distill": 0.0,
 }
 """The terms, in the order in which they are reported, and their weights."""
 
@@ -45,6 +46,7 @@ def trained_parts(terms: Collection[str], edges: str, target: str = "fused") -> 
         and (fused or not {"edge_align", "edge_events", "edge_reg"}.isdisjoint(terms)),
         "projector_patches": "patch_distill" in terms,
         "target_head": "target_cls" in terms,
+        "probe": "logit_distill" in terms,
     }
     return {part for part, needed in asked.items() if needed}
 

@@ -87,8 +87,8 @@ class DataFlags:
 
     Args:
         config: a recipe: a YAML file, or the name of one of ESTL's own; a later one overrides.
-        dataset: digits, folder, nmnist, ncaltech101, cifar10, cifar100, cifar10dvs, dvsgesture or
-            shards.
+        dataset: digits, recordings, folder, nmnist, ncaltech101, cifar10, cifar100, cifar10dvs,
+            dvsgesture or shards.
         data_path: folder of the data.
         T: time steps.
         batch_size: samples a batch.

@@ -5,7 +5,6 @@ takes seconds to import and is not imported here.
 """
 
 import inspect
-import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib import import_module
@@ -206,18 +205,19 @@ def read_own(
     rgb: int,
     by: Slicing,
     sensor: str | tuple[int, int] | list[int] | None = None,
+    cut: bool = False,
 ) -> tuple[Frames, Image | None]:
     """Event counts of a recording of any format, or of a window of it, and its image.
 
-    `sensor` is the (H,W) of a file that does not tell it. The number of a window, "walk/0-300000",
-    ends with its time since the recording's first event.
+    `sensor` is the (H,W) of a file that does not tell it. With `cut` the item's number ends with
+    its time since the recording's first event, "walk/0-300000".
     """
     path = item.events
     assert path is not None
-    if between := _BETWEEN.fullmatch(item.number):
+    if cut:
         events, told = _kept(path, path.stat().st_mtime_ns)
-        t = events["t"] - events["t"][0]
-        events = events[slice(*np.searchsorted(t, [int(between[1]), int(between[2])]))]
+        between = [int(time) for time in item.number.rpartition("/")[2].split("-")]
+        events = events[slice(*np.searchsorted(events["t"] - events["t"][0], between))]
     else:
         events, told = read_recording(path)
     if (shape := told or sensor_shape(sensor)) is None:
@@ -230,9 +230,6 @@ def read_own(
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return frames, None if item.image is None else read_rgb(item.image, rgb)
-
-
-_BETWEEN = re.compile(r".*/(\d+)-(\d+)", re.DOTALL)
 
 
 @lru_cache(maxsize=1)

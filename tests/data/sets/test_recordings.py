@@ -228,6 +228,11 @@ def test_folders_for_splits_are_the_splits_and_the_rest_is_drawn(tmp_path: Path)
     for i, split in enumerate(("train", "val", "test")):
         write_recordings(tmp_path / split, "raw", each=3 + i, seed=100 * i)
     assert Recordings(tmp_path).sizes == {"train": 6, "val": 8, "test": 10}
+    walk = next((tmp_path / "test" / "cup").iterdir())
+    walk.rename(walk.with_name("2024-01.raw"))  # is no window
+    data = Recordings(tmp_path, T=1)
+    assert "cup/test/2024-01" in map(str, data.splits["test"])
+    assert all(data.load(item)[0].sum() == 60 for item in data.splits["test"])
     (tmp_path / "val").rename(tmp_path / "other")
     assert Recordings(tmp_path, val_fraction=0.3).sizes == {"train": 4, "val": 2, "test": 10}
     (tmp_path / "train").rename(tmp_path / "gone")

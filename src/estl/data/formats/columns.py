@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -81,7 +82,13 @@ def read_csv(path: str | Path) -> tuple[np.ndarray, tuple[int, int] | None]:
                 "let it name the columns, such as t,x,y,p"
             )
     use = [names.index(name) for name in "txyp"]
-    how = {"delimiter": ",", "skiprows": skip, "usecols": use, "ndmin": 2, "encoding": "latin1"}
+    how: dict[str, Any] = {
+        "delimiter": ",",
+        "skiprows": skip,
+        "usecols": use,
+        "ndmin": 2,
+        "encoding": "latin1",
+    }
     try:
         if _is_bare(path, skip):
             raise broken(path, "no events")

@@ -80,9 +80,10 @@ class Recordings(SplitData):
                 f"{root} has recordings of one class, {min(labels)}: "
                 "a folder a class is needed, with two classes at least"
             )
+        how: dict[str, Any] = {"sensor": sensor_shape(sensor), "cut": length is not None}
         super().__init__(
             found["train"],
-            partial(read_own, T=T, size=size, rgb=rgb, by=by, sensor=sensor_shape(sensor)),
+            partial(read_own, T=T, size=size, rgb=rgb, by=by, **how),
             val=found.get("val") or None,
             test=found.get("test") or None,
             cut=None if length is None or step is None else partial(cut, length, step),

@@ -223,7 +223,7 @@ def read_own(
     if (shape := told or sensor_shape(sensor)) is None:
         raise ValueError(
             f"{path}: the file does not tell the sensor's size: give height and width, such as "
-            "--data.init_args.sensor 720x1280"
+            "--sensor 720x1280"
         )
     try:
         frames = to_frames(events, T, (size, size), by, sensor=shape)

@@ -302,7 +302,7 @@ def test_any_bytes_are_counted_once_or_refused(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WRITERS)
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(
     events=recordings(),
     places=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=4),

@@ -187,14 +187,19 @@ def test_what_is_wrong_with_a_folder_is_one_line(
     write_recordings(root, labels="chair")
     assert "of one class, chair: a folder a class" in refused(capsys, f"--root={root}")
     write_recordings(root)
-    stride = ["--data.init_args.stride=3ms"]
+    stride = ["--stride=3ms"]
     assert "stride=3ms without a window" in refused(capsys, f"--root={root}", *stride)
     write(root / "cup" / "walk_01.csv", encoders.csv(ONE, SIZE))
     assert "have the same name: rename" in refused(capsys, f"--root={root}")
     (root / "cup" / "walk_01.csv").unlink()
+    image = picture(root / "cup" / "walk_02.png", 9, 9)
+    assert "9 recordings have no image, the first" in refused(capsys, f"--root={root}")
+    assert main(["data", "check", f"--root={root}", "--data.init_args.images=false"]) == 1
+    assert "recordings without their image: 9" in capsys.readouterr().out
+    image.unlink()
     path = root / "cup" / "walk_01.aedat4"
     path.write_bytes(path.read_bytes()[:-1])
-    window = ["--data.init_args.window=200ms"]
+    window = ["--window=200ms", "--stride=100ms", "--sensor=9x9"]
     assert "walk_01.aedat4: truncated" in refused(capsys, f"--root={root}", *window)
     assert main(["data", "check", f"--root={root}"]) == 1
     assert "cup/walk_01: " in capsys.readouterr().out
@@ -256,7 +261,7 @@ def test_a_recording_in_two_splits_is_a_leak(tmp_path: Path) -> None:
 def test_shards_of_windows_give_the_same_samples(tmp_path: Path) -> None:
     root = write_recordings(tmp_path / "set", images=True)
     words = ["--dataset=recordings", f"--data-path={root}", "--T=2", "--data.init_args.rgb=16"]
-    words.append("--data.init_args.window=200ms")
+    words.append("--window=200ms")
     assert main(["data", "shard", *words, f"--output-dir={tmp_path / 'shards'}"]) == 0
     from estl.data import Shards
 

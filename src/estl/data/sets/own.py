@@ -81,8 +81,8 @@ class FromDataset(SplitData):
             in_channels=frames.shape[1],
             **loading,
         )
-        if classes is None and all(isinstance(number, int) for number in numbers):
-            classes = [str(number) for number in sorted(numbers)]
+        if classes is None and all(isinstance(n, int) and n >= 0 for n in numbers):
+            classes = [str(n) for n in range(max(numbers) + 1)]
         if classes is not None:
             self.follow(classes)
 

@@ -191,6 +191,10 @@ ONE = [(5, 1, 2, 1)]
         (encoders.dat(ONE, (2, 2)), r"event at byte \d+, x=1 y=2, outside"),
         (encoders.event_stream(ONE, SIZE)[:-1], "truncated in the event at byte 20"),
         (encoders.event_stream(ONE, SIZE)[:15], "truncated in the header, at byte 15"),
+        (
+            encoders.event_stream([(10**8, 1, 2, 1)], SIZE)[:-1],
+            "truncated in the event at byte 787",
+        ),
         (encoders.event_stream([], SIZE), "no events"),
         (encoders.event_stream(ONE, (3, 1)), "event at byte 20, x=1 y=0, outside W=1 H=3"),
         (encoders.event_stream([], (0, 3)), "height 0, width 3"),

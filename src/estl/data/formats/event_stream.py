@@ -8,7 +8,9 @@ import numpy as np
 from estl.data.formats.events import broken, checked_length, event_array, finish
 
 MAGIC = b"Event Stream"
-_EVENT = re.compile(rb"([\xfe\xff]*)([\x00-\xfd].{4})", re.DOTALL)
+# Waits and an event, or else all that is left: a search that went on from every byte of a long wait
+# before a truncated event would take hours.
+_EVENT = re.compile(rb"([\xfe\xff]*+)(?:([\x00-\xfd].{4})|(.*))", re.DOTALL)
 _BODY = len(MAGIC) + 8
 
 
@@ -39,12 +41,13 @@ def read_event_stream(path: str | Path) -> tuple[np.ndarray, tuple[int, int]]:
     W, H = np.frombuffer(raw[_BODY - 4 : _BODY], "<u2").tolist()
     if not (0 < H <= 1 << 15 and 0 < W <= 1 << 15):
         raise broken(path, f"its header has a sensor of height {H}, width {W}")
-    found = _EVENT.findall(raw, _BODY)
-    each = [len(waits) + 5 for waits, _ in found]
-    ends = _BODY + np.cumsum(each, dtype=np.int64)
-    end = int(ends[-1]) if found else _BODY
-    if raw[end:].strip(b"\xfe\xff"):
+    parts = _EVENT.findall(raw, _BODY)
+    found = [(waits, five) for waits, five, _ in parts if five]
+    rest = max((left for _, _, left in parts), key=len, default=b"")
+    if rest:
+        end = len(raw) - len(rest)
         raise broken(path, f"truncated in the event at byte {end} ({len(raw)} bytes)")
+    ends = _BODY + np.cumsum([len(waits) + 5 for waits, _ in found], dtype=np.int64)
     waited = np.fromiter((waits.count(b"\xff") for waits, _ in found), np.int64, len(found))
     event = np.frombuffer(b"".join(five for _, five in found), [("d", "u1"), ("xy", "<u2", 2)])
     x, y = event["xy"].astype(np.int64).T

@@ -71,13 +71,22 @@ def zstd_stored(data: bytes) -> bytes:
     return b"\x28\xb5\x2f\xfd\xa0" + struct.pack("<I", len(data)) + body
 
 
+def lz4_packed(data: bytes) -> bytes:
+    import lz4.frame
+
+    return bytes(lz4.frame.compress(data))
+
+
+PACKED = {"none": (0, bytes), "lz4": (1, lz4_packed), "zstd": (3, zstd_stored)}
+
+
 def aedat4(
-    events: Sequence[Event], size: Size | None, each: int = 1000, zstd: bool = False
+    events: Sequence[Event], size: Size | None, each: int = 1000, packed: str = "none"
 ) -> bytes:
-    data = b"#!AER-DAT4.0\r\n" + prefixed(io_header(size, 3 if zstd else 0))
+    number, pack = PACKED[packed]
+    data = b"#!AER-DAT4.0\r\n" + prefixed(io_header(size, number))
     for i in range(0, len(events), each):
-        packet = prefixed(event_packet(events[i : i + each]))
-        packet = zstd_stored(packet) if zstd else packet
+        packet = pack(prefixed(event_packet(events[i : i + each])))
         data += struct.pack("<ii", 0, len(packet)) + packet
     return data
 

@@ -40,6 +40,7 @@ class FromDataset(SplitData):
     Raises:
         ValueError: a sample of another kind, or a label without a class; the text names it.
 
+    >>> import torch
     >>> frames = [torch.full((2, 2, 4, 4), float(i)) for i in range(20)]
     >>> data = FromDataset([(x, i % 2) for i, x in enumerate(frames)])
     >>> data.sizes, data.frame_size, next(iter(data.loader("test"))).events.shape

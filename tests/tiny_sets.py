@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from estl.data.reading import sensor_size
+from tests.encoders import aedat4, evt3
 
 Event = tuple[int, int, int, int]
 """t, x, y, p."""
@@ -198,6 +199,29 @@ def write_gestures(
     for part, listed in names.items():
         write(folder / f"trials_to_{part}.txt", "".join(f"{n}.aedat\n" for n in listed))
     return folder
+
+
+# Own recordings
+
+
+def write_recordings(
+    root: Path,
+    suffix: str = "aedat4",
+    labels: str = "chair cup",
+    each: int = 5,
+    images: bool = False,
+    seed: int = 0,
+) -> Path:
+    """Sixty events in 600 ms on a sensor of 40 by 60, which the file tells."""
+    encoder = {"aedat4": aedat4, "raw": evt3}[suffix]
+    for k, label in enumerate(labels.split()):
+        for i in range(1, each + 1):
+            places = np.random.default_rng(seed + 10 * k + i).integers(0, 40, (60, 2)).tolist()
+            events = [(10_000 * n, x, y, n % 2) for n, (x, y) in enumerate(places)]
+            path = write(root / label / f"walk_{i:02d}.{suffix}", encoder(events, (40, 60)))
+            if images:
+                picture(path.with_suffix(".png"), 30, 20, seed=seed + 10 * k + i)
+    return root
 
 
 # Folders of images

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
         CIFAR10DVS,
         Digits,
         DVSGesture,
+        FromDataset,
         ImageFolder,
         NCaltech101Pairs,
         NMNISTPairs,
+        Recordings,
         Shards,
     )
     from estl.neurons import LIF

@@ -117,7 +117,7 @@ def test_pictures_are_drawn_of_pairs_recordings_and_images(
     pairs = shared / "data" / "ncaltech101-pairs"
     recording = sorted(pairs.glob("Caltech101/*/*.bin"))[0]
     alone = shutil.copy(recording, tmp_path / "alone.bin")
-    photograph = shutil.copy(sorted(pairs.glob("101_*/*/*.jpg"))[0], tmp_path / "alone.jpg")
+    photograph = shutil.copy(sorted(pairs.glob("101_*/*/*.jpg"))[0], tmp_path / "photograph.jpg")
     rows = {}
     for i, path in enumerate((pairs, recording, alone, photograph)):
         out = tmp_path / f"{i}.png"

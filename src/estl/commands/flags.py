@@ -52,6 +52,9 @@ KEYS = {
     "data_path": "data.init_args.root",
     "T": "data.init_args.T",
     "batch_size": "data.init_args.batch_size",
+    "sensor": "data.init_args.sensor",
+    "window": "data.init_args.window",
+    "stride": "data.init_args.stride",
     "epochs": "trainer.max_epochs",
     "lr": "learner.lr",
     "optimizer": "learner.optimizer",
@@ -87,11 +90,14 @@ class DataFlags:
 
     Args:
         config: a recipe: a YAML file, or the name of one of ESTL's own; a later one overrides.
-        dataset: digits, folder, nmnist, ncaltech101, cifar10, cifar100, cifar10dvs, dvsgesture or
-            shards.
+        dataset: digits, recordings, folder, nmnist, ncaltech101, cifar10, cifar100, cifar10dvs,
+            dvsgesture or shards.
         data_path: folder of the data.
         T: time steps.
         batch_size: samples a batch.
+        sensor: height and width of a sensor that own recordings do not tell, 720x1280.
+        window: time that own recordings are cut into, 300ms.
+        stride: from the start of a window to that of the next.
     """
 
     config: tuple[str, ...] = ()
@@ -99,6 +105,9 @@ class DataFlags:
     data_path: str | None = None
     T: Annotated[int | None, Parameter(name="--T")] = None
     batch_size: int | None = None
+    sensor: str | None = None
+    window: str | None = None
+    stride: str | None = None
 
     def spell_out(self, more: Sequence[str] = ()) -> list[str]:
         """The flags, and `more` overrides `--KEY VALUE`, as arguments of `training.recipe.parse`.

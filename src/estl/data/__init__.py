@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from estl.data.sets.gesture import DVSGesture
     from estl.data.sets.ncaltech101 import NCaltech101Pairs
     from estl.data.sets.nmnist import NMNISTPairs
+    from estl.data.sets.own import FromDataset
+    from estl.data.sets.recordings import Recordings
     from estl.data.simulator import simulate, simulate_events
     from estl.data.splits import SplitData
     from estl.data.stream import Shards
@@ -31,6 +33,7 @@ _HOMES = [row.home for row in CATALOG] + [
     *("formats.events.EVENT", "formats.atis.read_events", "formats.recording.read_recording"),
     *("frames.normalize", "frames.to_frames", "simulator.simulate", "simulator.simulate_events"),
     *("module.EventData", "module.ItemData", "splits.SplitData", "bridge.Bridge"),
+    "sets.own.FromDataset",
 ]
 _MODULES = {name: module for module, _, name in (home.rpartition(".") for home in _HOMES)}
 

@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+RECORDING_SUFFIXES = (
+    *(".bin", ".aedat", ".aedat4", ".raw", ".dat", ".es", ".h5", ".hdf5", ".npz", ".csv"),
+)
+"""Of files that are looked into; what is in them tells how they are read."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ class Files:
 
     def roots(self, path: Path) -> Iterator[Path]:
         """The folders from which `path`, `<place>/<class>/<name>`, is one of these files."""
+        if not any(path.match(pattern) for pattern in self.patterns):
+            return
         above = path.parent.parent
         for parts in (Path(place).parts for place in self.places):
             if above.parts[len(above.parts) - len(parts) :] == parts:
@@ -134,6 +140,7 @@ def recognize(root: Path) -> DataSet | None:
 
 
 _IMAGES = tuple(f"*/*{s}" for suffix in IMAGE_SUFFIXES for s in (suffix, suffix.upper()))
+_RECORDINGS = tuple(f"*/*{s}" for suffix in RECORDING_SUFFIXES for s in (suffix, suffix.upper()))
 IMAGES = Files("images", ("101_ObjectCategories", "."), _IMAGES, "a folder of such images")
 
 _MENDELEY = "https://data.mendeley.com/public-files/datasets"
@@ -144,6 +151,12 @@ _WITHOUT = "or leave the images out with --data.init_args.images=false"
 def _nmnist(folder: str) -> Files:
     images = Files("images", (f"MNIST/{folder}",), _IMAGES, f"{_N_MNIST} and MNIST, {_WITHOUT}")
     return Files("recordings", (f"N-MNIST/{folder}", folder), ("*/*.bin",), _N_MNIST, images)
+
+
+def _own(place: str) -> Files:
+    images = Files("images", (place,), _IMAGES, f"recordings and images, {_WITHOUT}")
+    source = f"a folder of recordings ({', '.join(RECORDING_SUFFIXES)}) in a folder for each class"
+    return Files("recordings", (place,), _RECORDINGS, source, images)
 
 
 def _zip(folder: str, file: str, md5: str) -> Archive:
@@ -259,6 +272,11 @@ CATALOG = (
             _figshare("truck", 7712839, "89f3922fd147d9aeff89e76a2b0b70a7"),
         ),
         also=("dvscifar10",),
+    ),
+    DataSet(
+        "recordings",
+        "sets.recordings.Recordings",
+        {"all": _own("."), **{split: _own(split) for split in ("train", "val", "test")}},
     ),
     DataSet(
         "folder",

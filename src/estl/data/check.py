@@ -9,7 +9,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +97,9 @@ def repeated(data: ItemData) -> list[Group]:
     if data.content is not file_content:
         same = _alike("content", members, lambda m: _digest(data.content(m.item)))
         return groups + [group for group in same if len(group.items) > 1]
-    keys = [lambda m, key=key: key(m.path) for key in (os.path.getsize, _ends, _whole)]
+    # Once a file, of which several items may be windows.
+    once = (cache(key) for key in (os.path.getsize, _ends, _whole))
+    keys = [lambda m, key=key: key(m.path) for key in once]
     for what, attribute in (("image", "image"), ("recording", "events")):
         files = [Member(m.split, m.item, getattr(m.item, attribute)) for m in members]
         same = _alike(what, [m for m in files if m.path and m.path.is_file()], *keys)
@@ -138,14 +140,16 @@ def _digest(pieces: Iterable[bytes]) -> bytes:
 def missing_partners(root: Path) -> tuple[list[Path], list[Path]]:
     """Recordings below `root` without their image, and images without their recording.
 
-    Looked into are the folders of the catalog where both a recording and a folder of images lie.
+    Looked into are the folders of the catalog where both a recording and a folder of images lie;
+    of one folder, where any image lies beside its recording.
     """
     found = [
-        find_pairs(recordings, root, missing="skip")
+        (recordings.places == images.places, find_pairs(recordings, root, missing="skip"))
         for _, recordings, images in PAIRS
         if recordings.folder(root) and any((root / place).is_dir() for place in images.places)
     ]
-    return [path for f in found for path in f.alone], [path for f in found for path in f.extra]
+    pairings = [pairing for beside, pairing in found if pairing.items or not beside]
+    return [x for p in pairings for x in p.alone], [x for p in pairings for x in p.extra]
 
 
 def lacking(data: ItemData) -> dict[str, str]:

@@ -6,6 +6,7 @@ takes seconds to import and is not imported here.
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,7 @@ from estl.data.formats.recording import read_recording
 from estl.data.frames import Slicing, to_frames
 from estl.data.items import Item
 from estl.data.simulator import simulate
+from estl.data.windows import sensor_shape
 from estl.types import direct_code
 
 NMNIST_SENSOR = (34, 34)
@@ -196,6 +198,46 @@ def read_labels(recording: Path) -> list[tuple[str, Between]]:
     return found
 
 
+def read_own(
+    item: Item,
+    T: int,
+    size: int,
+    rgb: int,
+    by: Slicing,
+    sensor: str | tuple[int, int] | list[int] | None = None,
+    cut: bool = False,
+) -> tuple[Frames, Image | None]:
+    """Event counts of a recording of any format, or of a window of it, and its image.
+
+    `sensor` is the (H,W) of a file that does not tell it. With `cut` the item's number ends with
+    its time since the recording's first event, "walk/0-300000".
+    """
+    path = item.events
+    assert path is not None
+    if cut:
+        events, told = _kept(path, path.stat().st_mtime_ns)
+        between = [int(time) for time in item.number.rpartition("/")[2].split("-")]
+        events = events[slice(*np.searchsorted(events["t"] - events["t"][0], between))]
+    else:
+        events, told = read_recording(path)
+    if (shape := told or sensor_shape(sensor)) is None:
+        raise ValueError(
+            f"{path}: the file does not tell the sensor's size: give height and width, such as "
+            "--sensor 720x1280"
+        )
+    try:
+        frames = to_frames(events, T, (size, size), by, sensor=shape)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return frames, None if item.image is None else read_rgb(item.image, rgb)
+
+
+@lru_cache(maxsize=1)
+def _kept(path: Path, changed: int) -> tuple[np.ndarray, tuple[int, int] | None]:
+    """A recording, kept for its next window."""
+    return read_recording(path)
+
+
 def read_photograph(
     item: Item,
     T: int,
@@ -223,6 +265,7 @@ READERS: dict[str, Callable[..., tuple[Tensor, Tensor | None]]] = {
     "NCaltech101Pairs": read_ncaltech101,
     "CIFAR10DVS": read_cifar10dvs,
     "DVSGesture": read_gesture,
+    "Recordings": read_own,
     "ImageFolder": read_photograph,
 }
 """By their classes; the other sets of the catalog have no event files."""

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from estl.data.catalog import IMAGE_SUFFIXES, PAIRS, recognize
+from estl.data.catalog import IMAGE_SUFFIXES, PAIRS, RECORDING_SUFFIXES, recognize
 from estl.data.formats.images import read_rgb, read_size
 from estl.data.formats.recording import read_recording
 from estl.data.frames import to_frames
@@ -23,8 +23,6 @@ from estl.data.simulator import simulate_events
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-RECORDINGS = (".bin", ".aedat", ".npz")
 
 _LARGEST = 240  # pixels, the longest side of a simulated sensor
 _LEGEND = (("#ff0000", "ON: brighter"), ("#0000ff", "OFF: darker"), ("#000000", "both"))
@@ -84,10 +82,12 @@ def views(root: Path, rows: int) -> list[View]:
 def list_files(root: Path) -> list[Path]:
     """The recordings below `root`; if there are none, the images; or else FileNotFoundError."""
     paths = sorted(root.rglob("*"))
-    for suffixes in (RECORDINGS, IMAGE_SUFFIXES):
+    for suffixes in (RECORDING_SUFFIXES, IMAGE_SUFFIXES):
         if files := [path for path in paths if path.suffix.lower() in suffixes]:
             return files
-    raise FileNotFoundError(f"no recordings ({', '.join(RECORDINGS)}) and no images in {root}")
+    raise FileNotFoundError(
+        f"no recordings ({', '.join(RECORDING_SUFFIXES)}) and no images in {root}"
+    )
 
 
 def view(path: Path) -> View:
@@ -103,7 +103,9 @@ def view(path: Path) -> View:
         return View(title, events, sensor or extent(events))
     name, other = found
     recording, photograph = (other, path) if is_image else (path, other)
-    events, _ = read_recording(recording)
+    events, sensor = read_recording(recording)
+    if name == "recordings":
+        return View(title, events, sensor or extent(events), read_rgb(photograph))
     if name == "nmnist":
         return View(title, events, NMNIST_SENSOR, read_digit(photograph))
     whole = read_size(photograph)  # as the photographs of N-Caltech101 were shown

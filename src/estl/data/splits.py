@@ -24,6 +24,9 @@ class SplitData(ItemData):
         items: those that training items are taken from.
         load: loads one item, see `ItemData`.
         test: the items of the test split, where the set has one of its own.
+        val: those of the validation split, likewise.
+        cut: what an item is cut into once it is in a split, such as the windows of a recording;
+            lists, fractions and `per_class` know the items before that.
         left_out: names that published lists may hold although they are no items.
         splits: published lists in place of fractions (`read_lists`): a YAML or JSON file, a folder
             of text files, or the name of a list of the package. In a folder that holds the set's
@@ -51,6 +54,8 @@ class SplitData(ItemData):
         load: Load,
         *,
         test: Sequence[Item] | None = None,
+        val: Sequence[Item] | None = None,
+        cut: Callable[[Item], list[Item]] | None = None,
         left_out: Collection[str] = (),
         splits: str | Path | None = None,
         val_fraction: float = 0.1,
@@ -69,12 +74,17 @@ class SplitData(ItemData):
         if lists:
             if test is not None and not items:
                 lists = {"test": lists["test"]}
-            parts = {"train": [], **pick_items(lists, [*items, *(test or ())], left_out)}
+            parts = {
+                "train": [],
+                **pick_items(lists, [*items, *(val or ()), *(test or ())], left_out),
+            }
         elif test is None:
             share = 0.2 if test_fraction is None else test_fraction
             parts = dict(zip(("train", "test"), split_items(items, share, split_seed), strict=True))
         else:
             parts = {"train": sorted(items), "test": sorted(test)}
+        if val is not None and not lists:
+            parts = {"train": parts["train"], "val": sorted(val), "test": parts["test"]}
         if "val" not in parts:
             drawn = split_items(parts["train"], val_fraction, split_seed, self.group)
             parts = {"train": drawn[0], "val": drawn[1], "test": parts["test"]}
@@ -83,6 +93,9 @@ class SplitData(ItemData):
             unused = set(parts["train"])
             parts["train"] = select_items(unused, per_class, split_seed)
             unused -= set(parts["train"])
+        if cut is not None:
+            parts = {name: [p for item in part for p in cut(item)] for name, part in parts.items()}
+            unused = {piece for item in unused for piece in cut(item)}
         super().__init__(parts, load, **loading)
         self.unused = sorted(unused)
         self.extra = extra

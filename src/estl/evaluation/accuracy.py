@@ -1,6 +1,6 @@
 """Accuracy of a student over a loader, after each time step."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,15 +44,22 @@ def hits(logits: Float[Tensor, "B T K"], label: Int[Tensor, " B"]) -> Bool[Tenso
 
 
 @torch.inference_mode()
-def evaluate(student: nn.Module, batches: Iterable[Batch], device: torch.device) -> Accuracy:
+def evaluate(
+    student: nn.Module,
+    batches: Iterable[Batch | Sequence[Tensor]],
+    device: torch.device | str = "cpu",
+) -> Accuracy:
     """Accuracy of `student` in eval mode on `batches`, after each time step.
+
+    A batch may also be (events (B,T,C,H,W), label (B,), ...), as a plain `DataLoader` makes it.
 
     Raises:
         ValueError: no batches.
     """
     student = student.to(device).eval()
     found = []
-    for batch in batches:
+    for given in batches:
+        batch = given if isinstance(given, Batch) else Batch(given[0], given[1])
         batch = batch.to(device)
         found.append(hits(student(batch.events).logits, batch.label).cpu())
     if not found:

@@ -399,12 +399,3 @@ def test_an_array_that_claims_80_terabytes_is_refused(tmp_path: Path) -> None:
             archive.writestr(f"{name}.npy", data)
     with pytest.raises(ValueError, match=r"e\.npz: not a \.npz file"):
         read_npz(tmp_path / "e.npz")
-
-
-def test_a_recording_is_read_by_its_suffix(tmp_path: Path) -> None:
-    path = write_events(tmp_path / "e.BIN", [(3, 2, 1, 1)])
-    events, sensor = read_recording(path)
-    assert events.tolist() == [(3, 2, 1, 1)]
-    assert sensor is None
-    with pytest.raises(ValueError, match=r"e\.mat: recordings are \.bin .*\.aedat or \.npz"):
-        read_recording(tmp_path / "e.mat")

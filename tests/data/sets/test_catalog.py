@@ -29,6 +29,7 @@ from tests.tiny_sets import (
     write_images,
     write_ncaltech101,
     write_nmnist,
+    write_recordings,
 )
 
 PAGE = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
@@ -59,6 +60,11 @@ def copy(name: str, path: str, root: Path) -> Path:
             return root
         case "cifar10dvs":
             return write_cifar10dvs(root, above, Path(path).suffix[1:], each=5)
+        case "recordings":
+            write_recordings(root / above, Path(path).suffix[1:], images=not above)
+            for i, split in enumerate(["val", "test"] if above else [], start=1):
+                write_recordings(root / split, "raw", each=2, seed=100 * i)
+            return root
     write_images(root / above)
     if above == "train/":
         write_images(root / "test", seed=100)
@@ -338,7 +344,7 @@ def test_frames_of_a_file_are_those_of_its_item(tmp_path: Path) -> None:
     from estl.data.reading import READERS, read_file
 
     first = dict(reversed(layouts()))
-    for name in ("nmnist", "ncaltech101", "cifar10dvs", "dvsgesture", "folder"):
+    for name in ("nmnist", "ncaltech101", "cifar10dvs", "dvsgesture", "recordings", "folder"):
         assert BY_NAME[name].class_path.rpartition(".")[2] in READERS
         root = copy(name, first[name], tmp_path / name)
         run = build(*parse(spelled_out(chosen(root, name))))

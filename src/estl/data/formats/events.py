@@ -1,6 +1,7 @@
 """What the readers of recordings share: the type of an event, and the checks of a file."""
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,16 @@ MAX_BYTES = 512 << 20
 def broken(path: str | Path, what: str) -> ValueError:
     """The error of a file that is no whole recording."""
     return ValueError(f"{path}: {what}: get the recording again")
+
+
+def library(name: str, path: str | Path, what: str) -> Any:
+    """A library that only some formats need, or ValueError that says how to get it."""
+    try:
+        return import_module(name)
+    except ImportError:
+        raise ValueError(
+            f"{path}: reading {what} needs {name.partition('.')[0]}: pip install 'estl[recordings]'"
+        ) from None
 
 
 def checked_length(path: str | Path) -> int:
@@ -36,6 +47,27 @@ def check_whole(path: str | Path, length: int, each: int, start: int = 0) -> Non
     if odd := (length - start) % each:
         what = f"truncated in the event at byte {length - odd}"
         raise broken(path, f"{what} ({length} bytes, {each} an event)")
+
+
+def finish(
+    path: str | Path,
+    events: np.ndarray,
+    size: tuple[int, int] | None,
+    place: Callable[[int], str],
+    period: int | None = None,
+) -> tuple[np.ndarray, tuple[int, int] | None]:
+    """Events and the sensor's (H,W), once they are known to be some, in order, and inside.
+
+    `place` says where an event is; a clock that wraps at `period` is undone.
+    """
+    if len(events) == 0:
+        raise ValueError(f"{path}: no events: record it again")
+    check_order(path, events["t"], place, period)
+    if period is not None:
+        events["t"] = unwrap(events["t"], period)
+    if size is not None:
+        check_inside(events["x"], events["y"], size, lambda i: f"{path}: event at {place(i)}")
+    return events, size
 
 
 def event_array(t: Any, x: Any, y: Any, p: Any) -> np.ndarray:

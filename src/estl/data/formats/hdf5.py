@@ -1,0 +1,92 @@
+"""HDF5 recordings: Prophesee's, DSEC's, and plain columns t, x, y, p."""
+
+import contextlib
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from estl.data.formats.columns import from_columns
+from estl.data.formats.events import MAX_BYTES, checked_length, library
+
+MAGIC = b"\x89HDF\r\n\x1a\n"
+_LAYOUTS = "CD/events (Prophesee), events/t, x, y, p (DSEC), or t, x, y, p"
+_ECF = 0x8ECF
+
+
+def read_hdf5(path: str | Path) -> tuple[np.ndarray, tuple[int, int] | None]:
+    """Events of an HDF5 recording, and the sensor's (H,W) if an attribute has it.
+
+    Columns t, x, y, p, in microseconds, are the fields of the data set `CD/events` or `events`, or
+    data sets of the group `events` or of the file itself. DSEC's `t_offset` is added to t. The size
+    is the attribute `geometry`, "1280x720", or the attributes `width` and `height`, of the file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another layout, a truncated or oversized file, no events, time that runs
+            backwards, an event outside the sensor, or a library that is missing.
+    """
+    path = Path(path)
+    checked_length(path)
+    h5py = library("h5py", path, "HDF5")
+    with contextlib.suppress(ImportError):  # filters such as DSEC's Blosc
+        import hdf5plugin  # noqa: F401
+    try:
+        with h5py.File(path, "r") as file:
+            columns, sensor = _columns(file, path), _size(file.attrs)
+    except ValueError as error:
+        if str(error).startswith(f"{path}: "):
+            raise
+        raise _refused(path, error) from None
+    except Exception as error:  # what h5py raises for broken bytes
+        raise _refused(path, error) from None
+    return from_columns(path, columns, sensor)
+
+
+def _refused(path: Path, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split())[:200]
+    return ValueError(f"{path}: not a whole HDF5 recording ({reason}): get the recording again")
+
+
+def _columns(file: Any, path: Path) -> dict[str, np.ndarray]:
+    table = file.get("CD/events", file.get("events", file))
+    if getattr(table, "dtype", None) is not None and table.dtype.names:
+        if not {*"txyp"} <= {*table.dtype.names}:
+            raise ValueError(f"{path}: {table.name} has {table.dtype.names}, not t, x, y, p")
+        _affordable(path, table)
+        whole = table[:]
+        return {name: whole[name] for name in "txyp"}
+    names = list(table) if hasattr(table, "keys") else []
+    if not {*"txyp"} <= {*names}:
+        raise ValueError(f"{path}: it has {', '.join(map(str, file))[:80]}, not {_LAYOUTS}")
+    for name in "txyp":
+        _affordable(path, table[name])
+    columns = {name: np.asarray(table[name][:]) for name in "txyp"}
+    if "t_offset" in file and np.issubdtype(columns["t"].dtype, np.integer):
+        columns["t"] = columns["t"].astype(np.int64) + int(file["t_offset"][()])
+    return columns
+
+
+def _affordable(path: Path, data: Any) -> None:
+    """Raise ValueError for a data set that is too large, or packed by a filter that is not here."""
+    if data.ndim != 1 or data.nbytes > 8 * MAX_BYTES:
+        raise ValueError(f"{path}: {data.name} has shape {data.shape} of {data.dtype}")
+    import h5py
+
+    plan = data.id.get_create_plist()
+    for number in (plan.get_filter(i)[0] for i in range(plan.get_nfilters())):
+        if not h5py.h5z.filter_avail(number):
+            how = "Prophesee's plugin hdf5_ecf, and set HDF5_PLUGIN_PATH to its folder"
+            how = how if number == _ECF else "hdf5plugin: pip install 'estl[recordings]'"
+            raise ValueError(f"{path}: {data.name} is packed by HDF5's filter {number}: add {how}")
+
+
+def _size(attributes: Any) -> tuple[int, int] | None:
+    geometry = attributes.get("geometry", "")
+    text = geometry.decode("latin1") if isinstance(geometry, bytes) else str(geometry)
+    if found := re.fullmatch(r"(\d+)x(\d+)", text):
+        return int(found[2]), int(found[1])
+    if "width" in attributes and "height" in attributes:
+        return int(attributes["height"]), int(attributes["width"])
+    return None

@@ -1,0 +1,144 @@
+"""Any PyTorch data set of events, as data for everything that takes a set of ESTL's."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from estl.data.formats.columns import from_columns
+from estl.data.frames import Slicing, to_frames
+from estl.data.items import Item
+from estl.data.splits import SplitData
+from estl.data.windows import sensor_shape
+
+
+class FromDataset(SplitData):
+    """A `torch.utils.data.Dataset`, or a sequence, of (events, label) or (events, label, image).
+
+    Events are a structured array with the fields t (in microseconds), x, y and p, which are binned
+    here, or a tensor of frames (T,C,H,W), all of one shape, which are taken as they are. Labels are
+    numbers, which stay what they are, or names. An image is a tensor (3,h,w) in [0,1].
+
+    Labels are taken from the attribute `targets` where there is one; otherwise every sample is
+    asked for once. The fingerprint and the search for leaks ask for every sample once more. Samples
+    must not change from call to call; random changes are for `augment`.
+
+    Args:
+        dataset: what is trained on, and what splits are drawn from that are not given.
+        val: the validation split.
+        test: the test split.
+        classes: names of the classes 0, 1, ...; the labels themselves if None.
+        T: number of frames.
+        size: height and width of the frames.
+        by: frames of equal event "count" or of equal "time".
+        sensor: height and width in pixels, "720x1280".
+        loading: arguments of `SplitData`, `ItemData` and `EventData`, but no `cache`.
+
+    Raises:
+        ValueError: a sample of another kind, or a label without a class; the text names it.
+
+    >>> import torch
+    >>> frames = [torch.full((2, 2, 4, 4), float(i)) for i in range(20)]
+    >>> data = FromDataset([(x, i % 2) for i, x in enumerate(frames)])
+    >>> data.sizes, data.frame_size, next(iter(data.loader("test"))).events.shape
+    ({'train': 14, 'val': 2, 'test': 4}, (4, 4), torch.Size([4, 2, 2, 4, 4]))
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        val: Any = None,
+        test: Any = None,
+        classes: Sequence[str] | None = None,
+        T: int = 10,
+        size: int = 48,
+        by: Slicing = "count",
+        sensor: str | tuple[int, int] | None = None,
+        **loading: Any,
+    ) -> None:
+        given = {"train": dataset, "val": val, "test": test}
+        parts = {split: part for split, part in given.items() if part is not None}
+        items, numbers = dict[str, list[Item]](), set[Any]()
+        for split, part in parts.items():
+            labels = _labels(part)
+            numbers |= set(labels)
+            names = [_name(label, classes, f"{split} sample {i}") for i, label in enumerate(labels)]
+            place = "" if split == "train" else f"{split}/"
+            items[split] = [Item(name, f"{place}{i:06d}") for i, name in enumerate(names)]
+        load = partial(load_sample, parts=parts, T=T, size=size, by=by, sensor=sensor_shape(sensor))
+        frames = load(next(item for part in items.values() for item in part))[0]
+        super().__init__(
+            items["train"],
+            load,
+            val=items.get("val"),
+            test=items.get("test"),
+            content=cache(partial(_content, load)),
+            T=len(frames),
+            frame_size=(frames.shape[-2], frames.shape[-1]),
+            in_channels=frames.shape[1],
+            **loading,
+        )
+        if classes is None and all(isinstance(n, int) and n >= 0 for n in numbers):
+            classes = [str(n) for n in range(max(numbers) + 1)]
+        if classes is not None:
+            self.follow(classes)
+
+
+def load_sample(
+    item: Item,
+    parts: Mapping[str, Any],
+    T: int,
+    size: int,
+    by: Slicing,
+    sensor: tuple[int, int] | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Frames and image of the sample that an item's number, "test/000012", names."""
+    split, _, number = item.number.rpartition("/")
+    what = f"{split or 'train'} sample {int(number)}"
+    events, _, *rest = parts[split or "train"][int(number)]
+    if isinstance(events, Tensor):
+        if events.ndim != 4:
+            raise ValueError(f"{what}: frames of shape {tuple(events.shape)}, not (T,C,H,W)")
+        frames = events.float()
+    elif not {*"txyp"} <= {*(getattr(events, "dtype", np.dtype(int)).names or ())}:
+        raise ValueError(f"{what}: events are neither frames nor an array of fields t, x, y, p")
+    elif sensor is None:
+        raise ValueError(f'{what}: events need the sensor\'s size: give sensor="720x1280"')
+    else:
+        known, _ = from_columns(what, {name: events[name] for name in "txyp"}, sensor)
+        frames = to_frames(known, T, (size, size), by, sensor=sensor)
+    image = rest[0] if rest else None
+    if image is not None and not (isinstance(image, Tensor) and image.shape[:-2] == (3,)):
+        raise ValueError(f"{what}: its image is no tensor (3,h,w)")
+    return frames, image
+
+
+def _labels(part: Any) -> list[Any]:
+    labels = getattr(part, "targets", None)
+    labels = [part[i][1] for i in range(len(part))] if labels is None else list(labels)
+    if not labels:
+        raise ValueError("a data set without samples: give one that has some")
+    return [label.item() if isinstance(label, Tensor | np.generic) else label for label in labels]
+
+
+def _name(label: Any, classes: Sequence[str] | None, what: str) -> str:
+    if classes is None or label in classes:
+        return str(label)
+    if not (isinstance(label, int) and 0 <= label < len(classes)):
+        raise ValueError(f"{what} has label {label!r}, none of {len(classes)} classes")
+    return classes[label]
+
+
+def _content(load: Any, item: Item) -> tuple[bytes, ...]:
+    """A digest of the sample's frames and image."""
+
+    def pieces() -> Iterator[bytes]:
+        for x in load(item):
+            if x is not None:
+                yield repr(tuple(x.shape)).encode() + x.contiguous().numpy().tobytes()
+
+    return (hashlib.sha256(b"".join(pieces())).digest(),)

@@ -1,0 +1,155 @@
+"""Any PyTorch data set as data."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from estl.data import FromDataset
+from estl.data.check import check, refuse_leaks
+from estl.data.formats.events import EVENT
+from estl.data.frames import to_frames
+from estl.evaluation.accuracy import evaluate
+from estl.students import VGGSNN
+
+
+class Mine(Dataset[Any]):
+    """Two classes; n samples of events on a sensor of 6 by 9, with a gray image or without."""
+
+    def __init__(self, n: int = 20, images: bool = False, seed: int = 0) -> None:
+        self.n, self.images, self.seed = n, images, seed
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, i: int) -> tuple[Any, ...]:
+        rng = np.random.default_rng(1000 * self.seed + i)
+        columns = (np.sort(rng.integers(0, 1000, 30)), *rng.integers(0, [[9], [6], [2]], (3, 30)))
+        events = np.rec.fromarrays(columns, names="t,x,y,p")
+        image = torch.full((3, 8, 8), (10 * self.seed + i) / 100)
+        return (events, i % 2, image) if self.images else (events, i % 2)
+
+
+def test_events_are_framed_as_those_of_a_file(tmp_path: Path) -> None:
+    data = FromDataset(Mine(), T=3, size=4, sensor="6x9")
+    assert data.sizes == {"train": 14, "val": 2, "test": 4}
+    refuse_leaks(data)
+    for batch in data.loader("test"):
+        assert batch.image is None
+        for item, label, frames in zip(
+            data.splits["test"], batch.label.tolist(), batch.events, strict=True
+        ):
+            events, own = Mine()[int(item.number)]
+            assert own == label
+            whole = np.array(events.tolist(), EVENT[["t", "x", "y", "p"]].descr)
+            assert torch.equal(frames, to_frames(whole.astype(EVENT), 3, (4, 4), sensor=(6, 9)))
+
+
+def test_own_splits_images_and_names_are_kept() -> None:
+    parts = {"val": Mine(4, True, 1), "test": Mine(6, True, 2)}
+    data = FromDataset(Mine(8, True), **parts, sensor=(6, 9), classes=("zebra", "ape"))
+    assert data.sizes == {"train": 8, "val": 4, "test": 6}
+    assert data.classes == ("zebra", "ape")
+    (batch,) = data.loader("val")
+    assert sorted(batch.label.tolist()) == [0, 0, 1, 1]
+    for item, label, image in zip(data.splits["val"], batch.label, batch.image, strict=True):
+        i = int(item.number.removeprefix("val/"))
+        assert image.unique().item() == pytest.approx((10 + i) / 100)
+        assert label == i % 2
+    assert not check(data).wrong
+
+
+def test_labels_stay_the_numbers_that_they_are() -> None:
+    samples = [(torch.full((2, 2, 3, 3), float(k)), k % 12) for k in range(48)]
+    data = FromDataset(samples)
+    for batch in data.loader("train"):
+        assert torch.equal(batch.events[:, 0, 0, 0, 0].long() % 12, batch.label)
+
+
+def test_labels_are_not_read_from_samples_where_there_are_targets() -> None:
+    class Costly(Mine):
+        targets = np.arange(20) % 2
+
+        def __getitem__(self, i: int) -> tuple[Any, ...]:
+            asked.append(i)
+            return super().__getitem__(i)
+
+    asked: list[int] = []
+    data = FromDataset(Costly(), sensor=(6, 9))
+    assert len(asked) == 1
+    assert data.classes == ("0", "1")
+
+
+def test_the_same_sample_twice_is_a_leak_and_another_sample_another_fingerprint() -> None:
+    samples = [(torch.randn(2, 2, 3, 3), k % 2) for k in range(20)]
+    data, other = FromDataset(samples), FromDataset([*samples[:-1], (samples[0][0] + 1, 1)])
+    assert data.fingerprint == FromDataset(samples).fingerprint != other.fingerprint
+    train, test = (int(data.splits[split][0].number) for split in ("train", "test"))
+    samples[test] = samples[train]
+    with pytest.raises(ValueError, match=r"leak: .* have the same content"):
+        refuse_leaks(FromDataset(samples))
+
+
+@pytest.mark.parametrize(
+    ("samples", "how", "message"),
+    [
+        ([(np.zeros(3), 0)] * 9, {}, "train sample 0: events are neither frames nor"),
+        ([(torch.zeros(2, 3, 3), 0)] * 9, {}, r"sample 0: frames of shape \(2, 3, 3\), not"),
+        (Mine(), {}, r'sample 0: events need the sensor.*sensor="720x1280"'),
+        (Mine(), {"sensor": (2, 2)}, r"train sample 0: event .* outside the sensor of H=2 W=2"),
+        (
+            [(torch.zeros(1, 2, 3, 3), 7)] * 9,
+            {"classes": ("a", "b")},
+            "sample 0 has label 7, none of 2",
+        ),
+        ([], {}, "without samples"),
+        ([(torch.zeros(1, 2, 3, 3), 0, "a.png")] * 9, {}, "its image is no tensor"),
+    ],
+)
+def test_samples_of_another_kind_are_refused(samples: Any, how: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        FromDataset(samples, **how)
+    assert "\n" not in str(error.value)
+
+
+def test_plain_batches_are_evaluated() -> None:
+    events, label = torch.poisson(torch.ones(10, 2, 2, 8, 8)), torch.arange(10) % 2
+    student = VGGSNN(2, layers=[4, "AP"], pooled=True)
+    plain: DataLoader[tuple[Tensor, ...]] = DataLoader(TensorDataset(events, label), 4)
+    data = FromDataset(list(zip(events, label, strict=True)), test_fraction=0.4)
+    one, other = evaluate(student, plain), evaluate(student, data.loader("test"))
+    assert one.samples == 10
+    picked = [int(item.number) for item in data.splits["test"]]
+    assert "".join(one.right[i] for i in picked) == other.right
+
+
+@pytest.mark.slow
+def test_a_teacher_is_trained_on_its_images(tmp_path: Path) -> None:
+    from estl.experiments.train_teacher import train_teacher
+
+    data = FromDataset(Mine(20, images=True), sensor=(6, 9), batch_size=8)
+    tower = {"dim": 16, "depth": 1, "heads": 2, "patch": 4, "image_size": 8}
+    train_teacher(data, tmp_path, tower=tower, epochs=1, lr=1e-3)
+    assert (tmp_path / "config.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_subclass_is_fitted_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from estl.commands import main
+
+    (tmp_path / "bars.py").write_text(
+        "import torch\nfrom estl.data import FromDataset\n\n\nclass Bars(FromDataset):\n"
+        "    def __init__(self, n: int = 40, **loading):\n"
+        "        samples = [(torch.ones(2, 2, 8, 8) * (i + 1), i % 2) for i in range(n)]\n"
+        "        super().__init__(samples, **loading)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    run = tmp_path / "run"
+    words = ["fit", "--data=bars.Bars", "--data.init_args.batch_size=8", "--arch=vggsnn-pooled"]
+    words += ["--student.init_args.layers=[4]", "--epochs=1", f"--output-dir={run}"]
+    assert main(words) == 0
+    assert main(["test", f"--ckpt={run / 'last.ckpt'}", "--trust=bars"]) == 0

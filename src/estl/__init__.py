@@ -23,7 +23,18 @@ if TYPE_CHECKING:
         Shards,
     )
     from estl.neurons import LIF
-    from estl.students import VGGSNN, ResNet, Spikformer, resnet18, resnet19, resnet34, resnet50
+    from estl.students import (
+        VGGSNN,
+        ResNet,
+        Spikformer,
+        State,
+        fold,
+        resnet18,
+        resnet19,
+        resnet34,
+        resnet50,
+        step,
+    )
     from estl.supervision import (
         TET,
         TRE,

@@ -5,8 +5,10 @@ once, and all layers, `PerStep` and `LIF` alike, take and return transposed view
 the batch is then a view too, and nothing is copied between layers.
 """
 
+from collections.abc import Callable
 from typing import cast
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -41,14 +43,38 @@ def time_first(events: Tensor, channels: int) -> Float[Tensor, "B T C H W"]:
     return events.transpose(0, 1).contiguous().transpose(0, 1)
 
 
+def per_step(
+    layer: Callable[[Tensor], Tensor], x: Float[Tensor, "B T *shape"], *, folded: bool
+) -> Float[Tensor, "B T *out"]:
+    """A stateless `layer` of (B,...) at every step of `x`, in one call (`folded`) or T.
+
+    In one call the layer sees T*B samples, and libraries choose another kernel for that than for B,
+    with other roundings in the last bit. So whatever predicts computes one step after the other:
+    then what a step gives does not depend on how many steps there are, and frames that arrive one
+    at a time (`estl.students.step`) get the very logits of the whole recording.
+
+    >>> per_step(nn.Linear(3, 5), torch.rand(2, 4, 3), folded=False).shape
+    torch.Size([2, 4, 5])
+    """
+    steps = x.transpose(0, 1)
+    if folded:
+        return layer(steps.flatten(0, 1)).unflatten(0, steps.shape[:2]).transpose(0, 1)
+    return torch.stack([layer(step.contiguous()) for step in steps]).transpose(0, 1)
+
+
+def folds(training: bool) -> bool:
+    """Whether layers fold time into the batch: in training, with a gradient, and when exported."""
+    return training or torch.is_grad_enabled() or torch.compiler.is_compiling()
+
+
 class PerStep(nn.Sequential):
     """Stateless modules applied at every time step: (B,T,...) to (B,T,...).
 
-    Time is folded into the batch, so that a batch norm takes its statistics over all steps (tdBN,
-    Zheng et al. 2021). If all steps are one image (`estl.types.is_static`), it is computed once and
-    expanded over T, with the same output and gradients: over n values per channel instead of T*n,
-    batch norm has the same mean and biased variance. Only the unbiased `running_var` is larger, by
-    n/(n-1) * (Tn-1)/(Tn).
+    In training time is folded into the batch, so that a batch norm takes its statistics over all
+    steps (tdBN, Zheng et al. 2021). If all steps are one image (`estl.types.is_static`), it is
+    computed once and expanded over T, with the same output and gradients: over n values per channel
+    instead of T*n, batch norm has the same mean and biased variance. Only the unbiased
+    `running_var` is larger, by n/(n-1) * (Tn-1)/(Tn).
 
     >>> import torch
     >>> PerStep(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8))(torch.rand(2, 4, 3, 6, 6)).shape
@@ -61,8 +87,17 @@ class PerStep(nn.Sequential):
         if is_static(x):
             y = cast(Tensor, super().forward(x[:, 0]))
             return y.unsqueeze(1).expand(B, T, *y.shape[1:])
-        y = cast(Tensor, super().forward(x.transpose(0, 1).flatten(0, 1)))
-        return y.unflatten(0, (T, B)).transpose(0, 1)
+        return per_step(super().forward, x, folded=folds(self.training))
+
+
+class Readout(nn.Linear):
+    """A linear layer of a head, at every step: (B,T,D) to (B,T,K)."""
+
+    def forward(self, input: Float[Tensor, "B T D"]) -> Float[Tensor, "B T K"]:
+        """Every step of `input` through the layer."""
+        if folds(self.training):
+            return super().forward(input)
+        return per_step(super().forward, input, folded=False)
 
 
 def conv_norm(

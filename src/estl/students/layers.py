@@ -91,11 +91,11 @@ class PerStep(nn.Sequential):
 
 
 class Readout(nn.Linear):
-    """A linear layer of a head, at every step: (B,T,D) to (B,T,K)."""
+    """A linear layer of a head, at every step: (B,T,D) to (B,T,K); rows (B,D) have no steps."""
 
-    def forward(self, input: Float[Tensor, "B T D"]) -> Float[Tensor, "B T K"]:
+    def forward(self, input: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows K"]:
         """Every step of `input` through the layer."""
-        if folds(self.training):
+        if input.ndim < 3 or folds(self.training):
             return super().forward(input)
         return per_step(super().forward, input, folded=False)
 

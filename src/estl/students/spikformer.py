@@ -188,8 +188,8 @@ class SpikingToken(nn.Module):
         self.current = nn.Parameter(4 * torch.rand(dim))
         self.neuron = neuron()
 
-    def forward(self, steps: int) -> Float[Tensor, "1 T 1 D"]:
-        """Spikes of the token over `steps` steps."""
+    def forward(self, steps: int) -> Float[Tensor, "rows T 1 D"]:
+        """Spikes of the token over `steps` steps: one row, or one a stream with its own start."""
         spikes: Tensor = self.neuron(self.current.expand(1, steps, 1, -1))
         return spikes
 

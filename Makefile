@@ -4,9 +4,7 @@ BIN := .venv/bin
 
 demo: .venv/installed
 	rm -rf runs/demo
-	$(BIN)/estl train-teacher --dataset digits --epochs 30 --output-dir runs/demo/teacher
-	$(BIN)/estl ablate --config digits_guided --teacher runs/demo/teacher --rungs 1,6 --seeds 0,1,2 \
-	  --jobs 2 --output-dir runs/demo
+	$(BIN)/estl demo --output-dir runs/demo
 
 test: .venv/installed
 	$(BIN)/pytest

@@ -29,7 +29,13 @@ ROOT = Path(__file__).parents[1]
 ENGLISH, CHINESE = (ROOT / name for name in ("README.md", "README.zh-CN.md"))
 TUNING, TUNING_CHINESE = (ROOT / "docs" / name for name in ("tuning.md", "tuning.zh-CN.md"))
 GUIDES = [ROOT / "docs" / name for name in ("data.md", "supervision.md")] + [TUNING]
-WITH_COMMANDS = [ENGLISH, *GUIDES, ROOT / "docs/results.md", ROOT / "Makefile"]
+WITH_COMMANDS = [
+    ENGLISH,
+    *GUIDES,
+    ROOT / "docs/deploy.md",
+    ROOT / "docs/results.md",
+    ROOT / "Makefile",
+]
 WITH_COMMANDS += sorted(RECIPES.glob("*.yaml"))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -169,6 +175,8 @@ WORK = (
     "estl.training.run.fit",
     "estl.training.run.test",
     "estl.training.predict.predict",
+    "estl.training.reopen.reopen",
+    "estl.training.export.export",
     "estl.training.recipe.build_data",
     "estl.experiments.sweep.sweep",
     "estl.experiments.tune.tune",

@@ -25,7 +25,18 @@ if TYPE_CHECKING:
         Shards,
     )
     from estl.neurons import LIF
-    from estl.students import VGGSNN, ResNet, Spikformer, resnet18, resnet19, resnet34, resnet50
+    from estl.students import (
+        VGGSNN,
+        ResNet,
+        Spikformer,
+        State,
+        fold,
+        resnet18,
+        resnet19,
+        resnet34,
+        resnet50,
+        step,
+    )
     from estl.supervision import (
         TET,
         TRE,
@@ -36,7 +47,7 @@ if TYPE_CHECKING:
         Schedule,
         Sum,
     )
-    from estl.training import Learner, load_student
+    from estl.training import Learner, Pretrained, load_student
     from estl.types import Batch, Loss, Output, Supervision
 
 __version__ = "0.1.0"

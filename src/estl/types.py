@@ -40,7 +40,7 @@ def is_static(events: Tensor) -> bool:
     >>> is_static(torch.rand(2, 4, 3, 8, 8))
     False
     """
-    return events.shape[1] > 1 and events.stride(1) == 0
+    return bool(events.shape[1] > 1 and events.stride(1) == 0)  # of a traced shape it is a symbol
 
 
 def direct_code(image: Float[Tensor, "B C H W"], steps: int) -> Float[Tensor, "B T C H W"]:

@@ -30,8 +30,14 @@ app = App(
 app.command("estl.commands.fit:fit", help="Train a student.")
 app.command("estl.commands.test:test", help="Accuracy of a checkpoint.")
 app.command("estl.commands.predict:predict", help="Classes of event files.")
+app.command(
+    "estl.commands.calibrate:calibrate", help="How sure a student has to be to answer early."
+)
+app.command("estl.commands.export:export", help="A student for other frameworks and runtimes.")
 app.command("estl.commands.data:app", name="data", help="Fetch, check, show, pack a data set.")
 app.command("estl.commands.recipes:recipes", help="The recipes that come with ESTL.")
+app.command("estl.commands.demo:demo", help="Train a teacher and two students on digits.")
+app.command("estl.commands.doctor:doctor", help="Versions, devices, and what is missing.")
 app.command(
     "estl.commands.train_teacher:train_teacher", help="Train a small CLIP vision tower as teacher."
 )

@@ -5,6 +5,7 @@ The plain scan in this file defines the result; `fused.py` computes the same, fa
 
 import math
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -110,10 +111,43 @@ def lif(
     >>> lif(torch.tensor([[0.8], [0.8], [0.8]])).squeeze(1)   # v: 0.8, 1.2, 0.8
     tensor([0., 1., 0.])
     """
+    return lif_from(
+        None,
+        x,
+        decay=decay,
+        gain=gain,
+        threshold=threshold,
+        reset=reset,
+        detach_reset=detach_reset,
+        surrogate=surrogate,
+        inclusive=inclusive,
+    )[0]
+
+
+def lif_from(
+    r: Float[Tensor, "*before"] | None,
+    x: Float[Tensor, "T *shape"],
+    *,
+    decay: float,
+    gain: float,
+    threshold: float,
+    reset: Reset,
+    detach_reset: bool,
+    surrogate: Surrogate,
+    inclusive: bool,
+) -> tuple[Float[Tensor, "T *after"], Float[Tensor, "*after"]]:
+    """`lif` that goes on from the potential r_0 = `r` (None: 0): the spikes and r_T.
+
+    `r` may have more rows than `x`: it is broadcast.
+
+    >>> spikes, r = lif_from(None, torch.tensor([[0.8], [0.8], [0.8]]), **LIF.tet().options)
+    >>> spikes.squeeze(1), r
+    (tensor([0., 1., 0.]), tensor([0.8000]))
+    """
     _check(decay, gain, threshold, reset)
     if x.shape[0] == 0:
         raise ValueError(f"x of shape {tuple(x.shape)} has no time steps: dimension 0 is T")
-    r = torch.zeros_like(x[0])
+    r = torch.zeros_like(x[0]) if r is None else r
     spikes = []
     for x_t in x:
         v = decay * r + gain * x_t
@@ -121,7 +155,48 @@ def lif(
         spikes.append(s)
         s_reset = s.detach() if detach_reset else s
         r = v * (1.0 - s_reset) if reset == "hard" else v - threshold * s_reset
-    return torch.stack(spikes)
+    return torch.stack(spikes), r
+
+
+class Potentials:
+    """Within its `with` block, each call of a `LIF` in this thread goes on from a given potential.
+
+    Calls take the potentials of `before` in their order, or start from 0 without them; `after` are
+    those that they leave.
+
+    >>> neuron = LIF.tet()
+    >>> with Potentials(None) as first:
+    ...     _ = neuron(torch.full((1, 1, 1), 0.8))
+    >>> with Potentials(first.after) as second:
+    ...     print(neuron(torch.full((1, 1, 1), 0.8)).item())
+    1.0
+    """
+
+    def __init__(self, before: tuple[Tensor, ...] | None) -> None:
+        self._before = None if before is None else iter(before)
+        self._after: list[Tensor] = []
+
+    @property
+    def after(self) -> tuple[Tensor, ...]:
+        """What the calls have left, in their order."""
+        return tuple(self._after)
+
+    def scan(self, x: Float[Tensor, "T *shape"], **options: Any) -> Float[Tensor, "T *out"]:
+        """Spikes of the next call."""
+        r = None if self._before is None else next(self._before, None)
+        spikes, r = lif_from(r, x, **options)
+        self._after.append(r)
+        return spikes
+
+    def __enter__(self) -> "Potentials":
+        self._token = _carried.set(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _carried.reset(self._token)
+
+
+_carried: ContextVar[Potentials | None] = ContextVar("potentials", default=None)
 
 
 def _check(decay: float, gain: float, threshold: float, reset: str) -> None:
@@ -183,13 +258,19 @@ class LIF(nn.Module):
         preset: dict[str, Any] = {"gain": 0.5, "surrogate": Sigmoid(), "inclusive": True}
         return cls(**({"detach_reset": True} | preset | changes))
 
-    def forward(self, x: Float[Tensor, "B T *shape"]) -> Float[Tensor, "B T *shape"]:
-        """Spikes of `x` over dimension 1."""
+    def forward(self, x: Float[Tensor, "B T *shape"]) -> Float[Tensor, "rows T *shape"]:
+        """Spikes of `x` over dimension 1; more rows than `x` where `Potentials` carries more."""
         x = x.transpose(0, 1)
-        if worthwhile(x):
+        carried = None if torch.compiler.is_dynamo_compiling() else _carried.get()
+        if carried is None and worthwhile(x):
             return fused_lif(x, **self.options).transpose(0, 1)
         order = memory_order(x)  # which the spikes keep
-        return unrows(lif(rows(x, order), **self.options), x.shape, order).transpose(0, 1)
+        if carried is None:
+            spikes = unrows(lif(rows(x, order), **self.options), x.shape, order)
+        else:
+            spikes = carried.scan(x, **self.options)
+            spikes = unrows(rows(spikes, order), spikes.shape, order)
+        return spikes.transpose(0, 1)
 
     def extra_repr(self) -> str:
         """The options, as `print` shows them."""

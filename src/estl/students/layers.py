@@ -6,6 +6,7 @@ return views of this order. Folding time into the batch is then a view too, noth
 between layers, and convolutions need not bring their input into another order first.
 """
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -43,14 +44,45 @@ def time_first(events: Tensor, channels: int) -> Float[Tensor, "B T C H W"]:
     return folded.unflatten(0, (T, B)).transpose(0, 1)
 
 
+def per_step(
+    layer: Callable[[Tensor], Tensor], x: Float[Tensor, "B T *shape"], *, folded: bool
+) -> Float[Tensor, "B T *out"]:
+    """A stateless `layer` of (B,...) at every step of `x`, in one call (`folded`) or T.
+
+    In one call the layer sees T*B samples, and libraries choose another kernel for that than for B,
+    with other roundings in the last bit. So whatever predicts computes one step after the other:
+    then what a step gives does not depend on how many steps there are, and frames that arrive one
+    at a time (`estl.students.step`) get the very logits of the whole recording.
+
+    >>> per_step(nn.Linear(3, 5), torch.rand(2, 4, 3), folded=False).shape
+    torch.Size([2, 4, 5])
+    """
+    steps = x.transpose(0, 1)
+    if folded:
+        return layer(steps.flatten(0, 1)).unflatten(0, steps.shape[:2]).transpose(0, 1)
+    outputs = torch.cat([layer(_dense(step)) for step in steps])  # which keeps channels last
+    return outputs.unflatten(0, steps.shape[:2]).transpose(0, 1)
+
+
+def _dense(step: Tensor) -> Tensor:
+    """One step in the order of `time_first`: kernels are chosen by strides too."""
+    last = torch.channels_last if step.ndim == 4 else torch.contiguous_format
+    return step.contiguous(memory_format=last)
+
+
+def folds(training: bool) -> bool:
+    """Whether layers fold time into the batch: in training, with a gradient, and when exported."""
+    return training or torch.is_grad_enabled() or torch.compiler.is_compiling()
+
+
 class PerStep(nn.Sequential):
     """Stateless modules applied at every time step: (B,T,...) to (B,T,...).
 
-    Time is folded into the batch, so that a batch norm takes its statistics over all steps (tdBN,
-    Zheng et al. 2021). If all steps are one image (`estl.types.is_static`), it is computed once and
-    expanded over T, with the same output and gradients: over n values per channel instead of T*n,
-    batch norm has the same mean and biased variance. Only the unbiased `running_var` is larger, by
-    n/(n-1) * (Tn-1)/(Tn).
+    In training time is folded into the batch, so that a batch norm takes its statistics over all
+    steps (tdBN, Zheng et al. 2021). If all steps are one image (`estl.types.is_static`), it is
+    computed once and expanded over T, with the same output and gradients: over n values per channel
+    instead of T*n, batch norm has the same mean and biased variance. Only the unbiased
+    `running_var` is larger, by n/(n-1) * (Tn-1)/(Tn).
 
     >>> PerStep(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8))(torch.rand(2, 4, 3, 6, 6)).shape
     torch.Size([2, 4, 8, 6, 6])
@@ -62,8 +94,17 @@ class PerStep(nn.Sequential):
         if is_static(x):
             y = cast(Tensor, super().forward(x[:, 0]))
             return y.unsqueeze(1).expand(B, T, *y.shape[1:])
-        y = cast(Tensor, super().forward(x.transpose(0, 1).flatten(0, 1)))
-        return y.unflatten(0, (T, B)).transpose(0, 1)
+        return per_step(super().forward, x, folded=folds(self.training))
+
+
+class Readout(nn.Linear):
+    """A linear layer of a head, at every step: (B,T,D) to (B,T,K); rows (B,D) have no steps."""
+
+    def forward(self, input: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows K"]:
+        """Every step of `input` through the layer."""
+        if input.ndim < 3 or folds(self.training):
+            return super().forward(input)
+        return per_step(super().forward, input, folded=False)
 
 
 def conv_norm(

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from estl.neurons import LIF
-from estl.students.layers import PerStep, conv_norm, time_first
+from estl.students.layers import PerStep, Readout, conv_norm, time_first
 from estl.types import Output
 
 Neuron = Callable[[], nn.Module]
@@ -126,13 +126,13 @@ class ResNet(nn.Module):
         self.stages = nn.Sequential(*stages)
         self.head: nn.Module
         if hidden is None:
-            self.head = nn.Linear(channels, classes)
+            self.head = Readout(channels, classes)
         else:
-            spiking = nn.Linear(channels, hidden)
+            spiking = Readout(channels, hidden)
             # It reads rates of about 0.2 and no norm follows: with PyTorch's initialization its LIF
             # is silent (docs/log.md).
             nn.init.normal_(spiking.weight, std=5 / channels**0.5)
-            self.head = nn.Sequential(spiking, lif(), nn.Linear(hidden, classes))
+            self.head = nn.Sequential(spiking, lif(), Readout(hidden, classes))
         self.classes, self.in_channels, self.dim = classes, in_channels, channels
 
     def forward(self, events: Tensor) -> Output:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from estl.neurons import LIF
-from estl.students.layers import PerStep, conv_norm, time_first
+from estl.students.layers import PerStep, Readout, conv_norm, folds, per_step, time_first
 from estl.types import Output
 
 Neuron = Callable[..., nn.Module]
@@ -36,9 +36,11 @@ class PerToken(nn.Sequential):
 
     def forward(self, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N F"]:
         """Every token of `x` through the modules."""
-        B, T, N, _ = x.shape
-        y = cast(Tensor, super().forward(x.transpose(0, 1).flatten(0, 2)))
-        return y.unflatten(0, (T, B, N)).transpose(0, 1)
+        return per_step(self._rows, x, folded=folds(self.training))
+
+    def _rows(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N F"]:
+        y = cast(Tensor, super().forward(x.flatten(0, 1)))
+        return y.unflatten(0, x.shape[:2])
 
 
 def linear_norm(in_features: int, out_features: int, weight: float = WEIGHT) -> PerToken:
@@ -186,8 +188,8 @@ class SpikingToken(nn.Module):
         self.current = nn.Parameter(4 * torch.rand(dim))
         self.neuron = neuron()
 
-    def forward(self, steps: int) -> Float[Tensor, "1 T 1 D"]:
-        """Spikes of the token over `steps` steps."""
+    def forward(self, steps: int) -> Float[Tensor, "rows T 1 D"]:
+        """Spikes of the token over `steps` steps: one row, or one a stream with its own start."""
         spikes: Tensor = self.neuron(self.current.expand(1, steps, 1, -1))
         return spikes
 
@@ -243,7 +245,7 @@ class Spikformer(nn.Module):
         self.blocks = nn.Sequential(
             *(Block(dim, heads, mlp_ratio, scale, lif) for _ in range(depth))
         )
-        self.head = nn.Linear(dim, classes)
+        self.head = Readout(dim, classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from estl.neurons import LIF
-from estl.students.layers import PerStep, conv_norm, time_first
+from estl.students.layers import PerStep, Readout, conv_norm, time_first
 from estl.types import Output
 
 Layer = int | Literal["AP"]
@@ -69,7 +69,7 @@ class VGGSNN(nn.Module):
         self.poolings = list(layers).count("AP")
         H, W = self._grid(*frame_size)
         self.layers = nn.Sequential(*stages)
-        self.head = nn.Linear(width if pooled else width * H * W, classes)
+        self.head = Readout(width if pooled else width * H * W, classes)
         if pooled:
             # It reads rates of about 0.1: with PyTorch's initialization its logits are too small to
             # learn quickly (docs/log.md).

@@ -1,6 +1,7 @@
 """Training: the learner, recipes, runs and their results, checkpoints.
 
-Lightning, which takes seconds, is imported when `Learner` is first asked for.
+Lightning, which takes seconds, is imported when `Learner` is first asked for, and the Hub's client
+when `Pretrained` is.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -8,14 +9,19 @@ from typing import TYPE_CHECKING, Any
 from estl.training.checkpoint import load_student
 
 if TYPE_CHECKING:
+    from estl.training.hub import Pretrained
     from estl.training.learner import Learner
 
-__all__ = ["Learner", "load_student"]
+__all__ = ["Learner", "Pretrained", "load_student"]
 
 
 def __getattr__(name: str) -> Any:
-    if name != "Learner":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from estl.training.learner import Learner
+    if name == "Learner":
+        from estl.training.learner import Learner
 
-    return Learner
+        return Learner
+    if name == "Pretrained":
+        from estl.training.hub import Pretrained
+
+        return Pretrained
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

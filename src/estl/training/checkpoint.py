@@ -83,18 +83,34 @@ def build_student(
     checkpoint: dict[str, Any], path: str | Path, trust: Sequence[str] = ()
 ) -> nn.Module:
     """The student of `load_student`, from a checkpoint that was read already."""
-    part = part_of(checkpoint, "student", path)
+    student = new_student(part_of(checkpoint, "student", path), path, trust)
+    try:
+        student.load_state_dict(checkpoint["state_dict"])
+    except Exception as error:
+        raise _no_student(path, error) from None
+    return student.eval()
+
+
+def new_student(part: dict[str, Any], path: str | Path, trust: Sequence[str] = ()) -> nn.Module:
+    """The student that a recipe's part describes, untrained.
+
+    Raises:
+        ValueError: a class of a module that is not trusted; arguments that it does not take.
+    """
     refuse_strangers(part, trust)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(nn.Module, "student")
     try:
         config = parser.parse_object({"student": part})
         student: nn.Module = make(parser, "student", config.student)
-        student.load_state_dict(checkpoint["state_dict"])
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{path} does not give its student back: {reason}") from None
-    return student.eval()
+        raise _no_student(path, error) from None
+    return student
+
+
+def _no_student(path: str | Path, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split())[:300]
+    return ValueError(f"{path} does not give its student back: {reason}")
 
 
 def make(parser: ArgumentParser, part: str, config: Namespace) -> Any:

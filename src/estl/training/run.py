@@ -21,15 +21,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from estl.data.check import refuse_leaks
-from estl.data.module import EventData
-from estl.data.published import AbsentItemsError
 from estl.evaluation.accuracy import Accuracy, evaluate
 from estl.evaluation.attacks import attack, noise, robustness
 from estl.evaluation.diagnostics import diagnose, summary
-from estl.training.checkpoint import build_student, part_of, read_checkpoint
+from estl.training.checkpoint import read_checkpoint
 from estl.training.history import History
-from estl.training.names import refuse_strangers
-from estl.training.recipe import Parts, build, build_data, make_learner, parse_recipe, plain
+from estl.training.recipe import Parts, build, make_learner, plain
+from estl.training.reopen import reopen
 from estl.training.results import CheckpointResults, Results, Weights, peak_memory, provenance
 from estl.training.resume import Aside, aside, going_on, newest_whole, refuse_another, taken
 from estl.training.screen import progress_bars, quiet
@@ -220,12 +218,6 @@ def _evaluate(
     return found, diagnosis
 
 
-@quiet()
-def _data_of(recipe: dict[str, Any]) -> EventData:
-    """The data set of a checkpoint's recipe."""
-    return build_data(*parse_recipe({key: recipe[key] for key in ("seed", "data")}))
-
-
 def test(
     path: Path,
     data_path: str | None = None,  # noqa: PT028
@@ -239,8 +231,7 @@ def test(
 
     Args:
         path: the checkpoint.
-        data_path: the other root, or None. Where published lists that the recipe names do not fit
-            it, its whole test split counts.
+        data_path: the other root, or None; see `reopen`.
         attacks: names of `attacks.attack`, under which accuracy is measured besides.
         eps: their size, a share of each sample's range.
         noisy: whether it is also measured under noise and with a frame dropped.
@@ -249,23 +240,8 @@ def test(
     Raises:
         ValueError: no checkpoint of ESTL, a class that is not trusted, data of other classes.
     """
-    saved = read_checkpoint(path)
-    recipe = {"seed": 0} | saved["recipe"]
-    refuse_strangers([part_of(saved, name, path) for name in ("data", "student")], trust)
-    supervision = part_of(saved, "supervision", path)["class_path"]
-    if data_path is not None:
-        recipe["data"]["init_args"]["root"] = data_path
-    try:
-        data = _data_of(recipe)
-    except AbsentItemsError:
-        if data_path is None:
-            raise
-        # The list is of the recordings that were trained on; here are others.
-        recipe["data"]["init_args"]["splits"] = None
-        data = _data_of(recipe)
-    data.follow(saved["classes"])
-    data.require("test")
-    student = build_student(saved, path, trust)
+    opened = reopen(path, data_path, trust=trust)
+    student, data, recipe = opened.student, opened.data, opened.recipe
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     disturbed = {}
     if attacks or noisy:
@@ -273,7 +249,7 @@ def test(
         rows |= noise(sigma=0.1, rate=0.05, dropped=1) if noisy else {}
         disturbed = robustness(student, data.loader("test"), device, rows, recipe["seed"])
     return CheckpointResults(
-        provenance(data, student, supervision, recipe),
+        provenance(data, student, opened.supervision, recipe),
         checkpoint=str(path),
         test=evaluate(student, data.loader("test"), device),
         eps=eps,

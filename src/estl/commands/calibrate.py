@@ -1,0 +1,45 @@
+"""`estl calibrate`: how sure a student has to be to answer early."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+
+def calibrate(
+    *,
+    ckpt: Annotated[Path, Parameter(required=True)],
+    tolerance: float = 0.005,
+    data_path: Path | None = None,
+    output: Path | None = None,
+    trust: tuple[str, ...] = (),
+) -> None:
+    """Choose the threshold of `estl predict --until-sure`, on the validation split.
+
+    It is the lowest at which, and above which, accuracy is within the tolerance of that of all
+    steps. The test split is not read.
+
+    Args:
+        ckpt: best*.ckpt or last.ckpt of a run folder.
+        tolerance: accuracy that may be lost, a share: 0.005 is half a point.
+        data_path: another root of the same layout.
+        output: write the figures there as JSON.
+        trust: a module that the checkpoint may name beside ESTL's own.
+    """
+    import torch
+    from pydantic import TypeAdapter
+
+    from estl.evaluation import early
+    from estl.training.reopen import reopen
+
+    root = None if data_path is None else str(data_path)
+    opened = reopen(ckpt, root, split="val", trust=trust)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    sureness, right = early.sureness(opened.student, opened.data.loader("val"), device)
+    found = early.calibrate(sureness, right, tolerance)
+    if output is not None:
+        output.write_bytes(TypeAdapter(early.EarlyExit).dump_json(found, indent=2) + b"\n")
+    print(f"validation accuracy after all {found.steps} steps: {100 * found.all_steps:.2f} %")
+    print(f"at threshold {found.threshold:.6g}: {100 * found.accuracy:.2f} % ", end="")
+    print(f"after {found.mean_steps:.2f} steps on average ({found.samples} samples)")
+    print(f"estl predict --ckpt {ckpt} --until-sure {found.threshold:.6g} FILES")

@@ -1,0 +1,92 @@
+"""`estl calibrate` and `estl predict --until-sure`: what they say is what the student says."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from estl.commands import main
+from estl.commands.predict import latency
+from estl.evaluation.accuracy import running_mean
+from estl.students import VGGSNN
+from estl.training.predict import predict
+from estl.training.reopen import reopen
+from tests.tiny_sets import write_nmnist
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Recordings, and a checkpoint of a student that answers otherwise after every step."""
+    folder = tmp_path_factory.mktemp("live")
+    write_nmnist(folder / "data", each=8)
+    options = {"layers": [8, "AP", 8], "pooled": True, "classes": 2}
+    torch.manual_seed(0)
+    student = VGGSNN(classes=2, layers=(8, "AP", 8), pooled=True)
+    for module in student.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    student(torch.poisson(torch.full((8, 4, 2, 34, 34), 0.01)))
+    recipe = {
+        "seed": 0,
+        "data": {
+            "class_path": "estl.data.NMNISTPairs",
+            "init_args": {"root": str(folder / "data"), "T": 4, "by": "count", "val_fraction": 0.5},
+        },
+        "student": {"class_path": "estl.students.VGGSNN", "init_args": options},
+        "supervision": {"class_path": "estl.supervision.MeanCE", "init_args": {}},
+    }
+    saved = {"state_dict": student.state_dict(), "classes": ["0", "1"], "recipe": recipe}
+    (folder / "run").mkdir()
+    torch.save(saved, folder / "run" / "last.ckpt")
+    return folder
+
+
+def test_steps_until_sure_are_the_first_of_all_steps(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ckpt, files = run / "run" / "last.ckpt", sorted((run / "data").rglob("Test/*/*.bin"))
+    whole = list(predict(ckpt, files))
+    middle = sorted(found.steps[0][1] for found in whole)[len(whole) // 2]
+    early = list(predict(ckpt, files, until_sure=middle))
+    for one, all_steps in zip(early, whole, strict=True):
+        n = len(one.steps)
+        assert one.steps == all_steps.steps[:n]
+        assert all(p < middle for _, p in one.steps[:-1])
+        assert n == 4 or one.steps[-1][1] >= middle
+        assert len(one.seconds) == n
+    assert len({len(one.steps) for one in early}) > 1  # some leave early, some do not
+
+    capsys.readouterr()
+    words = ["predict", f"--ckpt={ckpt}", *map(str, files)]
+    assert main([*words, f"--until-sure={middle!r}", "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(x["file"], x["class"], x["step"]) for x in lines] == [
+        (str(one.file), one.steps[-1][0], len(one.steps)) for one in early
+    ]
+    assert main([*words, "--until-sure=0.9"]) == 0
+    assert "milliseconds a step" in capsys.readouterr().out.splitlines()[-1]
+    assert main([*words, "--until-sure=-1"]) == 2
+    assert "until_sure=-1" in capsys.readouterr().err
+
+
+def test_calibration_is_of_the_validation_split(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ckpt = run / "run" / "last.ckpt"
+    assert main(["calibrate", f"--ckpt={ckpt}", f"--output={run / 'early.json'}"]) == 0
+    found = json.loads((run / "early.json").read_text())
+    opened = reopen(ckpt, split="val")
+    (batch,) = opened.data.loader("val")
+    with torch.no_grad():
+        last = running_mean(opened.student(batch.events).logits)[:, -1]
+    right = (last.argmax(-1) == batch.label).double().mean().item()
+    assert found["all_steps"] == pytest.approx(right)
+    assert found["samples"] == opened.data.sizes["val"] == len(batch.label)
+    assert f"--until-sure {found['threshold']:.6g}" in capsys.readouterr().out
+
+
+def test_percentiles_of_latency() -> None:
+    text = latency([i / 1000 for i in range(100)])
+    assert text == "milliseconds a step: 50.0 (median), 90.0 (90 %), 99.0 (99 %)"

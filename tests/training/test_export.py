@@ -1,0 +1,162 @@
+"""What is exported gives the student's logits where something else reads it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from estl.data import Digits
+from estl.students import VGGSNN, ResNet, Spikformer
+from estl.training.export import FILES, READERS, WRITERS, Format, export
+from estl.training.hub import Pretrained
+from estl.training.nir import to_nir
+from estl.training.reopen import Reopened
+
+SMALL = {"layers": [6, "AP", 5], "pooled": True, "classes": 10, "frame_size": [16, 16]}
+DATA = {"T": 3, "size": 16, "per_class": 4}
+
+
+def settled(net: nn.Module, events: Tensor) -> nn.Module:
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        net(events)
+    return net.eval()
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """As `estl fit` writes it, of a student on digits."""
+    events = torch.poisson(torch.rand(20, 3, 2, 16, 16))
+    student = settled(VGGSNN(**{**SMALL, "frame_size": (16, 16)}), events)
+    recipe = {
+        "seed": 0,
+        "data": {"class_path": "estl.data.Digits", "init_args": DATA},
+        "student": {"class_path": "estl.students.VGGSNN", "init_args": SMALL},
+        "supervision": {"class_path": "estl.supervision.MeanCE", "init_args": {}},
+    }
+    path = tmp_path / "last.ckpt"
+    names = list(map(str, range(10)))
+    torch.save({"state_dict": student.state_dict(), "classes": names, "recipe": recipe}, path)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["safetensors", "torch-export", "onnx", "nir"])
+def test_each_format_is_read_back_and_gives_the_same_logits(
+    name: Format, checkpoint: Path, tmp_path: Path
+) -> None:
+    if name == "nir":
+        pytest.importorskip("spikingjelly", reason="SpikingJelly is not installed")
+    if name in ("onnx", "nir"):
+        pytest.importorskip(name, reason=f"{name} is not installed")
+    card = export(checkpoint, [name], tmp_path / "out", samples=40, license="CC0-1.0")
+    assert card.differs[name] is not None
+    assert (tmp_path / "out" / FILES[name]).stat().st_size > 1000
+    assert card.input == ["batch", 3, 2, 16, 16]
+    assert card.samples == 40
+    assert card.license == "CC0-1.0"
+    assert card == type(card).read(tmp_path / "out" / "card.json")
+
+
+@pytest.mark.slow
+def test_a_file_that_gives_other_logits_is_refused(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = READERS["safetensors"]
+    monkeypatch.setitem(
+        READERS,
+        "safetensors",
+        lambda *args: lambda x: read(*args)(x) + 2e-5,
+    )
+    with pytest.raises(ValueError, match=r"on 40 of 40 recordings, by up to 2.*e-05"):
+        export(checkpoint, ["safetensors"], tmp_path / "out", samples=40)
+
+
+@pytest.mark.parametrize(
+    "student",
+    [
+        VGGSNN(4, 2, (9, 9), layers=(5, "AP", 6)),
+        VGGSNN(4, 2, (8, 8), layers=("AP", 5, "AP", 6), pooled=True, neuron={"decay": 0.75}),
+        ResNet((1, 1), (5, 6), 4, 2, hidden=7),
+        ResNet((1, 1), (3, 4), 4, 2, bottleneck=True),
+    ],
+    ids=["flat", "pooled", "resnet", "bottleneck"],
+)
+def test_another_framework_runs_the_nir_of_convolutional_students(
+    student: nn.Module, tmp_path: Path
+) -> None:
+    nir = pytest.importorskip("nir", reason="nir is not installed")
+    exchange = pytest.importorskip(
+        "spikingjelly.activation_based.nir_exchange", reason="SpikingJelly is not installed"
+    )
+    size = 9 if student.__dict__.get("frame_size") == (9, 9) else 8
+    events = torch.poisson(torch.rand(6, 5, 2, size, size))
+    net = settled(student, events).double()  # no potential lies at its threshold then
+    to_nir(net, (2, size, size), tmp_path / "student.nir")
+    read = exchange.import_from_nir(nir.read(tmp_path / "student.nir"), dtype=torch.float64).eval()
+    state, found = None, []
+    with torch.no_grad():
+        for frame in events.double().unbind(1):
+            y, state = read(frame, state)
+            found.append(y)
+        expected = net(events.double()).logits
+    assert expected.std(1).max() > 0  # it fires
+    torch.testing.assert_close(torch.stack(found, 1), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("student", "says"),
+    [
+        (Spikformer(dim=16, depth=1, heads=2), "Spikformer cannot be expressed in NIR"),
+        (VGGSNN(frame_size=(8, 8), layers=(4,), neuron={"reset": "soft"}), "soft reset"),
+        (ResNet((1,), (4,), stem="7x7"), "NIR has no MaxPool2d"),
+    ],
+    ids=["spikformer", "soft", "pool"],
+)
+def test_what_nir_cannot_say_gets_one_line(student: nn.Module, says: str, tmp_path: Path) -> None:
+    pytest.importorskip("nir", reason="nir is not installed")
+    channels = getattr(student, "in_channels", 2)
+    with pytest.raises(ValueError, match=says) as raised:
+        to_nir(student.eval(), (channels, 8, 8), tmp_path / "student.nir")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_student_that_is_no_graph_gets_one_line(tmp_path: Path) -> None:
+    class Moody(nn.Module):
+        def forward(self, events: Tensor) -> Tensor:
+            return events if events.sum() > 0 else -events
+
+    data = Digits(**DATA)
+    opened = Reopened(Moody().eval(), data, {}, "")
+    with pytest.raises(ValueError, match="Moody cannot be expressed as a graph") as raised:
+        WRITERS["torch-export"](opened, torch.rand(2, 3, 2, 4, 4), tmp_path / "student.pt2")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_student_goes_to_the_layout_of_the_hub_and_back(checkpoint: Path, tmp_path: Path) -> None:
+    one = Pretrained.from_checkpoint(checkpoint)
+    one.save_pretrained(tmp_path / "hub")
+    two = Pretrained.from_pretrained(str(tmp_path / "hub"))
+    events = torch.poisson(torch.rand(2, 3, 2, 16, 16))
+    with torch.no_grad():
+        assert torch.equal(two(events).logits, one.student(events).logits)
+    assert not two.training
+    assert two.classes == one.classes == list(map(str, range(10)))
+    assert two.data["init_args"] == DATA
+    config = (tmp_path / "hub" / "config.json").read_text()
+    (tmp_path / "hub" / "config.json").write_text(
+        config.replace("estl.students.VGGSNN", "os.system")
+    )
+    with pytest.raises(ValueError, match=r"names os\.system"):
+        Pretrained.from_pretrained(str(tmp_path / "hub"))
+
+
+@pytest.mark.slow
+def test_a_predicting_process_does_not_import_the_hubs_client_of_pretrained() -> None:
+    code = "import sys, estl.training.predict; sys.exit('estl.training.hub' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,5 +1,6 @@
 """The bridge: recordings of images that were never recorded, drawn from the events they predict."""
 
+import math
 from collections.abc import Iterable
 from itertools import islice
 
@@ -16,18 +17,29 @@ from estl.types import Batch
 WARM_UP_LR = 2e-2
 """Adam's learning rate for the detector before the student's first step."""
 
+RISE = 20
+"""Steps over which that rate rises."""
+
+CLIP = 0.1
+"""Norm to which the detector's gradient is clipped meanwhile. Without it one start in five learned
+nothing from pictures of CIFAR-10, and all the others less (docs/log.md)."""
+
 PROBES = 8
 """Recordings of a batch that `limit` is estimated from: 10^5 counts and more."""
 
 
 def train_detector(detector: LearnableEdgeDetector, batches: Iterable[Batch], steps: int) -> None:
-    """So many steps of Adam on `edge_events_loss`, at a rate that falls to zero along a cosine.
+    """So many steps of Adam on `edge_events_loss`, at a rate that rises, then falls to zero along a
+    cosine, with clipped gradients.
 
     It starts at the mean rates of the first batch, and learns from recorded samples alone. Ranks of
     `torch.distributed` share gradients.
     """
     optimizer = torch.optim.Adam(detector.parameters(), lr=WARM_UP_LR)
-    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda s: min(1.0, (s + 1) / (RISE + 1)) * (0.5 + 0.5 * math.cos(math.pi * s / steps)),
+    )
     for step, whole in enumerate(islice(batches, steps)):
         batch = whole.labeled
         assert batch.image is not None
@@ -39,8 +51,9 @@ def train_detector(detector: LearnableEdgeDetector, batches: Iterable[Batch], st
         edge_events_loss(rates, batch.events).backward()
         for p in detector.parameters():
             p.grad = None if p.grad is None else _over_ranks(p.grad)
+        nn.utils.clip_grad_norm_(detector.parameters(), CLIP)
         optimizer.step()
-        falling.step()
+        schedule.step()
     optimizer.zero_grad()
 
 

@@ -1,0 +1,20 @@
+"""`estl report`: runs as one HTML file."""
+
+from pathlib import Path
+
+
+def report(run: Path, *runs: Path, output: Path | None = None, figures: Path | None = None) -> None:
+    """What runs learned, as one HTML file that opens anywhere, without a network.
+
+    Args:
+        run: a run folder, or that of an ablation or a comparison.
+        runs: further ones, to be laid beside it.
+        output: the file (default: report.html in RUN, or here if there are several).
+        figures: also write the figures for a paper there, as PNG and SVG.
+    """
+    from estl.report.html import write
+
+    paths = [run, *runs]
+    output = output or (Path("report.html") if runs else run / "report.html")
+    write(paths, output)
+    print(f"report: {output}")

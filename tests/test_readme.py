@@ -163,6 +163,7 @@ def stop(*args: object, **kwargs: object) -> None:
 
 
 WORK = (
+    "estl.report.html.write",
     "estl.training.run.fit",
     "estl.training.run.test",
     "estl.training.predict.predict",

@@ -1,9 +1,17 @@
 """`estl report`: runs as one HTML file."""
 
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 
-def report(run: Path, *runs: Path, output: Path | None = None, figures: Path | None = None) -> None:
+def report(
+    run: Path,
+    *runs: Path,
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    figures: Path | None = None,
+) -> None:
     """What runs learned, as one HTML file that opens anywhere, without a network.
 
     Args:
@@ -16,5 +24,5 @@ def report(run: Path, *runs: Path, output: Path | None = None, figures: Path | N
 
     paths = [run, *runs]
     output = output or (Path("report.html") if runs else run / "report.html")
-    write(paths, output)
-    print(f"report: {output}")
+    write(paths, output, figures)
+    print(f"report: {output}" + (f"; figures: {figures}" if figures else ""))

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from estl.report import paper
 from estl.report.parts import Figure, Section, plain
 from estl.report.sections import data, erasing, errors, guidance, learning, overview, steps
 from estl.report.sources import Variant, read_variants
@@ -17,20 +18,29 @@ SECTIONS = (overview, learning, steps, errors, guidance, erasing, data)
 """In their order; one that has nothing to say of these runs is left out."""
 
 
-def write(paths: Sequence[Path], output: Path) -> None:
+def write(paths: Sequence[Path], output: Path, figures: Path | None = None) -> None:
     """Write the report of the runs in `paths` as `output`, an HTML file.
 
     Args:
         paths: run folders, or a sweep's folder that holds them.
         output: the file; it appears when it is complete.
+        figures: a folder for the same figures as PNG and SVG, or None.
 
     Raises:
         ValueError: a path without a run.
     """
-    page = render(read_variants(paths))
+    variants = read_variants(paths)
+    page = render(variants)
     output.parent.mkdir(parents=True, exist_ok=True)
     with aside(output) as file:
         file.write(page.encode())
+    if figures is not None:
+        paper.write(sections_of(variants), figures)
+
+
+def sections_of(variants: Sequence[Variant]) -> list[Section]:
+    """The sections that have something to say."""
+    return [section for part in SECTIONS if (section := part.section(variants)) is not None]
 
 
 def render(variants: Sequence[Variant]) -> str:
@@ -44,7 +54,7 @@ def render(variants: Sequence[Variant]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found = [section for part in SECTIONS if (section := part.section(variants)) is not None]
+    found = sections_of(variants)
     names = [variant.name for variant in variants]
     of = next((run.results.of for v in variants for run in v.runs if run.results), None)
     return environment.get_template("report.html.j2").render(

@@ -84,6 +84,28 @@ def test_figures_for_a_paper_have_its_widths_and_bring_their_letters(
         assert read_variants([folder])[0].color.lower() in drawn
 
 
+def test_a_run_that_goes_on_is_reported_after_each_epoch_until_it_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, folder = write_run(tmp_path / "whole"), tmp_path / "run"
+    folder.mkdir()
+    lines = (whole / "history.csv").read_text().splitlines(keepends=True)
+    (folder / "history.csv").write_text("".join(lines[:2]))
+    written: list[int] = []
+
+    def train(_: float) -> None:
+        written.append((folder / "report.html").stat().st_mtime_ns)
+        if len(written) == 2:  # nothing had happened at the first look
+            (folder / "history.csv").write_text("".join(lines))
+        if len(written) == 3:
+            (folder / "results.json").write_text((whole / "results.json").read_text())
+
+    monkeypatch.setattr("time.sleep", train)
+    assert main(["watch", str(folder), "--every", "5"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert written[0] == written[1] < written[2] < (folder / "report.html").stat().st_mtime_ns
+
+
 def test_the_command_refuses_a_folder_without_a_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

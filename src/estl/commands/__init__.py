@@ -31,6 +31,7 @@ app.command("estl.commands.fit:fit", help="Train a student.")
 app.command("estl.commands.test:test", help="Accuracy of a checkpoint.")
 app.command("estl.commands.predict:predict", help="Classes of event files.")
 app.command("estl.commands.report:report", help="What runs learned, as one HTML file.")
+app.command("estl.commands.watch:watch", help="The report of a run while it is trained.")
 app.command("estl.commands.data:app", name="data", help="Fetch, check, show, pack a data set.")
 app.command("estl.commands.recipes:recipes", help="The recipes that come with ESTL.")
 app.command(

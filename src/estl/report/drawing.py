@@ -106,7 +106,7 @@ def cells(rows: int, columns: int, titles: Sequence[str], below: bool = False) -
                     **where,
                 }
             )
-    margin = {"l": 18, "r": 4, "t": 24, "b": 30}
+    margin = {"l": 26, "r": 4, "t": 24, "b": 30}
     return layout(annotations=written, margin=margin, hovermode="closest") | found
 
 

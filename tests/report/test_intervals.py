@@ -1,4 +1,4 @@
-"""Intervals of differences, against loops and against many simulated experiments."""
+"""Intervals of accuracies and differences, against loops and against many simulated experiments."""
 
 import re
 from math import sqrt
@@ -6,10 +6,12 @@ from statistics import mean, variance
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import t as student_t
 
 from estl.evaluation.accuracy import Accuracy
-from estl.report.intervals import difference
+from estl.report.intervals import Interval, axis, difference, estimate, share
 
 
 def run(right: np.ndarray) -> Accuracy:
@@ -61,3 +63,32 @@ def test_intervals_hold_the_true_difference_as_often_as_they_say() -> None:
         _, low, high = numbers(difference(scores[0], scores[1]))
         held += low <= 0 <= high
     assert 0.93 <= held / n <= 1.0
+
+
+def test_a_share_has_wilsons_interval() -> None:
+    z = 1.959963984540054
+    for right, n in ((0, 10), (7, 10), (346, 359), (100, 100)):
+        p = right / n
+        middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+        half = z / (1 + z**2 / n) * sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+        found = share(right, n)
+        assert found.value == pytest.approx(100 * p)
+        assert found.low == pytest.approx(max(0.0, 100 * (middle - half)), abs=1e-9)
+        assert found.high == pytest.approx(min(100.0, 100 * (middle + half)), abs=1e-9)
+
+
+def test_the_interval_of_seeds_holds_what_new_seeds_and_samples_give() -> None:
+    draw = np.random.default_rng(0)
+    inside = 0
+    for _ in range(2000):
+        truth = 0.9
+        seeds = draw.normal(truth, 0.01, 3)  # what each seed's network would get of all samples
+        found = estimate(list(draw.binomial(300, seeds) / 300), 300)
+        inside += found.low <= 100 * truth <= found.high
+    assert inside / 2000 > 0.93
+
+
+@given(st.lists(st.tuples(*[st.floats(0, 100)] * 3).map(sorted), min_size=1))
+def test_an_axis_ends_outside_of_all_intervals(spread: list[list[float]]) -> None:
+    low, high = axis([Interval(value, least, most) for least, value, most in spread])
+    assert all(low < least and most < high for least, _, most in spread)

@@ -80,7 +80,8 @@ def test_every_epoch_has_its_own_figures(
 
     rows = read(tmp_path)
     assert list(rows[0]) == [
-        *("epoch", "train/tse", "watch/erased", "watch/erased_everywhere", "train/loss"),
+        *("epoch", "train/tse", "watch/erased", "watch/erased_everywhere", "gradient/student"),
+        "train/loss",
         *("train/acc", "val/acc", "lr", "seconds"),
     ]
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]

@@ -34,6 +34,8 @@ app.command(
     "estl.commands.calibrate:calibrate", help="How sure a student has to be to answer early."
 )
 app.command("estl.commands.export:export", help="A student for other frameworks and runtimes.")
+app.command("estl.commands.report:report", help="What runs learned, as one HTML file.")
+app.command("estl.commands.watch:watch", help="The report of a run while it is trained.")
 app.command("estl.commands.data:app", name="data", help="Fetch, check, show, pack a data set.")
 app.command("estl.commands.recipes:recipes", help="The recipes that come with ESTL.")
 app.command("estl.commands.demo:demo", help="Train a teacher and two students on digits.")

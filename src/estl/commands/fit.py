@@ -36,8 +36,9 @@ def fit(
     if help_all:
         make_parser().print_help()
         return
+    from estl.report.collect import Collector
     from estl.report.pictures import Pictures
-    from estl.report.run import accuracy_table, draw
+    from estl.report.run import accuracy_table, finish
 
     args = list(overrides)
     if resume is not None:
@@ -52,9 +53,10 @@ def fit(
 
         print("\n".join(rehearse(config, given).lines()))
         return
-    finished = run_fit(config, given, resume, callbacks=[Pictures()])
+    collector = Collector()
+    finished = run_fit(config, given, resume, callbacks=[Pictures()], see=collector)
     if finished is not None:
         folder, results = finished
-        draw(folder)
         print(accuracy_table(results))
-        print(f"run folder: {folder}")
+        report = finish(folder, collector)
+        print(f"run folder: {folder}" + (f"; report: {report}" if report else ""))

@@ -46,6 +46,7 @@ def run_sweep(
     """
     from estl.experiments.sweep import keep_recipe, sweep
     from estl.report.comparison import write
+    from estl.report.run import finish
 
     recipe = keep_recipe(args, folder, without)
     variants = variants_of(recipe)
@@ -54,4 +55,7 @@ def run_sweep(
     title = f"{title} on {recipe['data']['class_path'].rpartition('.')[2]}"
     command = " ".join(["estl", *sys.argv[1:]])
     print(write(found, what, folder, title=title, command=command, bases=bases))
-    print(f"table, figures and run folders: {folder}")
+    report = finish(folder)
+    print(f"table, figure and run folders: {folder}")
+    if report is not None:
+        print(f"report: {report}")

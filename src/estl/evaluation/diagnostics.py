@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from estl.evaluation.accuracy import hits, running_mean
 from estl.evaluation.energy import MAC_PJ, Activity, watch
-from estl.types import Batch, Supervision
+from estl.types import Batch, Output, Supervision
 
 
 def prediction_entropy(logits: Float[Tensor, "B T K"]) -> Float[Tensor, "B T"]:
@@ -83,16 +83,19 @@ def diagnose(
     batches: Iterable[Batch],
     device: torch.device,
     supervision: Supervision | None = None,
+    see: Callable[[Output, Batch], None] | None = None,
 ) -> dict[str, Any]:
     """Figures of `student` in eval mode over `batches`, as JSON takes them.
 
     Over steps t = 1..T: `accuracy` and `entropy` of the prediction after t steps; `cosine` of the
     maps and `cka` of the pooled features between steps (T x T, None where undefined); what the
     `supervision` would erase here (`erased`, `erased_everywhere`), None if it erases no places. By
-    layer: `firing_rate`; `acs`, `macs` and `energy_uj` of one sample's T steps. Over all layers:
-    `energy_uj_total`, and `energy_uj_dense`, if every operation were a MAC.
+    layer: `firing_rate`, and `firing_rate_steps` at each step where a layer is a `LIF`; `acs`,
+    `macs` and `energy_uj` of one sample's T steps. Over all layers: `energy_uj_total`, and
+    `energy_uj_dense`, if every operation were a MAC.
 
-    The student stays on `device` and in eval mode; the supervision's schedules are taken at their
+    `see` is called with every output and its batch: what else is wanted needs no second pass. The
+    student stays on `device` and in eval mode; the supervision's schedules are taken at their
     present progress.
 
     Raises:
@@ -121,6 +124,8 @@ def diagnose(
             sums[name] = sums.get(name, 0.0) + B * value.double().cpu()
         pooled.append(output.features.mean((-2, -1)).float().cpu())
         samples += B
+        if see is not None:
+            see(output, batch)
     if samples == 0:
         raise ValueError("batches is empty: there is nothing to diagnose")
     steps = {name: _numbers(value / samples) for name, value in sums.items()}
@@ -133,6 +138,7 @@ def diagnose(
         **steps,
         "cka": _numbers(step_cka(torch.cat(pooled))),
         "firing_rate": activity.rates,
+        "firing_rate_steps": activity.step_rates,
         "acs": {name: layer.acs / samples for name, layer in layers.items()},
         "macs": {name: layer.macs / samples for name, layer in layers.items()},
         "energy_uj": microjoules,

@@ -72,6 +72,7 @@ class Activity:
     """What `watch` gathers, by the names of modules in the student."""
 
     spikes: dict[str, float] = field(default_factory=dict)
+    by_step: dict[str, Tensor] = field(default_factory=dict)
     neurons: dict[str, int] = field(default_factory=dict)
     operations: dict[str, Operations] = field(default_factory=dict)
 
@@ -79,6 +80,14 @@ class Activity:
     def rates(self) -> dict[str, float]:
         """Spikes per neuron and step of each spiking layer."""
         return {name: spikes / self.neurons[name] for name, spikes in self.spikes.items()}
+
+    @property
+    def step_rates(self) -> dict[str, list[float]]:
+        """Spikes per neuron at each step, of the layers (`LIF`) that see all steps at once."""
+        return {
+            name: (len(spikes) * spikes / self.neurons[name]).tolist()
+            for name, spikes in self.by_step.items()
+        }
 
 
 @contextmanager
@@ -103,7 +112,7 @@ def watch(student: nn.Module, activity: Activity, places: int = 1) -> Iterator[N
         hook: Callable[..., None]
         foreign = hasattr(module, "v_threshold") or hasattr(module, "reset_mem")
         if foreign or isinstance(module, LIF):
-            hook = partial(_count_spikes, activity, name)
+            hook = partial(_count_spikes, activity, name, isinstance(module, LIF))
         elif isinstance(module, nn.Linear | _ConvNd):
             hook = partial(_count_layer, activity, name, scales)
         elif isinstance(module, SpikingSelfAttention):
@@ -119,8 +128,13 @@ def watch(student: nn.Module, activity: Activity, places: int = 1) -> Iterator[N
             handle.remove()
 
 
-def _count_spikes(activity: Activity, name: str, _: nn.Module, __: Any, y: Any) -> None:
+def _count_spikes(
+    activity: Activity, name: str, steps: bool, _: nn.Module, __: Any, y: Any
+) -> None:
     spikes = y[0] if isinstance(y, tuple) else y
+    if steps:
+        here = spikes.transpose(0, 1).flatten(1).double().sum(1).cpu()
+        activity.by_step[name] = activity.by_step.get(name, torch.zeros_like(here)) + here
     activity.spikes[name] = activity.spikes.get(name, 0.0) + spikes.double().sum().item()
     activity.neurons[name] = activity.neurons.get(name, 0) + spikes.numel()
 

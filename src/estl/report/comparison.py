@@ -6,8 +6,9 @@ from pathlib import Path
 from statistics import mean
 
 from estl.report.chance import chance_warning
-from estl.report.intervals import difference
-from estl.report.tables import plus_minus, spread, table
+from estl.report.intervals import Interval, axis, difference, estimate
+from estl.report.sources import COLORS
+from estl.report.tables import plus_minus, table
 from estl.training.results import CheckpointResults, Results, Weights
 
 Found = Mapping[str, Sequence[Results]]
@@ -15,13 +16,6 @@ Found = Mapping[str, Sequence[Results]]
 
 DIAGNOSIS = {"cosine": 1.0, "cka": 1.0, "erased": 100.0, "firing_rate": 100.0, "energy_uj": 1.0}
 """What the second table shows of `diagnostics.summary`, and the factor it is shown with."""
-
-
-WEIGHTS: tuple[tuple[float, Weights, str], ...] = (
-    (-0.1, "final", "C0"),
-    (0.1, "best_on_validation", "C1"),
-)
-"""How the plot sets the two accuracies of a variant beside each other."""
 
 
 def accuracies(runs: Sequence[Results], weights: Weights) -> list[float]:
@@ -61,7 +55,7 @@ def write(
     (folder / "results.json").write_text(
         json.dumps({"command": command, "runs": runs}, indent=2) + "\n"
     )
-    plot(found, folder / "results.png", title=title)
+    plot(found, what, folder / "results.png")
     return text
 
 
@@ -156,25 +150,33 @@ def robustness_table(found: Mapping[str, Sequence[CheckpointResults]], eps: floa
     return f"{head}\n\n{table(['', *conditions], rows)}\n"
 
 
-def plot(found: Found, path: Path, *, title: str) -> None:
-    """Accuracy after each step, and the final one with its spread, as a PNG."""
+def plot(found: Found, what: Mapping[str, str], path: Path) -> None:
+    """Accuracy after each step and the final one, with 95 % intervals (`estimate`), as a PNG."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    over_time, last = figure.subplots(1, 2)
-    if classes := next(iter(found.values()))[0].of.data.classes:
-        over_time.axhline(100 / classes, color="gray", ls=":", label="chance")
-        last.axhline(100 / classes, color="gray", ls=":")
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    over_time, last = figure.subplots(1, 2, sharey=True)
+    seen: list[Interval] = []
     for place, (name, runs) in enumerate(found.items()):
-        steps = per_step(runs)
-        over_time.plot(range(1, len(steps) + 1), steps, marker="o", label=name)
-        for shift, weights, color in WEIGHTS:
-            if found_here := accuracies(runs, weights):
-                m, s = spread(found_here)
-                last.errorbar(place + shift, m, yerr=s, fmt="o", color=color, capsize=3)
-    over_time.set(xlabel="time step t", ylabel="test accuracy after step t, %", title=title)
-    over_time.set_xticks(range(1, len(steps) + 1))
-    over_time.legend(fontsize=8)
-    last.set_xticks(range(len(found)), list(found), rotation=30, ha="right")
-    last.set(ylabel="test accuracy, %", title="blue: final weights; orange: best on validation")
+        tests = [run.test["final"] for run in runs if run.test is not None]
+        steps = zip(*(test.per_step for test in tests), strict=True)
+        spread = [estimate(shares, tests[0].samples) for shares in steps]
+        seen += spread
+        color = COLORS[place % len(COLORS)]
+        t = [i + 1 + 0.05 * place for i in range(len(spread))]
+        shape = {"color": color, "marker": "o", "capsize": 3, "label": f"{name}: {what[name]}"}
+        over_time.errorbar(t, [s.value for s in spread], yerr=_bars(spread), **shape)
+        end = spread[-1:]
+        last.errorbar([place], [s.value for s in end], yerr=_bars(end), **shape)
+    over_time.set_ylim(axis(seen))
+    over_time.set(xlabel="time step t", ylabel="test accuracy after step t, %")
+    over_time.set_xticks(range(1, len(spread) + 1))
+    last.set_xticks(range(len(found)), list(found))
+    last.set(xlabel="after the last step, with 95 % intervals")
+    figure.legend(*over_time.get_legend_handles_labels(), loc="outside lower left", ncols=2)
     figure.savefig(path, dpi=120)
+
+
+def _bars(spread: Sequence[Interval]) -> list[list[float]]:
+    """Lengths of error bars, downwards and upwards."""
+    return [[s.value - s.low for s in spread], [s.high - s.value for s in spread]]

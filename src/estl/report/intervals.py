@@ -1,12 +1,80 @@
-"""Differences between runs, and how much of them is chance."""
+"""Accuracies and their differences between runs, and how much of them is chance."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import sqrt
+from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import binomtest
 from scipy.stats import t as student_t
 
 from estl.evaluation.accuracy import Accuracy
+
+
+class Interval(NamedTuple):
+    """A value and the 95 % interval around it."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def share(right: float, samples: int) -> Interval:
+    """A share of samples in percent, with Wilson's interval of a binomial proportion.
+
+    >>> str(share(1, 10))
+    '10.00 [1.79, 40.42]'
+    """
+    k = round(right)
+    found = binomtest(k, samples).proportion_ci(method="wilson")
+    value = 100 * right / samples
+    return Interval(value, min(value, 100 * found.low), max(value, 100 * found.high))
+
+
+def estimate(shares: Sequence[float], samples: int) -> Interval:
+    """Mean accuracy of several seeds in percent, or that of one run, with its interval.
+
+    One run has that of `share`, of its samples. With S seeds, of standard deviation s over seeds,
+    and p the mean of their shares in [0,1] of N samples, it is
+
+        100 p ± t(0.975, df) sqrt(s^2 / S + v),    v = 100^2 q (1 - q) / (N + 4)
+
+    in [0,100], with df by Welch and Satterthwaite: equal seeds do not make the samples certain. In
+    v, q = (N p + 2) / (N + 4) (Agresti and Coull 1998), which is not certain at 0 and 100 % either.
+
+    >>> str(estimate([0.5], 100)), str(estimate([0.5, 0.5, 0.5], 100))
+    ('50.00 [40.38, 59.62]', '50.00 [40.27, 59.73]')
+    """
+    if len(shares) == 1:
+        return share(shares[0] * samples, samples)
+    seeds = 100 * np.array(shares)
+    p = float(np.mean(shares))
+    q = (samples * p + 2) / (samples + 4)
+    parts = [
+        (float(seeds.var(ddof=1)) / len(seeds), len(seeds) - 1),
+        (1e4 * q * (1 - q) / (samples + 4), max(1, samples - 1)),
+    ]
+    half = _half(parts, 1)
+    return Interval(100 * p, max(0.0, 100 * p - half), min(100.0, 100 * p + half))
+
+
+def axis(intervals: Iterable[Interval | float], least: float = 1.0) -> tuple[float, float]:
+    """From where to where an axis runs so that no interval touches its end.
+
+    A tenth of the whole is left free on both sides, and `least` at least.
+
+    >>> axis([Interval(90.0, 85.0, 94.0), Interval(96.0, 92.0, 105.0)])
+    (83.0, 107.0)
+    """
+    ends: list[float] = []
+    for x in intervals:
+        ends += [x.low, x.high] if isinstance(x, Interval) else [float(x)]
+    low, high = min(ends), max(ends)
+    margin = max(least, 0.1 * (high - low))
+    return low - margin, high + margin
 
 
 def difference(values: Sequence[Accuracy], base: Sequence[Accuracy], comparisons: int = 1) -> str:
@@ -32,15 +100,19 @@ def difference(values: Sequence[Accuracy], base: Sequence[Accuracy], comparisons
     parts = [by_seed] if len(by_seed) > 1 else []
     if all(run.right for run in [*values, *base]):
         parts.append(np.mean([_right(a) - _right(b) for a, b in pairs], axis=0))
-    variances = [part.var(ddof=1) / len(part) for part in parts]
     shown = f"{by_seed.mean():+.2f}"
-    if not variances:
+    if not parts:
         return shown
-    lost = sum(v**2 / (len(part) - 1) for v, part in zip(variances, parts, strict=True))
-    freedom = sum(variances) ** 2 / lost if lost else 1.0
-    half = float(student_t.ppf(1 - 0.025 / comparisons, freedom)) * sqrt(sum(variances))
-    low, high = by_seed.mean() - half, by_seed.mean() + half
-    return f"{shown} [{low:+.2f}, {high:+.2f}]"
+    half = _half([(part.var(ddof=1) / len(part), len(part) - 1) for part in parts], comparisons)
+    return f"{shown} [{by_seed.mean() - half:+.2f}, {by_seed.mean() + half:+.2f}]"
+
+
+def _half(parts: Sequence[tuple[float, int]], comparisons: int) -> float:
+    """Half an interval, of the variances of means and their degrees of freedom."""
+    total = sum(variance for variance, _ in parts)
+    lost = sum(variance**2 / freedom for variance, freedom in parts)
+    freedom = total**2 / lost if lost else 1.0
+    return float(student_t.ppf(1 - 0.025 / comparisons, freedom)) * sqrt(total)
 
 
 def _right(accuracy: Accuracy) -> np.ndarray:

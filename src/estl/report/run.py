@@ -1,19 +1,34 @@
-"""What a person sees of one run."""
+"""What a person sees of one run, and of a sweep, when it is finished."""
 
-import json
+import sys
 from pathlib import Path
 
 from estl.report.chance import chance_warning
-from estl.report.diagnostics import plot
+from estl.report.collect import Collector
 from estl.report.tables import table
 from estl.training.results import Results
 
+NAME = "report.html"
 
-def draw(folder: Path) -> None:
-    """Draw the diagnostics of a run folder as `diagnostics.png`, if it has any."""
-    path = folder / "diagnostics.json"
-    if path.is_file():
-        plot(json.loads(path.read_text()), folder / "diagnostics.png")
+
+def finish(folder: Path, collector: Collector | None = None) -> Path | None:
+    """Write what a run has collected, and the report of a run folder or of a sweep's.
+
+    Returns:
+        The report; None, and a line on standard error, where it could not be written: a finished
+        run is not lost for it.
+    """
+    from estl.report.html import write
+
+    try:
+        if collector is not None:
+            collector.write(folder)
+        write([folder], folder / NAME)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        print(f"no report: {reason}; once more with estl report {folder}", file=sys.stderr)
+        return None
+    return folder / NAME
 
 
 def accuracy_table(results: Results) -> str:

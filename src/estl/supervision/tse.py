@@ -179,6 +179,16 @@ class TSE(Scheduled, Supervision):
         tau_f, kappa = self._thresholds()
         return _mask(output.features, output.classify, batch.target, tau_f, kappa)[0]
 
+    def past(
+        self, output: Output, batch: Batch
+    ) -> tuple[Float[Tensor, "B S H W"], Float[Tensor, "B S 1 1"]] | None:
+        """P_t and max(tau_f, tau_d) of steps t = 2..T, S of them; None where `tse_keep` has no past
+        to ask, or one place.
+        """
+        tau_f, kappa = self._thresholds()
+        p = _mask(output.features, output.classify, batch.target, tau_f, kappa)[1]
+        return None if p is None else (p, steps.erasing_threshold(p, tau_f, kappa))
+
     def _thresholds(self) -> tuple[float, float | Tensor]:
         """tau_f at the present progress, and kappa."""
         kappa = self.kappa() if isinstance(self.kappa, Positive) else self.kappa

@@ -16,7 +16,7 @@ from estl.types import Supervision
 LAST = ("train/loss", "train/acc", "val/acc", "lr", "seconds")
 """Columns after the epoch and the weighted terms."""
 
-SHOWN = ("train/", "watch/")
+SHOWN = ("train/", "watch/", "gradient/")
 """What the metrics of a column begin with."""
 
 
@@ -24,7 +24,8 @@ class History(Callback):
     """Prints a line an epoch, and writes it to `history.csv` in `folder`.
 
     Its columns: `epoch`, counted from 1; `train/NAME` for every weighted term; `watch/NAME` for
-    every metric of the supervision, such as the correlations of the edges; `train/loss`;
+    every metric of the supervision, such as the correlations of the edges; `gradient/PART`, the
+    norm in the last step that was logged; `lr/PART` of parts with their own rate; `train/loss`;
     `train/acc`, of the training steps themselves (augmented, in training mode, while the weights
     change); `val/acc`, empty where the epoch was not validated; `lr`, of the first parameter group
     (the student's) in the first step; `seconds`, validation included.
@@ -46,7 +47,11 @@ class History(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the time and the learning rate."""
         self.start, self.validated = time.monotonic(), False
-        self.lr = float(trainer.optimizers[0].param_groups[0]["lr"])
+        groups = trainer.optimizers[0].param_groups
+        self.lr = float(groups[0]["lr"])
+        named = {str(group.get("name", "")).partition("/")[0]: group["lr"] for group in groups}
+        own = pl_module.part_lr if isinstance(pl_module, Learner) else {}
+        self.rates = {f"lr/{part}": float(named[part]) for part in own if part in named}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note that this epoch has been validated: figures of earlier ones stay in the trainer."""
@@ -58,10 +63,15 @@ class History(Callback):
         if not trainer.is_global_zero:
             return
         row = {"epoch": float(trainer.current_epoch + 1)}
-        row |= {name: float(metrics[name]) for name in metrics if name.startswith(SHOWN)}
+        row |= {
+            name: float(metrics[name])
+            for kind in SHOWN
+            for name in metrics
+            if name.startswith(kind)
+        }
         if self.validated:
             row["val/acc"] = float(metrics["val/acc"])
-        row |= {"lr": self.lr, "seconds": time.monotonic() - self.start}
+        row |= self.rates | {"lr": self.lr, "seconds": time.monotonic() - self.start}
         write(row, self.path)
         print(line(row, trainer.max_epochs), flush=True)
 

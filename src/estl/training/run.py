@@ -7,7 +7,8 @@ TensorBoard events, and `results.json`, which is written once, at the end.
 import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from estl.training.results import CheckpointResults, Results, Weights, peak_memo
 from estl.training.resume import Aside, aside, going_on, newest_whole, refuse_another, taken
 from estl.training.screen import progress_bars, quiet
 from estl.training.trainer import make_trainer, plainly
+from estl.types import Batch, Output
 
 
 class Best(ModelCheckpoint):
@@ -95,6 +97,7 @@ def fit(
     *,
     callbacks: Sequence[Callback] = (),
     test: bool = True,
+    see: Callable[[Parts, Output, Batch], None] | None = None,
 ) -> tuple[Path, Results] | None:
     """Train as the configuration says, test once at the end, and write the run folder.
 
@@ -105,6 +108,7 @@ def fit(
             where that is damaged (`training.resume`).
         callbacks: of Lightning, beside the run's own.
         test: whether the test split is read at the end, and the student diagnosed on it.
+        see: is called with what the final weights make of every batch of the test split.
 
     Returns:
         The run folder and what its `results.json` holds; None in all processes but the first.
@@ -185,7 +189,7 @@ def fit(
     if selects:
         paths["best_on_validation"] = Path(best.best_model_path)
     with going_on(folder):
-        found, diagnosis = _evaluate(parts, paths, trainer.strategy.root_device, test, folder)
+        found, diagnosis = _evaluate(parts, paths, trainer.strategy.root_device, test, folder, see)
     results = Results(
         provenance(parts.data, parts.student, parts.supervision, parts.recipe),
         epochs=trainer.current_epoch,
@@ -201,7 +205,12 @@ def fit(
 
 
 def _evaluate(
-    parts: Parts, paths: dict[Weights, Path], device: torch.device, test: bool, folder: Path
+    parts: Parts,
+    paths: dict[Weights, Path],
+    device: torch.device,
+    test: bool,
+    folder: Path,
+    see: Callable[[Parts, Output, Batch], None] | None,
 ) -> tuple[dict[str, dict[Weights, Accuracy]], dict[str, float | None] | None]:
     """Accuracies by split and weights; the final weights are diagnosed too, into the run folder."""
     splits = (["val"] if parts.data.sizes["val"] else []) + (["test"] if test else [])
@@ -212,7 +221,9 @@ def _evaluate(
         for split in splits:
             found[split][weights] = evaluate(parts.student, parts.data.loader(split), device)
         if test and weights == "final":
-            seen = diagnose(parts.student, parts.data.loader("test"), device, parts.supervision)
+            each = None if see is None else partial(see, parts)
+            batches = parts.data.loader("test")
+            seen = diagnose(parts.student, batches, device, parts.supervision, each)
             (folder / "diagnostics.json").write_text(json.dumps(seen, indent=2) + "\n")
             diagnosis = summary(seen)
     return found, diagnosis

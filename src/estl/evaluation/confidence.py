@@ -1,0 +1,101 @@
+"""How sure a student is of its predictions, how often rightly, and what stopping early would save.
+
+A prediction after step t is softmax(1/t sum_{s<=t} z_s); its confidence is its largest entry.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from estl.evaluation.accuracy import running_mean
+
+
+class Stopping(NamedTuple):
+    """If a sample stops at the first step where its confidence reaches a threshold, or at the last.
+
+    Args:
+        accuracy: of what the samples predict where they stop, by threshold.
+        steps: that they take, mean over the samples.
+    """
+
+    accuracy: Float[Tensor, " m"]
+    steps: Float[Tensor, " m"]
+
+
+class Reliability(NamedTuple):
+    """Samples by their confidence after the last step, in bins of equal width over [0,1].
+
+    Args:
+        samples: their number in each bin.
+        right: those of them that are right.
+        confidence: their mean; 0 in an empty bin.
+        error: the expected calibration error, the mean over samples of |confidence - accuracy| of
+            their bin (Guo et al., ICML 2017).
+    """
+
+    samples: Int[Tensor, " bins"]
+    right: Int[Tensor, " bins"]
+    confidence: Float[Tensor, " bins"]
+    error: float
+
+
+def predictions(
+    logits: Float[Tensor, "n T K"],
+) -> tuple[Float[Tensor, "n T"], Int[Tensor, "n T"]]:
+    """Confidence and class after each step.
+
+    >>> sure, classes = predictions(torch.tensor([[[0.0, 0.0], [0.0, 6.0]]]))
+    >>> classes[0, 1].item(), round(sure[0, 1].item(), 3)
+    (1, 0.953)
+    """
+    return running_mean(logits).softmax(-1).max(-1)
+
+
+def confusion(
+    predicted: Int[Tensor, " n"], label: Int[Tensor, " n"], classes: int
+) -> Int[Tensor, "K K"]:
+    """How many samples of each class (rows) were taken for which (columns).
+
+    >>> confusion(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), 2)
+    tensor([[1, 1],
+            [0, 1]])
+    """
+    return torch.bincount(label * classes + predicted, minlength=classes**2).view(classes, -1)
+
+
+def stopping(
+    logits: Float[Tensor, "n T K"], label: Int[Tensor, " n"], thresholds: Float[Tensor, " m"]
+) -> Stopping:
+    """Accuracy and mean steps for each threshold on the confidence.
+
+    >>> logits = torch.tensor([[[0.0, 5.0], [0.0, 5.0]], [[0.0, 1.0], [9.0, 0.0]]])
+    >>> found = stopping(logits, torch.tensor([1, 0]), torch.tensor([0.5, 0.9]))
+    >>> found.accuracy.tolist(), found.steps.tolist()
+    ([0.5, 1.0], [1.0, 1.5])
+    """
+    confidence, predicted = predictions(logits)
+    enough = confidence[:, None] >= thresholds[:, None]  # (n,m,T)
+    enough[..., -1] = True
+    at = enough.int().argmax(-1)  # the first
+    right = predicted.gather(1, at) == label[:, None]
+    return Stopping(right.double().mean(0), (at + 1).double().mean(0))
+
+
+def reliability(
+    logits: Float[Tensor, "n T K"], label: Int[Tensor, " n"], bins: int = 10
+) -> Reliability:
+    """Whether a confidence is the share that is right.
+
+    >>> reliability(torch.tensor([[[0.0, 0.0]], [[0.0, 0.0]]]), torch.tensor([0, 1])).error
+    0.0
+    """
+    confidence, predicted = (x[:, -1] for x in predictions(logits))
+    place = (confidence * bins).long().clamp(max=bins - 1)
+    right = (predicted == label).long()
+    count = torch.bincount(place, minlength=bins)
+    hits = torch.bincount(place, right.double(), minlength=bins)
+    sums = torch.bincount(place, confidence.double(), minlength=bins)
+    error = float((sums - hits).abs().sum() / len(label))
+    return Reliability(count, hits.long(), sums / count.clamp(min=1), error)

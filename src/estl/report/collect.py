@@ -1,0 +1,202 @@
+"""What a run keeps for its report, from the pass over the test split that diagnoses it anyway."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from estl.data.module import EventData, ItemData
+from estl.data.show import event_picture
+from estl.evaluation.confidence import confusion, predictions, reliability, stopping
+from estl.supervision import TRE, TSE
+from estl.supervision.steps import eval_mode, of_true_class
+from estl.supervision.tre import tre_keep
+from estl.training.recipe import Parts
+from estl.types import Batch, Output
+
+FILE = "report.npz"
+
+_THRESHOLDS = torch.tensor([0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.1])
+_LARGEST = 96  # pixels, the longest side of a picture that is kept
+
+
+class Collector:
+    """Sees every test batch and keeps figures of all samples, and pictures of a few.
+
+    Args:
+        samples: of different classes, spread evenly over the classes, whose pictures are kept.
+        mistakes: the most confident ones, likewise.
+    """
+
+    def __init__(self, samples: int = 8, mistakes: int = 8) -> None:
+        self.samples, self.mistakes = samples, mistakes
+        self.logits: list[Tensor] = []
+        self.labels: list[Tensor] = []
+        self.counts: list[Tensor] = []
+        self.rate: Tensor | float = 0.0
+        self.chosen: dict[int, dict[str, Any]] = {}
+        self.wrong: list[dict[str, Any]] = []
+        self.facts: dict[str, Any] = {}
+        self.failed: Exception | None = None
+
+    def __call__(self, parts: Parts, output: Output, batch: Batch) -> None:
+        """See a batch and what the student makes of it; an error must not end the run."""
+        if self.failed is None:
+            try:
+                self.see(parts, output, batch)
+            except Exception as error:
+                self.failed = error
+
+    @torch.no_grad()
+    def see(self, parts: Parts, output: Output, batch: Batch) -> None:
+        """The same, with its errors."""
+        K = output.logits.shape[-1]
+        if not self.facts:
+            self.facts = {"classes": np.array(parts.data.classes, dtype=np.str_)}
+            self.facts |= balance(parts.data)
+            self.wanted = set(spread(K, self.samples))
+        self.logits.append(output.logits.float().cpu())
+        self.labels.append(batch.label.cpu())
+        if batch.events.shape[2] == 2:
+            self.counts.append(batch.events.sum((1, 2, 3, 4)).cpu())
+            self.rate = self.rate + batch.events.sum((0, 3, 4)).cpu()
+        for i, label in enumerate(batch.label.tolist()):
+            if label in self.wanted and label not in self.chosen:
+                self.chosen[label] = sample(parts, output, batch, i)
+        confidence, predicted = (x[:, -1] for x in predictions(output.logits))
+        confidence = confidence.where(predicted != batch.label, -1.0)
+        for i in confidence.topk(min(self.mistakes, len(confidence))).indices.tolist():
+            if confidence[i] >= 0:
+                told = {"predicted": int(predicted[i]), "confidence": float(confidence[i])}
+                self.wrong.append(_pictures(batch, i) | told)
+        self.wrong.sort(key=lambda one: -one["confidence"])
+        del self.wrong[self.mistakes :]
+
+    def arrays(self) -> dict[str, Any]:
+        """What the file holds, by name.
+
+        Raises:
+            ValueError: no batch was seen.
+            Exception: what went wrong while they were.
+        """
+        if self.failed is not None:
+            raise self.failed
+        if not self.logits:
+            raise ValueError("no batches: there is nothing to report")
+        logits, label = torch.cat(self.logits), torch.cat(self.labels)
+        confidence, predicted = predictions(logits)
+        stop = stopping(logits, label, _THRESHOLDS)
+        bins = reliability(logits, label)
+        found = self.facts | {
+            "samples": len(label),
+            "confidence": confidence.mean(0),
+            "confusion": confusion(predicted[:, -1], label, logits.shape[-1]),
+            "stop_threshold": _THRESHOLDS,
+            "stop_accuracy": stop.accuracy,
+            "stop_steps": stop.steps,
+            "bin_count": bins.samples,
+            "bin_right": bins.right,
+            "bin_confidence": bins.confidence,
+            "ece": bins.error,
+        }
+        if self.counts:
+            counts = torch.cat(self.counts).numpy()
+            found["events_count"], found["events_edges"] = np.histogram(counts, bins=30)
+            found["events_rate"] = self.rate / len(label)
+        for name, kept in (("sample", list(self.chosen.values())), ("mistake", self.wrong)):
+            for key in kept[0] if kept else ():
+                found[f"{name}_{key}"] = np.stack([np.asarray(one[key]) for one in kept])
+        return {name: np.asarray(value) for name, value in found.items()}
+
+    def write(self, folder: Path) -> None:
+        """Write the arrays as `report.npz` into a run folder."""
+        new = folder / f"{FILE}.new"
+        with new.open("wb") as file:
+            np.savez_compressed(file, **self.arrays())
+        new.replace(folder / FILE)
+
+
+def spread(classes: int, n: int) -> list[int]:
+    """At most `n` of so many classes, spread evenly.
+
+    >>> spread(10, 4), spread(3, 8)
+    ([0, 3, 6, 9], [0, 1, 2])
+    """
+    return sorted({round(x) for x in np.linspace(0, classes - 1, min(n, classes))})
+
+
+def balance(data: EventData) -> dict[str, np.ndarray]:
+    """How many items of each class every split has, where that is known without reading them."""
+    if not isinstance(data, ItemData):
+        return {}
+    counted = {name: Counter(item.label for item in items) for name, items in data.splits.items()}
+    return {
+        f"balance_{name}": np.array([count[label] for label in data.classes])
+        for name, count in counted.items()
+    }
+
+
+def sample(parts: Parts, output: Output, batch: Batch, i: int) -> dict[str, Any]:
+    """Pictures and maps of one sample, each (T, ...)."""
+    one = Batch(batch.events[i : i + 1], batch.label[i : i + 1])
+    out = Output(
+        output.logits[i : i + 1],
+        output.features[i : i + 1],
+        output.classify,
+        output.class_token[i : i + 1],
+        pooled_head=output.pooled_head,
+    )
+    confidence, predicted = predictions(out.logits)
+    kept = _pictures(batch, i, steps=True)
+    kept |= {"confidence": confidence[0].cpu(), "predicted": predicted[0].cpu()}
+    if not out.pooled_head:
+        return kept
+    kept["activation"] = activation(out, one)[0].half().cpu()
+    modules = list(parts.supervision.modules())
+    tse = next((m for m in modules if isinstance(m, TSE)), None)
+    if tse is not None and (past := tse.past(out, one)) is not None:
+        kept["map"], kept["threshold"] = past[0][0].half().cpu(), past[1][0].flatten().cpu()
+        kept["keep"] = tse.keep(out, one)[0].cpu()
+    tre = next((m for m in modules if isinstance(m, TRE)), None)
+    if tre is not None:
+        thresholds: dict[str, Any] = {"theta0": tre.now(tre.theta0), "lamb": tre.lamb}
+        pooled = out.features.mean((-2, -1))
+        kept["channels"] = tre_keep(pooled, out.classify, one.label, **thresholds)[0].cpu()
+    return kept
+
+
+def activation(output: Output, batch: Batch) -> Tensor:
+    """The probability (B,T,H,W) of the true class at each place and step, by the head alone."""
+    B, _, _, H, W = output.features.shape
+    places = output.features.permute(0, 3, 4, 1, 2).flatten(0, 2)
+    with eval_mode(output.classify):
+        p = output.classify(places).float().softmax(-1).unflatten(0, (B, H, W))
+    return of_true_class(p, batch.label).movedim(-1, 1)
+
+
+def _pictures(batch: Batch, i: int, steps: bool = False) -> dict[str, Any]:
+    """The label of a sample, its events (of all steps together, or of each), and its image."""
+    events = batch.events[i].float().cpu()
+    if not steps:
+        events = events.sum(0) if events.shape[1] == 2 else events[0]
+    full = events.max().clamp(min=1.0).item() if events.shape[-3] == 2 else None
+    kept = {"label": int(batch.label[i]), "events": _bytes(event_picture(events, full))}
+    if batch.image is not None:
+        kept["image"] = _bytes(batch.image[i].float().cpu())
+    return kept
+
+
+def _bytes(picture: Tensor) -> np.ndarray:
+    """RGB (...,3,H,W) in [0,1] as bytes (...,H,W,3), made smaller where it is large."""
+    H, W = picture.shape[-2:]
+    if max(H, W) > _LARGEST:
+        size = [max(1, round(x * _LARGEST / max(H, W))) for x in (H, W)]
+        flat = picture.reshape(-1, 3, H, W)
+        smaller = F.interpolate(flat, size, mode="bilinear", antialias=True)
+        picture = smaller.reshape(*picture.shape[:-2], *size)
+    shown = (255 * picture.clamp(0, 1)).round().byte().movedim(-3, -1)
+    return np.asarray(shown)

@@ -1,0 +1,139 @@
+"""Pictures and maps side by side, as one figure that a slider may change."""
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from estl.report.parts import MAP, Figure, layout, plain
+from estl.report.words import Text
+
+CELL = 140  # pixels, the height of a row
+
+
+def png(picture: np.ndarray) -> str:
+    """Bytes (H,W,3) as the `data:` address of a PNG."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def picture(shown: np.ndarray, cell: int) -> dict[str, Any]:
+    """A trace with a picture in the unit square of a cell, counted from 1."""
+    H, W = shown.shape[:2]
+    place = {"x0": 0.5 / W, "dx": 1 / W, "y0": 0.5 / H, "dy": 1 / H}
+    return {"type": "image", "source": png(shown), "hoverinfo": "skip", **place, **axes(cell)}
+
+
+def heat_map(
+    values: np.ndarray, cell: int, *, top: float = 1.0, over: bool = False, bar: bool = False
+) -> dict[str, Any]:
+    """A trace with a map from 0 to `top` in the same square; it can be seen through `over` one."""
+    h, w = values.shape
+    return {
+        "type": "heatmap",
+        "z": [[round(float(v), 3) for v in row] for row in values],
+        **{"x0": 0.5 / w, "dx": 1 / w, "y0": 0.5 / h, "dy": 1 / h},
+        "zmin": 0,
+        "zmax": top,
+        "colorscale": MAP,
+        "opacity": 0.6 if over else 1.0,
+        "showscale": bar,
+        "colorbar": {"orientation": "h", "thickness": 10, "y": -0.02, "yanchor": "top"},
+        "hovertemplate": "%{z:.3f}<extra></extra>",
+        **axes(cell),
+    }
+
+
+def erased(keep: np.ndarray, cell: int) -> dict[str, Any]:
+    """A trace that covers the places that are not kept."""
+    h, w = keep.shape
+    return {
+        "type": "heatmap",
+        "z": [[None if kept else 1 for kept in row] for row in keep.tolist()],
+        **{"x0": 0.5 / w, "dx": 1 / w, "y0": 0.5 / h, "dy": 1 / h},
+        "zmin": 0,
+        "zmax": 1,
+        "colorscale": [[0, "#22272E"], [1, "#22272E"]],
+        "opacity": 0.75,
+        "showscale": False,
+        "hoverinfo": "skip",
+        **axes(cell),
+    }
+
+
+def axes(cell: int) -> dict[str, str]:
+    """The axes of a cell, counted from 1."""
+    number = "" if cell == 1 else str(cell)
+    return {"xaxis": f"x{number}", "yaxis": f"y{number}"}
+
+
+def cells(rows: int, columns: int, titles: Sequence[str], below: bool = False) -> dict[str, Any]:
+    """A layout of so many unit squares, from the upper left to the right.
+
+    Args:
+        rows, columns: of squares.
+        titles: of the columns, or with `below` of every cell, "" for none.
+        below: whether titles are those of cells.
+    """
+    found: dict[str, Any] = {}
+    written = []
+    gap = 0.16 if below else 0.03
+    for i in range(rows * columns):
+        row, column = divmod(i, columns)
+        number = "" if i == 0 else str(i + 1)
+        left, upper = column / columns, 1 - row / rows
+        hidden = {"visible": False, "fixedrange": True, "range": [0, 1], "constrain": "domain"}
+        across, down = [left, left + 0.96 / columns], [upper - (1 - gap) / rows, upper]
+        found[f"xaxis{number}"] = hidden | {"domain": across, "anchor": f"y{number}"}
+        found[f"yaxis{number}"] = hidden | {
+            "domain": down, "anchor": f"x{number}", "range": [1, 0], "scaleanchor": f"x{number}",
+        }  # fmt: skip
+        if (below or row == 0) and i < len(titles) and titles[i]:
+            where = {"x": left + 0.48 / columns, "y": down[0] if below else 1}
+            written.append(
+                {
+                    "text": plain(titles[i]),
+                    "xref": "paper",
+                    "yref": "paper",
+                    "showarrow": False,
+                    "xanchor": "center",
+                    "yanchor": "top" if below else "bottom",
+                    "font": {"size": 12},
+                    **where,
+                }
+            )
+    margin = {"l": 26, "r": 4, "t": 24, "b": 30}
+    return layout(annotations=written, margin=margin, hovermode="closest") | found
+
+
+def picture_grid(
+    name: str, kinds: Sequence[np.ndarray], titles: Sequence[str], caption: Text
+) -> Figure:
+    """Pictures (n,H,W,3) of several kinds: a column a sample with its title, a row a kind.
+
+    More than four samples take two rows of columns, so that a narrow screen shows them.
+    """
+    n = len(kinds[0])
+    columns = min(4, n)
+    blocks = -(-n // columns)
+    rows = blocks * len(kinds)
+    data, written = [], [""] * (rows * columns)
+    for i in range(n):
+        block, column = divmod(i, columns)
+        for k, pictures in enumerate(kinds):
+            cell = (block * len(kinds) + k) * columns + column
+            data.append(picture(pictures[i], cell + 1))
+        written[cell] = titles[i]
+    return Figure(
+        name,
+        data,
+        cells(rows, columns, written, below=True),
+        caption,
+        height=60 + rows * CELL,
+        wide=True,
+        small=True,
+    )

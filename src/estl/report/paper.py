@@ -1,0 +1,170 @@
+"""The figures of a report for a paper: PNG and SVG, one and two columns wide, without titles."""
+
+import base64
+import html
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from estl.report.parts import Figure, Section
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WIDTHS = {"column": 3.3, "page": 6.9}
+"""In inches."""
+
+STYLE: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "legend.fontsize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.grid": True,
+    "grid.color": "#E3E6EA",
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "path",  # letters as outlines: no font is needed to show them
+    "svg.hashsalt": "estl",  # the same figure gives the same file
+}
+
+DASHES = {"solid": "-", "dash": "--", "dot": ":"}
+
+
+def write(sections: Sequence[Section], folder: Path) -> list[Path]:
+    """Draw every figure of a report into `folder`, as NAME-column.png, NAME-page.svg and so on."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure as Drawing
+
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for figure in (part for s in sections for part in s.parts if isinstance(part, Figure)):
+        stem = re.sub(r"[^\w+-]+", "-", figure.name)
+        for kind, width in WIDTHS.items():
+            with mpl.rc_context(STYLE):
+                cells = max(1, sum(key.startswith("xaxis") for key in figure.layout))
+                height = width * figure.height / 700 if cells > 1 else 0.45 * min(width, 4.5) + 1.1
+                drawing = Drawing(
+                    figsize=(width, height), layout=None if cells > 1 else "constrained"
+                )
+                if cells > 1:
+                    _grid(drawing, figure)
+                elif figure.data[0]["type"] == "heatmap":
+                    _matrix(drawing.subplots(), figure)
+                else:
+                    _curves(drawing.subplots(), figure)
+                for ending in ("png", "svg"):
+                    path = folder / f"{stem}-{kind}.{ending}"
+                    metadata = {"Date": None} if ending == "svg" else {"Software": None}
+                    drawing.savefig(path, dpi=300, metadata=metadata)
+                    written.append(path)
+    return written
+
+
+def _text(text: str) -> str:
+    """Text that was meant for plotly.js; matplotlib reads mathematics between dollars."""
+    return html.unescape(text).replace("$", r"\$")
+
+
+def _label(axes: "Axes", figure: Figure) -> None:
+    for way, name in (("x", "xaxis"), ("y", "yaxis")):
+        title = figure.texts.get(f"{name}.title.text")
+        unit = figure.layout[name].get("ticksuffix", "").strip()
+        said = _text(title.en) if title else ""
+        axes.set(**{f"{way}label": f"{said} ({unit})" if unit and said else said})
+
+
+def _curves(axes: "Axes", figure: Figure) -> None:
+    """Lines, points with intervals, and bars, on the report's own range."""
+    from matplotlib.ticker import MaxNLocator
+
+    for trace in figure.data:
+        x, y = trace["x"], np.array(trace["y"], float)
+        color = (trace.get("line") or trace["marker"])["color"]
+        if trace["type"] == "bar":
+            axes.bar(x, y, trace["width"], color=color)
+            continue
+        style = {
+            "color": color,
+            "alpha": trace.get("opacity", 1.0),
+            "lw": 0.6 if "opacity" in trace else 1.2,
+            "ls": DASHES[trace["line"]["dash"]] if "lines" in trace["mode"] else "",
+            "marker": "o" if "markers" in trace["mode"] else "",
+            "ms": 3,
+        }
+        bars = trace.get("error_y")
+        spread = None if bars is None else np.array([bars["arrayminus"], bars["array"]], float)
+        axes.errorbar(x, y, yerr=spread, capsize=2, elinewidth=0.8, **style)
+    vertical, across = figure.layout["yaxis"], figure.layout["xaxis"]
+    if vertical.get("type") == "log":
+        axes.set_yscale("log")
+    elif "range" in vertical:
+        axes.set_ylim(vertical["range"])
+    if "range" in across:
+        axes.set_xlim(across["range"])
+    if "tickvals" in across:
+        axes.set_xticks(across["tickvals"], [_text(t) for t in across["ticktext"]])
+    elif all(isinstance(v, float) and v == round(v) for t in figure.data for v in t["x"]):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _label(axes, figure)
+    if len(figure.keys) > 1:
+        first: list[Any] = [axes.containers[key.traces[0]] for key in figure.keys]
+        names = [_text(key.label.en) for key in figure.keys]
+        columns = 1 if max(map(len, names)) > 24 else 2
+        axes.figure.legend(first, names, loc="outside upper left", ncols=columns, frameon=False)
+
+
+def _matrix(axes: "Axes", figure: Figure) -> None:
+    """A matrix with its color bar."""
+    (trace,) = figure.data
+    shape = {"vmin": trace["zmin"], "vmax": trace["zmax"], "cmap": "viridis", "aspect": "auto"}
+    shown = axes.imshow(np.array(trace["z"], float), **shape)
+    for way, names in (("x", trace["x"]), ("y", trace["y"])):
+        kept = range(0, len(names), -(-len(names) // 20))
+        axes.set(**{f"{way}ticks": list(kept), f"{way}ticklabels": [_text(names[k]) for k in kept]})
+    axes.grid(visible=False)
+    _label(axes, figure)
+    axes.figure.colorbar(shown, ax=axes, label=trace["colorbar"]["ticksuffix"].strip())
+
+
+def _grid(drawing: Any, figure: Figure) -> None:
+    """Pictures and maps, where the report has them."""
+    axes: dict[str, Any] = {}
+    left, low, high = 0.03, 0.08, 0.94
+    for trace in figure.data:
+        name = trace["xaxis"]
+        if name not in axes:
+            number = name[1:]
+            across = figure.layout[f"xaxis{number}"]["domain"]
+            down = figure.layout[f"yaxis{number}"]["domain"]
+            place = (left + (1 - left) * across[0], low + (high - low) * down[0])
+            size = ((1 - left) * (across[1] - across[0]), (high - low) * (down[1] - down[0]))
+            axes[name] = drawing.add_axes((*place, *size))
+            axes[name].set_axis_off()
+        extent = (0, 1, 1, 0)
+        if trace["type"] == "image":
+            packed = base64.b64decode(trace["source"].partition(",")[2])
+            with Image.open(io.BytesIO(packed)) as picture:
+                axes[name].imshow(np.asarray(picture), extent=extent)
+            continue
+        dark = isinstance(trace["colorscale"], list)
+        z = np.ma.masked_invalid(np.array(trace["z"], float))
+        shape = {"vmin": trace["zmin"], "vmax": trace["zmax"], "alpha": trace["opacity"]}
+        axes[name].imshow(z, extent=extent, cmap="gray_r" if dark else "viridis", **shape)
+    for i, note in enumerate(figure.layout["annotations"]):
+        said = (
+            figure.texts[key].en
+            if (key := f"annotations[{i}].text") in figure.texts
+            else note["text"]
+        )
+        x, y = left + (1 - left) * note["x"], low + (high - low) * note["y"]
+        anchors = {"top": "top", "bottom": "bottom", "middle": "center"}
+        upright = {"rotation": 90, "ha": "right"} if "textangle" in note else {"ha": "center"}
+        drawing.text(x, y, _text(said), size=7, va=anchors[note["yanchor"]], **upright)

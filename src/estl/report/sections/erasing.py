@@ -1,0 +1,148 @@
+"""What TSE and TRE erase: places, or channels, over the training and over the steps."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from estl.report.drawing import CELL, cells, erased, heat_map, picture
+from estl.report.parts import Figure, Line, Part, Section, heat, lines, plain
+from estl.report.sections.learning import over
+from estl.report.sources import Run, Variant
+from estl.report.words import Text, joined, same, say
+
+SHOWN = 4
+"""Samples of a figure with a slider."""
+
+
+def section(variants: Sequence[Variant]) -> Section | None:
+    """Shares erased, and for a few samples what is erased at each step and why."""
+    parts: list[Part] = []
+    for column, name in (("watch/erased", "erased"), ("watch/erased_channels", "erased_channels")):
+        with_it = [v for v in variants if v.logs(column)]
+        if with_it:
+            parts.append(over(with_it, f"{name}_training", column, say(name), 100.0, " %"))
+    diagnosed = [
+        (v, r) for v in variants if (r := v.first(lambda run: run.diagnosis.get("erased")))
+    ]
+    if diagnosed:
+        parts.append(shares(diagnosed))
+    for variant in variants[:8]:
+        run = variant.first(lambda run: "sample_activation" in run.collected)
+        if run is not None:
+            parts.append(slides(variant, run))
+        run = variant.first(lambda run: "sample_channels" in run.collected)
+        if run is not None:
+            parts.append(channels(variant, run))
+    return Section("erasing", parts) if parts else None
+
+
+def shares(found: Sequence[tuple[Variant, Run]]) -> Figure:
+    """Places that would be erased on the test split at each step, and samples that lose all."""
+    drawn = []
+    for variant, run in found:
+        for key, dash in (("erased", "solid"), ("erased_everywhere", "dot")):
+            y = [100 * share for share in run.diagnosis[key]]
+            label = same(variant.label) if key == "erased" else say("lose_all", name=variant.name)
+            drawn.append(Line(label, variant.color, range(1, len(y) + 1), y, dash=dash))
+    top = max(max(line.y) for line in drawn)
+    return lines(
+        "erased_steps", drawn, x=say("step"), y=say("erased"), unit=" %", whole=True,
+        caption=say("erased_steps_caption"), span=(0.0, max(1.0, 1.1 * top)),
+    )  # fmt: skip
+
+
+def slides(variant: Variant, run: Run) -> Figure:
+    """A slider over t: events, the map of the true class, what is erased, the class activation."""
+    held = run.collected
+    erases = "sample_map" in held
+    kinds = [say("events_at_t"), say("activation")]
+    if erases:
+        kinds[1:1] = [say("class_map"), say("erased_places")]
+    columns, T = len(kinds), held["sample_activation"].shape[1]
+    chosen = np.linspace(0, len(held["sample_label"]) - 1, min(SHOWN, len(held["sample_label"])))
+    rows = [round(i) for i in chosen]
+    moments = [_moment(held, rows, t, columns) for t in range(T)]
+    frames = [
+        {"name": str(t), "data": data, "traces": list(range(len(data)))}
+        for t, data in enumerate(moments)
+    ]
+    start = 1 if erases and T > 1 else 0  # nothing is erased at t = 1
+    layout = cells(len(rows), columns, [" "] * columns)
+    for i, row in enumerate(rows):
+        layout["annotations"].append(
+            _beside(i, len(rows), columns, str(held["classes"][held["sample_label"][row]]))
+        )
+    texts = {f"annotations[{i}].text": kind for i, kind in enumerate(kinds)}
+    caption = say("slides_caption" if erases else "activation_caption", name=variant.name)
+    return Figure(
+        f"slides_{variant.name}",
+        moments[start],
+        layout,
+        joined(caption, _lowest(held) if erases else same("")),
+        texts,
+        frames=frames,
+        steps=[_step(held, rows, t) for t in range(T)],
+        start=start,
+        height=60 + len(rows) * CELL,
+        wide=True,
+        small=True,
+    )
+
+
+def _moment(
+    held: dict[str, np.ndarray], rows: Sequence[int], t: int, columns: int
+) -> list[dict[str, Any]]:
+    """The traces of step t, counted from 0; the same number at every step."""
+    data = []
+    for i, row in enumerate(rows):
+        events = held["sample_events"][row][t]
+        cell = i * columns + 1
+        data.append(picture(events, cell))
+        if "sample_map" in held:
+            seen = held["sample_map"][row]
+            past = seen[t - 1] if t else np.zeros_like(seen[0])
+            data.append(heat_map(past, cell + 1, bar=i == 0))
+            data.append(picture(events, cell + 2))
+            data.append(erased(held["sample_keep"][row][t], cell + 2))
+        shown = held["sample_image"][row] if "sample_image" in held else events
+        data.append(picture(shown, cell + columns - 1))
+        data.append(heat_map(held["sample_activation"][row][t], cell + columns - 1, over=True))
+    return data
+
+
+def _step(held: dict[str, np.ndarray], rows: Sequence[int], t: int) -> Text:
+    """What the slider says: the step, and the thresholds of the samples."""
+    if t == 0 or "sample_threshold" not in held:
+        return say("step_t", t=t + 1)
+    thresholds = ", ".join(f"{held['sample_threshold'][row][t - 1]:.2f}" for row in rows)
+    return say("step_threshold", t=t + 1, thresholds=thresholds)
+
+
+def _lowest(held: dict[str, np.ndarray]) -> Text:
+    """Whether any of the samples is erased at all."""
+    share = 100 * float(1 - held["sample_keep"][:, 1:].mean()) if held["sample_keep"].size else 0.0
+    return say("slides_erased", n=len(held["sample_keep"]), percent=f"{share:.1f}")
+
+
+def _beside(i: int, rows: int, columns: int, name: str) -> dict[str, Any]:
+    """The name of a row's class, upright at its left."""
+    return {
+        "text": plain(name if len(name) <= 18 else f"{name[:17]}…"),
+        "xref": "paper", "yref": "paper", "x": -0.005, "y": 1 - (i + 0.5) / rows,
+        "xanchor": "right", "yanchor": "middle", "showarrow": False, "textangle": -90,
+        "font": {"size": 12},
+    }  # fmt: skip
+
+
+def channels(variant: Variant, run: Run) -> Figure:
+    """For TRE: at which steps each channel is erased, share of the samples that are kept here."""
+    gone = 100 * (1 - run.collected["sample_channels"].mean(0))
+    T, D = gone.shape
+    figure = heat(
+        f"channels_{variant.name}", gone, range(1, T + 1), range(1, D + 1),
+        x=say("channel"), y=say("step"), span=(0.0, 100.0), unit=" %",
+        caption=say("channels_caption", name=variant.name, n=len(run.collected["sample_channels"])),
+    )  # fmt: skip
+    figure.data[0] |= {"xgap": 0}
+    return figure

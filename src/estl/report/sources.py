@@ -1,0 +1,231 @@
+"""What run folders hold, for a report: each file is read, or it is said why it could not be."""
+
+import csv
+import json
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import yaml
+
+from estl.evaluation.accuracy import Accuracy
+from estl.report.collect import FILE
+from estl.training.results import CheckpointResults, Results
+
+T = TypeVar("T")
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
+"""Okabe and Ito's, which can be told apart by the color-blind, the dark ones first; and a gray."""
+
+
+@dataclass
+class Run:
+    """A run folder. What could not be read is None, or empty, and `missing` says why.
+
+    Args:
+        folder: the run's.
+        results: of `results.json`.
+        config: of `config.yaml`.
+        history: the columns of `history.csv` by name, NaN where a cell is empty.
+        diagnosis: of `diagnostics.json`.
+        robustness: accuracies under attack and noise, of `robustness.json` or `test.json`.
+        collected: the arrays of `report.npz` (`report.collect`).
+        pages: pictures of guided runs, in the order of their epochs.
+        missing: a file, and what is wrong with it.
+    """
+
+    folder: Path
+    results: Results | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    history: dict[str, np.ndarray] = field(default_factory=dict)
+    diagnosis: dict[str, Any] = field(default_factory=dict)
+    robustness: CheckpointResults | None = None
+    collected: dict[str, np.ndarray] = field(default_factory=dict)
+    pages: list[Path] = field(default_factory=list)
+    missing: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def seed(self) -> int | None:
+        """Of the run, if that is known."""
+        return self.config.get("seed") if self.results is None else self.results.of.seed
+
+    def accuracy(self, weights: Any = "final") -> Accuracy | None:
+        """On the test split, or else on validation; None where neither was read."""
+        if self.results is None:
+            return None
+        return (self.results.test or self.results.val).get(weights)
+
+
+@dataclass
+class Variant:
+    """Runs that differ in their seed alone: a row of a table, and one color everywhere.
+
+    Args:
+        name: of the row.
+        what: it is, in a few words, or "".
+        color: in every figure.
+        runs: one a seed, at least one.
+    """
+
+    name: str
+    what: str
+    color: str
+    runs: list[Run]
+
+    @property
+    def label(self) -> str:
+        """Name and what it is, for a legend."""
+        return f"{self.name}: {self.what}" if self.what else self.name
+
+    def accuracies(self, weights: str = "final") -> list[Accuracy]:
+        """Of the runs that have one."""
+        found = (run.accuracy(weights) for run in self.runs)
+        return [accuracy for accuracy in found if accuracy is not None]
+
+    def logs(self, column: str) -> bool:
+        """Whether a run has a column in its history."""
+        return any(column in run.history for run in self.runs)
+
+    def first(self, has: Callable[[Run], object]) -> Run | None:
+        """The first run of which `has` is true."""
+        return next((run for run in self.runs if has(run)), None)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run, or what is left of one."""
+    return any((folder / name).exists() for name in ("config.yaml", "history.csv")) or (
+        (folder / "results.json").exists() and not (folder / "results.md").exists()
+    )
+
+
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """The run folders that are named, or that lie up to two levels below: a sweep's.
+
+    Raises:
+        ValueError: a path without any.
+    """
+    found: list[Path] = []
+    for path in paths:
+        below = (
+            [path] if is_run(path) else sorted(filter(is_run, [*path.glob("*"), *path.glob("*/*")]))
+        )
+        if not below:
+            raise ValueError(f"no run in {path}: give a run folder, or that of an ablation")
+        found += below
+    return list(dict.fromkeys(found))
+
+
+def read_variants(paths: Sequence[Path]) -> list[Variant]:
+    """The runs of `find_runs`, those of different seeds together, in the order of a sweep.
+
+    Raises:
+        ValueError: as `find_runs`.
+    """
+    order = [name for path in paths for name in _order(path)]
+    together: dict[Path, list[Run]] = {}
+    for folder in find_runs(paths):
+        together.setdefault(_stem(folder), []).append(read_run(folder))
+    stems = list(together)
+    names = {stem: stem.name or stem.resolve().name for stem in stems}
+    for stem, name in names.items():
+        if sum(other.name == stem.name for other in stems) > 1:
+            names[stem] = f"{stem.parent.name}/{name}"
+    place = {name: i for i, name in enumerate(order)}
+    stems.sort(key=lambda stem: place.get(stem.name, len(place)))
+    return [
+        Variant(names[stem], _what(stem), COLORS[i % len(COLORS)], together[stem])
+        for i, stem in enumerate(stems)
+    ]
+
+
+def _stem(folder: Path) -> Path:
+    """What runs of several seeds share: `VARIANT/seed0` lies in it, `NAME-seed0` begins with it."""
+    if re.fullmatch(r"seed\d+", folder.name) and folder.parent.name:
+        return folder.parent
+    return folder.with_name(re.sub(r"-seed\d+", "", folder.name)) if folder.name else folder
+
+
+def _order(sweep: Path) -> list[str]:
+    """The names of a sweep's variants as its `results.json` has them."""
+    try:
+        return list(json.loads((sweep / "results.json").read_text())["runs"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _what(stem: Path) -> str:
+    """What the first line of a variant's `overlay.yaml` says that it is."""
+    try:
+        first = (stem / "overlay.yaml").read_text().partition("\n")[0]
+    except (OSError, ValueError):
+        return ""
+    return first.removeprefix("# ").partition(": ")[2]
+
+
+def read_run(folder: Path) -> Run:
+    """All that a run folder holds; see `Run`."""
+    run = Run(folder)
+
+    def read(name: str, how: Callable[[Path], T], default: T, needed: bool = True) -> T:
+        path = folder / name
+        if not path.is_file():
+            if needed:
+                run.missing.append((name, ""))
+            return default
+        try:
+            return how(path)
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile,
+                yaml.YAMLError) as error:  # fmt: skip
+            run.missing.append((name, " ".join(str(error).split())[:160]))
+            return default
+
+    run.results = read("results.json", Results.read, None)
+    run.config = read("config.yaml", _mapping, {})
+    run.history = read("history.csv", _columns, {})
+    run.diagnosis = read("diagnostics.json", _mapping, {})
+    run.collected = read(FILE, _arrays, {})
+    for name in ("robustness.json", "test.json"):
+        run.robustness = run.robustness or read(name, CheckpointResults.read, None, needed=False)
+    run.pages = sorted((folder / "pictures").glob("epoch_*.png"))
+    return run
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    """Of a YAML or a JSON file, which is YAML too, but read faster as what it is."""
+    text = path.read_text()
+    found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    if not isinstance(found, dict):
+        raise ValueError("it holds no keys")
+    return found
+
+
+def _columns(path: Path) -> dict[str, np.ndarray]:
+    """The columns of a table; a last line that is cut off is left out."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    if rows and None in rows[-1].values():
+        rows.pop()
+    if not rows or "epoch" not in rows[0]:
+        raise ValueError("it holds no epochs")
+    return {
+        name: np.array([float(row[name]) if row[name] else np.nan for row in rows])
+        for name in rows[0]
+    }
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
+        return dict(held)
+
+
+def lacks(runs: Iterable[Run]) -> dict[tuple[str, str], list[Path]]:
+    """The run folders in which a file is not as it should be, by its name and what is wrong."""
+    found: dict[tuple[str, str], list[Path]] = {}
+    for run in runs:
+        for missing in run.missing:
+            found.setdefault(missing, []).append(run.folder)
+    return found

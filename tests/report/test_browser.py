@@ -1,0 +1,194 @@
+"""Reports in a real browser, from the disk, without a network: a TSE run, a guided one, a sweep."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from estl.report.html import write
+from tests.report.fake_runs import BAD_NAME, write_page, write_run, write_sweep
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+REPORTS = ["tse", "guided", "ablation"]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium"),
+]
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("reports")
+    write_run(folder / "tse")
+    write_run(folder / "guided", **{"watch/edge_counts": 0.1, "watch/edge_spread": 0.1})
+    for epoch in (1, 2, 3):
+        write_page(folder / "guided", epoch)
+    write_sweep(folder / "ablation")
+    for name in REPORTS:
+        write([folder / name], folder / f"{name}.html")
+    return {name: folder / f"{name}.html" for name in REPORTS}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield running
+        running.close()
+
+
+class Tab:
+    """A page that is open, and all that it complained of."""
+
+    def __init__(self, browser: Any, path: Path, width: int = 1280) -> None:
+        screen = {"width": width, "height": 900}
+        self.context = browser.new_context(viewport=screen, offline=True, locale="en-US")
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(120_000)
+        self.troubles: list[str] = []
+        self.page.on("console", lambda message: self.troubles.append(message.text))
+        self.page.on("pageerror", lambda error: self.troubles.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.troubles.append(dialog.message))
+        self.page.on("request", self._asks)
+        self.page.goto(path.as_uri())
+        self.page.wait_for_selector("html[data-ready]")
+
+    def _asks(self, request: Any) -> None:
+        if not request.url.startswith(("file:", "data:", "blob:")):
+            self.troubles.append(request.url)
+
+    def plot(self, name: str) -> Any:
+        return self.page.locator(f'[id="{name}"]')
+
+    def close(self) -> None:
+        self.context.close()
+        assert self.troubles == []
+
+
+@pytest.fixture
+def tabs(browser: Any, reports: dict[str, Path]) -> Iterator[Any]:
+    opened: list[Tab] = []
+
+    def open_tab(name: str, width: int = 1280) -> Tab:
+        opened.append(Tab(browser, reports[name], width))
+        return opened[-1]
+
+    yield open_tab
+    for tab in opened:
+        tab.close()
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("name", REPORTS)
+def test_a_report_opens_and_is_no_wider_than_the_screen(tabs: Any, name: str, width: int) -> None:
+    page = tabs(name, width).page
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    plots = page.locator(".plot")
+    assert plots.count() > 8
+    assert page.locator(".plot .main-svg").count() >= plots.count()
+    for i in range(plots.count()):
+        box = plots.nth(i).bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= width
+        assert plots.nth(i).get_attribute("aria-label")
+    assert page.locator("img:not([alt])").count() == 0
+
+
+def test_the_slider_changes_the_maps_and_says_the_threshold(tabs: Any) -> None:
+    tab = tabs("tse")
+    plot, slider = tab.plot("slides_tse"), tab.page.locator('[data-slides="slides_tse"]')
+    said = tab.page.locator('label:has([data-slides="slides_tse"]) output')
+    assert slider.input_value() == "1"
+    plot.scroll_into_view_if_needed()
+    tab.page.wait_for_timeout(300)
+    before, text = plot.screenshot(), said.inner_text()
+    slider.fill("2")
+    tab.page.wait_for_timeout(500)
+    assert plot.screenshot() != before
+    assert text.startswith("t = 2, erased where")
+    assert said.inner_text().startswith("t = 3, erased where")
+    slider.fill("1")
+    tab.page.wait_for_timeout(500)
+    assert plot.screenshot() == before
+
+
+def test_the_slider_of_pages_shows_the_page_of_that_epoch(tabs: Any) -> None:
+    page = tabs("guided").page
+    shown = page.locator(".pages img:visible")
+    assert shown.get_attribute("alt") == "after epoch 1"
+    page.locator('[data-slides="pages_guided"]').fill("2")
+    assert shown.get_attribute("alt") == "after epoch 3"
+    assert page.locator(".pages output").inner_text() == "after epoch 3"
+
+
+def test_a_click_on_its_name_hides_a_variants_curves_and_a_second_shows_them(tabs: Any) -> None:
+    tab = tabs("ablation")
+    curves = tab.plot("curve_loss").locator(".scatterlayer .trace")
+    key = tab.page.locator('button[data-figure="curve_loss"]').first
+    assert curves.count() == 6  # two seeds and their mean, of two variants
+    key.click()
+    tab.page.wait_for_timeout(300)
+    assert curves.count() == 3
+    assert key.get_attribute("aria-pressed") == "false"
+    key.click()
+    tab.page.wait_for_timeout(300)
+    assert curves.count() == 6
+
+
+def test_all_of_the_page_changes_its_language(tabs: Any) -> None:
+    tab = tabs("tse")
+    title = tab.plot("steps_accuracy").locator(".xtitle")
+    assert title.text_content() == "time step t"
+    assert tab.page.locator("h2:visible").first.inner_text() == "Overview"
+    tab.page.locator("#language").click()
+    tab.page.wait_for_timeout(1000)
+    assert title.text_content() == "时间步 t"
+    assert tab.page.locator("h2:visible").first.inner_text() == "概览"
+    assert "纵轴范围" in tab.plot("steps_accuracy").get_attribute("aria-label")
+    tab.page.locator('[data-slides="slides_tse"]').fill("2")
+    said = tab.page.locator('label:has([data-slides="slides_tse"]) output')
+    assert "擦除" in said.inner_text()
+
+
+def test_the_keyboard_reaches_and_works_all_controls(tabs: Any) -> None:
+    page = tabs("tse").page
+    wanted = {"language": "#language", "key": ".keys button", "slider": "[data-slides]"}
+    reached: set[str] = set()
+    for _ in range(400):  # the buttons of each plot are stops on the way
+        page.keyboard.press("Tab")
+        for name, selector in wanted.items():
+            if name in reached or not page.evaluate(
+                f"document.activeElement.matches('{selector}')"
+            ):
+                continue
+            reached.add(name)
+            match name:
+                case "language":
+                    page.keyboard.press("Enter")
+                    assert page.evaluate("document.documentElement.lang") == "zh"
+                case "key":
+                    page.keyboard.press("Space")
+                    pressed = page.evaluate("document.activeElement.getAttribute('aria-pressed')")
+                    assert pressed == "false"
+                case "slider":
+                    page.keyboard.press("ArrowRight")
+                    assert page.evaluate("document.activeElement.value") == "2"
+        if reached == set(wanted):
+            return
+    pytest.fail(f"the keyboard reached {sorted(reached)} alone")
+
+
+def test_the_name_of_a_class_is_shown_and_not_run(tabs: Any) -> None:
+    tab = tabs("tse")
+    ticks = tab.plot("errors_by_class").locator(".xtick text").all_text_contents()
+    assert ticks[0] == BAD_NAME
+    assert tab.page.locator('img[src="x"]').count() == 0

@@ -46,10 +46,11 @@ format: .venv/installed
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-# SpikingJelly and snnTorch as test oracles and benchmark peers. Without --no-deps they would
-# replace torch.
+# SpikingJelly and snnTorch as test oracles and benchmark peers, and what exports are read back by.
+# Without --no-deps the peers would replace torch.
 peers: .venv/installed
-	$(BIN)/pip install --no-deps -r requirements-peers.txt
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[export]"
+	$(BIN)/pip install --quiet --no-deps -r requirements-peers.txt
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -63,12 +63,18 @@ def test_every_rung_parses_to_its_edges_and_terms() -> None:
         assert set(config.learner.part_lr or {}) == built & {"fusion", "projector_patches"}
 
 
-def test_a_pooled_target_has_no_fusion_and_no_rate_for_one() -> None:
-    recipe = RECIPE | PARTS | {"learner": {"part_lr": {"fusion": 0.1, "edge_detector": 0.2}}}
-    recipe = merge(recipe, {"supervision": {"init_args": {"target": "pooled"}}})
-    found = {rung.name: rung.overlay["learner"]["part_lr"] for rung in rungs(recipe)}
-    assert found["2s"] is None
-    assert found["5"] == {"edge_detector": 0.2}
+def test_the_rungs_of_a_recipe_of_the_best_rung_have_their_fusion_and_terms() -> None:
+    rates = {"learner": {"part_lr": {"fusion": 0.1, "edge_detector": 0.2}}}
+    best = {"target": "pooled", "weights": {"contrastive": 0.0, "logit_distill": 2.0}}
+    recipe = merge(RECIPE | BRIDGED | rates, {"supervision": {"init_args": best}})
+    found = {rung.name: rung.overlay for rung in rungs(recipe)}
+    assert found["2bk"]["learner"]["part_lr"] == {"edge_detector": 0.2}
+    assert found["6"]["learner"]["part_lr"] == {"fusion": 0.1, "edge_detector": 0.2}
+    arguments = {name: found[name]["supervision"]["init_args"] for name in ("2bk", "5", "6")}
+    assert [arguments[name]["target"] for name in arguments] == ["pooled", "fused", "fused"]
+    assert arguments["6"]["weights"]["contrastive"] == WEIGHTS["contrastive"]
+    assert arguments["2bk"]["weights"]["logit_distill"] == 2.0
+    assert arguments["2bk"]["weights"]["contrastive"] == 0.0
 
 
 def test_a_detached_target_is_attached_where_nothing_else_trains_the_fusion() -> None:
@@ -82,7 +88,7 @@ def test_a_detached_target_is_attached_where_nothing_else_trains_the_fusion() ->
     assert attached == {"2", "2k", "2s", "2w", "3", "4"}
     arguments["weights"] = {"target_cls": 1.0}  # it trains the fusion where there are learned edges
     three = next(rung for rung in rungs(recipe) if rung.name == "3").overlay
-    assert "detach_target" not in three["supervision"]["init_args"]
+    assert three["supervision"]["init_args"]["detach_target"] is True
     assert three["supervision"]["init_args"]["weights"]["target_cls"] == 1.0
 
 

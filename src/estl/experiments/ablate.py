@@ -66,8 +66,9 @@ def rungs(recipe: dict[str, Any], names: Sequence[str] = ()) -> list[Variant]:
     """The rungs of a recipe whose supervision is the guided distillation.
 
     Every rung keeps the recipe's own arguments (teacher, temperature, weights) and differs in the
-    edges, in which terms are there, and in the bridge; terms of the recipe that are on no rung
-    (edge_reg, target_cls) are on those with learned edges.
+    edges, in which terms are there, and in the bridge. A term that the recipe gives no weight has
+    that of `WEIGHTS`, or 1; terms of the recipe that are on no rung (edge_reg, target_cls) are on
+    those with learned edges.
 
     Args:
         recipe: plain values of the last rung.
@@ -112,6 +113,8 @@ def _overlay(recipe: dict[str, Any], name: str) -> dict[str, Any]:
     terms = {*rung.terms, *(further if rung.edges == "learned" else ())}
     rates = recipe.get("learner", {}).get("part_lr") or {}
     target = rung.target or arguments.get("target", "fused")
+    if rung.target is None and target == "pooled":  # as the recipe of the best rung has it
+        target = "fused"
     parts = {"student", *trained_parts(terms, rung.edges, target)}
     overlay: dict[str, Any] = {
         "learner": {"part_lr": {part: lr for part, lr in rates.items() if part in parts} or None}
@@ -124,16 +127,16 @@ def _overlay(recipe: dict[str, Any], name: str) -> dict[str, Any]:
         overlay["trainer"] = {"max_epochs": 2 * recipe["trainer"]["max_epochs"]}
     if not rung.terms:
         return overlay | {"supervision": {"class_path": public_path(MeanCE)}}
-    if "logit_distill" in terms:
-        given = given | {"logit_distill": given["logit_distill"] or 1.0}
+    usual = {term: given[term] or WEIGHTS[term] or 1.0 for term in given}
     changes: dict[str, Any] = {
         "edges": rung.edges,
-        "weights": {term: weight if term in terms else 0.0 for term, weight in given.items()},
+        "weights": {term: usual[term] if term in terms else 0.0 for term in given},
+        "target": target,
+        # Where nothing else trains the fusion, its target has to. Such a target gives way.
+        "detach_target": rung.edges != "none"
+        and bool({"contrastive", "target_cls"} & terms)
+        and arguments.get("detach_target", True),
     }
-    if rung.target is not None:
-        changes["target"] = rung.target
-    if rung.edges == "none" or not {"contrastive", "target_cls"} & terms:
-        changes["detach_target"] = False  # nothing else trains the fusion on these rungs
     if name == "6s":
         changes["bridge"] = "sobel"
     return overlay | {"supervision": {"init_args": changes}}

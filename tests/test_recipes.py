@@ -180,7 +180,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
         return nullcontext(SimpleNamespace(wait=lambda: status))
 
     monkeypatch.setattr("estl.experiments.sweep.subprocess.Popen", call)
-    monkeypatch.setattr("estl.report.run.draw", lambda folder: None)
+    monkeypatch.setattr("estl.report.run.finish", lambda *_: None)
     monkeypatch.setattr("estl.report.pictures.Pictures", Callback)
 
 
@@ -223,7 +223,7 @@ def test_it_fits_resumes_tests_and_predicts(
     assert list(tmp_path.iterdir()) == []
 
     with monkeypatch.context() as once:  # the resumed run draws
-        once.setattr("estl.report.run.draw", lambda folder: None)
+        once.setattr("estl.report.run.finish", lambda *_: None)
         estl("fit", *words(name), "--output-dir=run")
     estl("fit", "--resume=run", "--epochs=2")
     with Path("run/history.csv").open(newline="") as file:

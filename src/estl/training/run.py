@@ -27,7 +27,7 @@ from estl.evaluation.attacks import attack, noise, robustness
 from estl.evaluation.diagnostics import diagnose, summary
 from estl.training.checkpoint import read_checkpoint
 from estl.training.history import History
-from estl.training.recipe import Parts, build, make_learner, plain
+from estl.training.recipe import Parts, build, make_learner, parse_recipe, plain
 from estl.training.reopen import reopen
 from estl.training.results import CheckpointResults, Results, Weights, peak_memory, provenance
 from estl.training.resume import Aside, aside, going_on, newest_whole, refuse_another, taken

@@ -181,6 +181,7 @@ WORK = (
     "estl.training.recipe.build_data",
     "estl.experiments.sweep.sweep",
     "estl.experiments.tune.tune",
+    "estl.experiments.bench.bench.bench",
     "estl.data.download.prepare",
     "estl.data.show.show",
 )

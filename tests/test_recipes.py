@@ -28,7 +28,7 @@ from estl.commands.flags import RECIPES
 from estl.data.module import with_items
 from estl.data.published import read_lists
 from estl.data.reading import read_file
-from estl.experiments.ablate import GUIDED, RUNGS
+from estl.experiments.ablate import GUIDED, RUNGS, TWICE
 from estl.experiments.compare import EXPERIMENTS, MORE
 from estl.supervision.terms import WEIGHTS
 from estl.training.recipe import build_data, parse_recipe
@@ -265,8 +265,8 @@ def test_a_guided_recipe_is_ablated_on_every_rung(
 ) -> None:
     estl("ablate", *words(name), "--seeds=0", f"--output-dir={tmp_path}")
     bridged = VALUES[name]["data"]["init_args"].get("bridge")
-    for rung, (_, _, terms, bridge) in RUNGS.items():
-        if not bridged and (bridge is not None or rung == "6x"):
+    for rung, (_, _, terms, bridge, _) in RUNGS.items():
+        if not bridged and (bridge is not None or rung in TWICE):
             assert not (tmp_path / rung).exists()
             continue
         with (tmp_path / rung / "seed0" / "history.csv").open(newline="") as file:

@@ -35,7 +35,8 @@ def flip_a_weight(path: Path) -> None:
     """Another bit in the first weight."""
     weight = next(iter(torch.load(path, weights_only=True)["state_dict"].values()))
     content = bytearray(path.read_bytes())
-    content[content.index(weight.numpy().tobytes())] ^= 4
+    stored = weight.permute(0, 2, 3, 1).numpy().tobytes()  # channels last, as it lies in memory
+    content[content.index(stored)] ^= 4
     path.write_bytes(content)
     torch.load(path, weights_only=True)  # says nothing
 

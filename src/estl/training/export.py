@@ -10,6 +10,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -197,7 +198,10 @@ def _run(student: nn.Module) -> Run:
 def _program(opened: Reopened, events: Tensor) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch")
     example = events[[0, 0]]  # one of a single sample would fix the batch
-    student = Logits(opened.student)
+    plain = deepcopy(opened.student)
+    for weight in plain.parameters():  # files hold plain rows, not channels last
+        weight.data = weight.data.contiguous()
+    student = Logits(plain)
     try:
         with torch.no_grad():
             return torch.export.export(student, (example,), dynamic_shapes={"events": {0: batch}})

@@ -130,12 +130,14 @@ class Learner(LightningModule):
         self.compiled = compiled(student) if compile else None
         self.finite = FiniteCheck()
         self.warned = False
+        self.stepped = 0
         self.preparing: int | None = None  # batches that the supervision is prepared on at most
 
     def on_train_epoch_start(self) -> None:
         """Seed each epoch on its own, so that a resumed run draws what an unbroken one draws."""
         seed = int(self.recipe.get("seed", 0))
         torch.manual_seed(seed + 1_000_003 * self.current_epoch + 7_919 * self.global_rank)
+        self.stepped = 0
 
     def on_train_start(self) -> None:
         """Let the supervision prepare itself, on batches as a step gets them."""
@@ -185,7 +187,8 @@ class Learner(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the gradient's norm of each part: the student, and the children of a supervision."""
-        if self.global_step % max(1, self.trainer.log_every_n_steps):  # type: ignore[attr-defined]
+        self.stepped += 1  # in this epoch, so that a resumed run logs what an unbroken one does
+        if (self.stepped - 1) % max(1, self.trainer.log_every_n_steps):  # type: ignore[attr-defined]
             return
         squares: dict[str, Tensor] = {}
         for name, parameter in self.named_parameters():

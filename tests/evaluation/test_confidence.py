@@ -28,7 +28,8 @@ def test_confidence_and_class_after_each_step() -> None:
 
 def test_a_sample_stops_at_the_first_step_that_is_sure_enough_or_at_the_last() -> None:
     thresholds = [0.0, 0.5, 0.8, 1.1]
-    found = stopping(LOGITS, LABEL, torch.tensor(thresholds))
+    confidence, predicted = predictions(LOGITS)
+    found = stopping(confidence, predicted == LABEL[:, None], torch.tensor(thresholds))
     for m, threshold in enumerate(thresholds):
         steps, right = 0, 0
         for i in range(40):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from estl.experiments.bench import bench, guided, scans, students
+from estl.experiments.bench import bench, guided, live, scans, students
 from estl.experiments.bench.comparisons import COMPARISONS, RECIPE
 from estl.experiments.bench.race import Bound, Comparison, Timed, Work, race
 from estl.neurons import LIF
@@ -78,6 +78,13 @@ def test_peers_compute_what_estl_computes() -> None:
     spikes = scans.own(fused=False)(x)
     for peer in (scans.spikingjelly(), scans.snntorch()):
         assert torch.equal(peer(x), spikes)
+
+
+def test_a_live_student_and_a_peer_answer_the_same() -> None:
+    pytest.importorskip("spikingjelly", reason="SpikingJelly is not installed")
+    answers = [live.frames("ESTL")(), live.frames("folded")(), live.peer_frames()()]
+    for answer in answers[1:]:
+        torch.testing.assert_close(answer, answers[0], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.slow

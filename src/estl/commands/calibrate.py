@@ -35,8 +35,8 @@ def calibrate(
     root = None if data_path is None else str(data_path)
     opened = reopen(ckpt, root, split="val", trust=trust)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    sureness, right = early.sureness(opened.student, opened.data.loader("val"), device)
-    found = early.calibrate(sureness, right, tolerance)
+    confidence, right = early.confidences(opened.student, opened.data.loader("val"), device)
+    found = early.calibrate(confidence, right, tolerance)
     if output is not None:
         output.write_bytes(TypeAdapter(early.EarlyExit).dump_json(found, indent=2) + b"\n")
     print(f"validation accuracy after all {found.steps} steps: {100 * found.all_steps:.2f} %")

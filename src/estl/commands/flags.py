@@ -95,7 +95,7 @@ class DataFlags:
         data_path: folder of the data.
         T: time steps.
         batch_size: samples a batch.
-        sensor: height and width of a sensor that own recordings do not tell, 720x1280.
+        sensor: of own recordings, height by width: 720x1280.
         window: time that own recordings are cut into, 300ms.
         stride: from the start of a window to that of the next.
     """
@@ -186,7 +186,7 @@ class TrainingFlags(DataFlags):
         tet: temporal efficient training.
         means: value that its second term pulls logits to.
         lamb: share of that term.
-        teacher: of a guided supervision: a folder, or a name on the Hugging Face Hub.
+        teacher: of a guided one: a folder, or a name on the Hub.
         lr: learning rate.
         optimizer: adamw, adam or sgd (momentum 0.9).
         weight_decay: of the optimizer.

@@ -6,7 +6,7 @@ A prediction after step t is softmax(1/t sum_{s<=t} z_s); its confidence is its 
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from estl.evaluation.accuracy import running_mean
@@ -65,22 +65,37 @@ def confusion(
     return torch.bincount(label * classes + predicted, minlength=classes**2).view(classes, -1)
 
 
+def exits(confidence: Float[Tensor, "n T"], thresholds: Float[Tensor, " m"]) -> Int[Tensor, "n m"]:
+    """The step, from 0, at which each sample stops: the first that is sure enough, or the last.
+
+    >>> exits(torch.tensor([[0.5, 0.9, 0.7], [0.4, 0.6, 0.7]]), torch.tensor([0.8])).tolist()
+    [[1], [2]]
+    """
+    enough = confidence[:, None] >= thresholds[:, None]  # (n,m,T)
+    enough[..., -1] = True
+    return enough.int().argmax(-1)
+
+
 def stopping(
-    logits: Float[Tensor, "n T K"], label: Int[Tensor, " n"], thresholds: Float[Tensor, " m"]
+    confidence: Float[Tensor, "n T"],
+    right: Bool[Tensor, "n T"],
+    thresholds: Float[Tensor, " m"],
 ) -> Stopping:
     """Accuracy and mean steps for each threshold on the confidence.
 
-    >>> logits = torch.tensor([[[0.0, 5.0], [0.0, 5.0]], [[0.0, 1.0], [9.0, 0.0]]])
-    >>> found = stopping(logits, torch.tensor([1, 0]), torch.tensor([0.5, 0.9]))
+    Args:
+        confidence: after each step.
+        right: whether the prediction after each step is.
+        thresholds: above 1 none is reached.
+
+    >>> confidence = torch.tensor([[0.6, 0.9], [0.5, 0.8]])
+    >>> right = torch.tensor([[True, True], [False, True]])
+    >>> found = stopping(confidence, right, torch.tensor([0.5, 0.55]))
     >>> found.accuracy.tolist(), found.steps.tolist()
     ([0.5, 1.0], [1.0, 1.5])
     """
-    confidence, predicted = predictions(logits)
-    enough = confidence[:, None] >= thresholds[:, None]  # (n,m,T)
-    enough[..., -1] = True
-    at = enough.int().argmax(-1)  # the first
-    right = predicted.gather(1, at) == label[:, None]
-    return Stopping(right.double().mean(0), (at + 1).double().mean(0))
+    at = exits(confidence, thresholds)
+    return Stopping(right.gather(1, at).double().mean(0), (at + 1).double().mean(0))
 
 
 def reliability(

@@ -1,21 +1,21 @@
 """Early exit: a student that answers as soon as it is sure, and how sure it has to be.
 
-Sureness after step t is the largest probability of the softmax of the mean logits of steps 1..t. A
-sample leaves at the first step at which it reaches a threshold, at the last one if none does.
+A sample leaves at the first step at which its confidence (`evaluation.confidence`) reaches a
+threshold, at the last one if none does.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from estl.evaluation.accuracy import hits, running_mean
+from estl.evaluation.confidence import predictions, stopping
 from estl.types import Batch
 
 CANDIDATES = 1000
-"""Thresholds that are tried at most: of the sureness found, rounded to millionths."""
+"""Thresholds that are tried at most: of the confidences found, rounded to millionths."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class EarlyExit:
     """What a threshold gives.
 
     Args:
-        threshold: of sureness; above 1 nothing leaves early.
+        threshold: of confidence; above 1 nothing leaves early.
         accuracy: of the answers given at the exits.
         all_steps: accuracy after all steps.
         mean_steps: mean number of steps to the exit.
@@ -39,28 +39,16 @@ class EarlyExit:
     samples: int
 
 
-def exits(sureness: Float[Tensor, "B T"], threshold: float) -> Int[Tensor, " B"]:
-    """The step (from 0) at which each sample leaves.
-
-    >>> exits(torch.tensor([[0.5, 0.9, 0.7], [0.4, 0.6, 0.7]]), 0.8)
-    tensor([1, 2])
-    """
-    sure = sureness >= threshold
-    sure[:, -1] = True
-    return sure.int().argmax(1)
-
-
-def at(sureness: Float[Tensor, "B T"], right: Bool[Tensor, "B T"], threshold: float) -> EarlyExit:
+def at(confidence: Float[Tensor, "n T"], right: Bool[Tensor, "n T"], threshold: float) -> EarlyExit:
     """What `threshold` gives where `right` says after which steps a sample's answer is right."""
-    step = exits(sureness.clone(), threshold)
-    accuracy = right.gather(1, step[:, None]).double().mean().item()
-    mean_steps = (step + 1).double().mean().item()
+    found = stopping(confidence, right, torch.tensor([threshold], dtype=torch.double))
     last = right[:, -1].double().mean().item()
-    return EarlyExit(threshold, accuracy, last, mean_steps, right.shape[1], len(right))
+    shares = found.accuracy.item(), last, found.steps.item()
+    return EarlyExit(threshold, *shares, steps=right.shape[1], samples=len(right))
 
 
 def calibrate(
-    sureness: Float[Tensor, "B T"], right: Bool[Tensor, "B T"], tolerance: float = 0.005
+    confidence: Float[Tensor, "n T"], right: Bool[Tensor, "n T"], tolerance: float = 0.005
 ) -> EarlyExit:
     """The lowest threshold whose accuracy, and that of every higher one, is at most `tolerance`
     below that of all steps. The lower the threshold, the fewer the steps.
@@ -68,9 +56,9 @@ def calibrate(
     Raises:
         ValueError: a tolerance that is no share; no samples.
 
-    >>> sureness = torch.tensor([[0.5, 0.9], [0.6, 0.8]])
+    >>> confidence = torch.tensor([[0.5, 0.9], [0.6, 0.8]])
     >>> right = torch.tensor([[False, True], [True, True]])
-    >>> found = calibrate(sureness, right)
+    >>> found = calibrate(confidence, right)
     >>> round(found.threshold, 2), found.mean_steps     # 0.5 would let the first leave wrong
     (0.6, 1.5)
     """
@@ -78,11 +66,11 @@ def calibrate(
         raise ValueError(f"tolerance={tolerance}: give a share in [0, 1), such as 0.005")
     if not len(right):
         raise ValueError("there is nothing to calibrate on: no samples")
-    values = (sureness.double() * 1e6).floor().div(1e6).unique().tolist()
+    values = (confidence.double() * 1e6).floor().div(1e6).unique().tolist()
     stride = -(-len(values) // CANDIDATES)
-    best = at(sureness, right, 1.01)
+    best = at(confidence, right, 1.01)
     for threshold in reversed(values[::stride]):
-        found = at(sureness, right, threshold)
+        found = at(confidence, right, threshold)
         if found.accuracy < found.all_steps - tolerance:
             break
         best = found
@@ -90,16 +78,19 @@ def calibrate(
 
 
 @torch.inference_mode()
-def sureness(
+def confidences(
     student: nn.Module, batches: Iterable[Batch], device: torch.device
-) -> tuple[Float[Tensor, "B T"], Bool[Tensor, "B T"]]:
-    """How sure `student` is after each step of each sample, and whether it is right."""
+) -> tuple[Float[Tensor, "n T"], Bool[Tensor, "n T"]]:
+    """How sure `student` is after each step of each sample, and whether it is right.
+
+    Raises:
+        ValueError: no batches.
+    """
     student, found = student.to(device).eval(), []
     for batch in batches:
         batch = batch.to(device)
-        logits = student(batch.events).logits
-        sure = running_mean(logits).softmax(-1).amax(-1)
-        found.append((sure.float().cpu(), hits(logits, batch.label).cpu()))
+        confidence, predicted = predictions(student(batch.events).logits)
+        found.append((confidence.cpu(), (predicted == batch.label[:, None]).cpu()))
     if not found:
         raise ValueError("batches is empty: there is nothing to calibrate on")
     sures, rights = zip(*found, strict=True)

@@ -16,6 +16,7 @@ from estl.supervision import TRE, TSE
 from estl.supervision.steps import eval_mode, of_true_class
 from estl.supervision.tre import tre_keep
 from estl.training.recipe import Parts
+from estl.training.resume import aside
 from estl.types import Batch, Output
 
 FILE = "report.npz"
@@ -89,7 +90,7 @@ class Collector:
             raise ValueError("no batches: there is nothing to report")
         logits, label = torch.cat(self.logits), torch.cat(self.labels)
         confidence, predicted = predictions(logits)
-        stop = stopping(logits, label, _THRESHOLDS)
+        stop = stopping(confidence, predicted == label[:, None], _THRESHOLDS)
         bins = reliability(logits, label)
         found = self.facts | {
             "samples": len(label),
@@ -114,10 +115,9 @@ class Collector:
 
     def write(self, folder: Path) -> None:
         """Write the arrays as `report.npz` into a run folder."""
-        new = folder / f"{FILE}.new"
-        with new.open("wb") as file:
-            np.savez_compressed(file, **self.arrays())
-        new.replace(folder / FILE)
+        arrays = self.arrays()
+        with aside(folder / FILE) as file:
+            np.savez_compressed(file, **arrays)
 
 
 def spread(classes: int, n: int) -> list[int]:

@@ -187,9 +187,12 @@ class EdgeGuidedDistillation(Supervision):
         own = batch.labeled
         n = len(own.label)
         tokens, grid = self._tokens(output)
-        seen, look = self._look(batch)
-        if look is not None and batch.image is not None:
-            sobel = self.sobel.edges(on_frames(batch.image, batch.events))
+        seen = self.teacher(_image(batch))
+        # Without these, nothing asks for the edges of images whose recordings were drawn.
+        every = self.fusion is not None or not {"edge_align", "edge_reg"}.isdisjoint(self.weights)
+        look = self._look(of := batch if every else own)
+        if look is not None:
+            sobel = self.sobel.edges(on_frames(_image(of), of.events))
             metrics |= watch_edges(look.edges.detach(), sobel, own.events)
 
         target = seen.pooled
@@ -200,8 +203,7 @@ class EdgeGuidedDistillation(Supervision):
         if self.target_head is not None:
             terms["target_cls"] = F.cross_entropy(self.target_head(target[:n]), own.target)
         if self.probe is not None:
-            logits = output.logits.mean(1)
-            terms["logit_distill"] = self.probe(logits, seen.pooled, own.target)
+            terms["logit_distill"] = self.probe(output.logits.mean(1), seen.pooled, own.target)
         if self.projector is not None:
             metrics["target_spread"] = spread(target.detach())
             student = self.projector(output.class_token.mean(1))
@@ -247,7 +249,7 @@ class EdgeGuidedDistillation(Supervision):
         """
         assert batch.image is not None
         tokens, grid = self._tokens(output)
-        seen, look = self._look(batch)
+        seen, look = self.teacher(batch.image), self._look(batch)
         return Maps(
             edges=None if look is None else look.edges,
             sobel=self.sobel.edges(on_frames(batch.image, batch.events)),
@@ -266,18 +268,12 @@ class EdgeGuidedDistillation(Supervision):
             )
         return tokens, (output.features.shape[-2], output.features.shape[-1])
 
-    def _look(self, batch: Batch) -> tuple[TeacherOutput, Edges | None]:
-        """The teacher's outputs, and what the detector sees."""
-        if batch.image is None:
-            raise ValueError(
-                "EdgeGuidedDistillation needs an image beside each recording: choose paired data, "
-                "and images=True where the data has this option"
-            )
-        seen = self.teacher(batch.image)
-        detector = self.edge_detector
+    def _look(self, batch: Batch) -> Edges | None:
+        """What the detector sees."""
+        detector, image = self.edge_detector, _image(batch)
         if isinstance(detector, LearnableEdgeDetector):
-            return seen, detector.look(on_frames(batch.image, batch.events))
-        return seen, None if detector is None else Edges(*detector(batch.image))
+            return detector.look(on_frames(image, batch.events))
+        return None if detector is None else Edges(*detector(image))
 
     def _attention(
         self, seen: TeacherOutput, look: Edges | None, grid: tuple[int, int]
@@ -293,3 +289,12 @@ class EdgeGuidedDistillation(Supervision):
         if self.normalize_targets:
             student, target = (F.layer_norm(x, x.shape[-1:]) for x in (student, target))
         return F.mse_loss(student, target)
+
+
+def _image(batch: Batch) -> Float[Tensor, "B 3 h w"]:
+    if batch.image is None:
+        raise ValueError(
+            "EdgeGuidedDistillation needs an image beside each recording: choose paired data, "
+            "and images=True where the data has this option"
+        )
+    return batch.image

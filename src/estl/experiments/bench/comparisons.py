@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from estl.experiments.bench import guided, scans, students, supervisions
+from estl.experiments.bench import guided, live, scans, students, supervisions
 from estl.experiments.bench.race import Bound, Comparison, Make
 from estl.students.vggsnn import Layer
 
@@ -112,6 +112,18 @@ def _guided(sizes: str, bound: Bound) -> Comparison:
     )
 
 
+def _live() -> Comparison:
+    return Comparison(
+        "live",
+        f"{live.FRAMES} frames of the demo's size, one at a time, batch 1",
+        {
+            "ESTL": lambda: live.frames("ESTL"),
+            "ESTL, folded": lambda: live.frames("folded"),
+            "SpikingJelly, step mode": live.peer_frames,
+        },
+    )
+
+
 COMPARISONS = {
     comparison.name: comparison
     for comparison in (
@@ -127,6 +139,7 @@ COMPARISONS = {
         _tse((16, 10, 512, 6, 100)),
         _tse((8, 4, 512, 7, 1000)),
         _fusion(),
+        _live(),
         _guided("recipe", Bound("all terms", "events only", 2.0)),
         _guided("design", Bound("all terms", "fixed CLIP", 1.3)),
     )

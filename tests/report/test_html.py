@@ -163,6 +163,26 @@ def test_maps_that_are_compared_share_a_scale(run: Path, sweep: Path) -> None:
             assert scales == {(0, 100)}
 
 
+def test_firing_rates_of_variants_share_a_scale(sweep: Path, tmp_path: Path) -> None:
+    sweep = shutil.copytree(sweep, tmp_path / "all")
+    quiet = sweep / "1" / "seed0" / "diagnostics.json"
+    held = json.loads(quiet.read_text())
+    rates = {name: [r / 3 for r in row] for name, row in held["firing_rate_steps"].items()}
+    quiet.write_text(json.dumps(held | {"firing_rate_steps": rates}))
+    maps = [f.data[0] for name, f in drawn(sweep).items() if name.startswith("firing_")]
+    assert len(maps) == 2
+    assert maps[0]["z"] != maps[1]["z"]
+    assert len({(trace["zmin"], trace["zmax"]) for trace in maps}) == 1
+
+
+def test_a_teacher_beside_the_runs_is_none_of_them(sweep: Path, tmp_path: Path) -> None:
+    sweep = shutil.copytree(sweep, tmp_path / "all")
+    (sweep / "teacher").mkdir()
+    (sweep / "teacher" / "history.csv").write_text("epoch,train/loss\n1,2.0\n")
+    (sweep / "teacher" / "teacher.json").write_text("{}")
+    assert [variant.name for variant in read_variants([sweep])] == ["1", "6"]
+
+
 def test_the_slider_shows_what_is_erased_where_the_map_reaches_the_threshold(run: Path) -> None:
     (variant,) = read_variants([run])
     held = variant.runs[0].collected

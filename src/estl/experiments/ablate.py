@@ -40,9 +40,10 @@ _JITTER = {"shift": 0.1, "rotation": 15.0, "scale": 0.15}
 RUNGS = {
     "1": Rung("events only"),
     "2": Rung("fixed CLIP: + global_distill, patch_distill", "none", _FIXED),
-    "2b": Rung("(2) + the bridge: + edge_events", "learned", _TRUE, {}, "pooled"),
-    "2k": Rung("(2) + the teacher's classes: + logit_distill", "none", _SAID),
-    "2bk": Rung("(2b) + logit_distill", "learned", (*_SAID, "edge_events"), {}, "pooled"),
+    "2b": Rung("fixed CLIP and the bridge: (2) + edge_events", "learned", _TRUE, {}, "pooled"),
+    "2k": Rung("fixed CLIP and its classes: (2) + logit_distill", "none", _SAID),
+    "2bk": Rung("fixed CLIP, its classes, the bridge: (2b) + (2k)", "learned",
+                (*_SAID, "edge_events"), {}, "pooled"),
     "2s": Rung("(2) + fixed Sobel edges, fused", "sobel", _FIXED),
     "2w": Rung("(2) + written edges, fused: + edge_reg", "written", (*_FIXED, "edge_reg")),
     "3": Rung("(2) + edges of events, fused: + edge_events", "learned", _TRUE),

@@ -96,7 +96,9 @@ class Variant:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder holds a run, or what is left of one."""
+    """Whether a folder holds a run, or what is left of one; a teacher's has a history too."""
+    if (folder / "teacher.json").exists():
+        return False
     return any((folder / name).exists() for name in ("config.yaml", "history.csv")) or (
         (folder / "results.json").exists() and not (folder / "results.md").exists()
     )

@@ -72,10 +72,12 @@ def _watched_curves(run: Run) -> list[Part]:
             caption, span = say(f"guidance_{group}_caption"), None
             if group == "border":  # with the limit in view
                 span = (0.0, 1.1 * max(BORDER, *(float(np.max(line.y)) for line in drawn)))
+            if group == "attention":  # shares, all of them
+                span = (0.0, 1.0)
+            title = same(present[0] if len(present) == 1 else "")
             parts.append(
                 lines(
-                    f"guidance_{group}", drawn, x=say("epoch"), y=same(""), caption=caption,
-                    span=span,
+                    f"guidance_{group}", drawn, x=say("epoch"), y=title, caption=caption, span=span,
                 )
             )  # fmt: skip
     return parts

@@ -20,7 +20,11 @@ def section(variants: Sequence[Variant]) -> Section | None:
         parts += [confidence(collected), stopping(collected), reliability(collected)]
     diagnosed = [(v, run) for v in variants if (run := v.first(lambda run: run.diagnosis))]
     parts += [similar(v, run) for v, run in diagnosed[:6] if len(run.diagnosis["cka"]) > 1]
-    parts += [firing(v, run) for v, run in diagnosed[:6] if run.diagnosis.get("firing_rate_steps")]
+    firings = [(v, run) for v, run in diagnosed[:6] if run.diagnosis.get("firing_rate_steps")]
+    rates = [
+        r for _, run in firings for row in run.diagnosis["firing_rate_steps"].values() for r in row
+    ]
+    parts += [firing(v, run, 110 * max(rates)) for v, run in firings]
     if diagnosed:
         if not any(run.diagnosis.get("firing_rate_steps") for _, run in diagnosed):
             parts.append(layers(diagnosed))
@@ -123,15 +127,15 @@ def similar(variant: Variant, run: Run) -> Figure:
     )  # fmt: skip
 
 
-def firing(variant: Variant, run: Run) -> Figure:
-    """The firing rate of each layer at each step."""
+def firing(variant: Variant, run: Run, top: float) -> Figure:
+    """The firing rate of each layer at each step, on a scale up to `top` percent."""
     rates = run.diagnosis["firing_rate_steps"]
     percent = [[100 * rate for rate in row] for row in rates.values()]
     names = [f"{i}" for i in range(1, len(rates) + 1)]
     steps = range(1, len(percent[0]) + 1)
     figure = heat(
         f"firing_{variant.name}", percent, names, steps, x=say("step"), y=say("spiking_layer"),
-        caption=say("firing_caption", name=variant.name), span=(0.0, 1.1 * max(map(max, percent))),
+        caption=say("firing_caption", name=variant.name), span=(0.0, top),
         written=[[f"{v:.1f}" for v in row] for row in percent] if len(names) <= 24 else None,
         unit=" %",
     )  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from estl.data.formats.atis import read_events
@@ -56,11 +56,15 @@ def recordings(draw: st.DrawFn) -> list[Event]:
 @pytest.mark.parametrize("name", WRITERS)
 @settings(max_examples=20)
 @given(events=recordings())
+@example(events=[(1 << 24, 0, 0, 0), (5 << 24, 1, 2, 1)])
 def test_what_was_written_is_read(
     name: str, events: list[Event], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.getbasetemp() / f"{name}.rec"  # a suffix that says nothing
     read, sensor = read_recording(WRITERS[name](path, events, SIZE))
+    if name.startswith("evt3"):  # a clock of 24 bits tells no turns before the first event
+        turns = events[0][0] >> 24 << 24
+        events = [(t - turns, x, y, p) for t, x, y, p in events]
     assert as_events(read) == events
     assert sensor == SIZE
 

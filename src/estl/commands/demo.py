@@ -13,7 +13,7 @@ def demo(
     output_dir: Path = Path("runs/demo"),
     seeds: Seeds = (0, 1, 2),
     jobs: int = 2,
-    teacher_epochs: int = 30,
+    teacher_epochs: int = 20,
     epochs: int | None = None,
 ) -> None:
     """Train a teacher and two students on digits, from events only and guided; compare them.

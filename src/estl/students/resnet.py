@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from estl.neurons import LIF
 from estl.students.layers import PerStep, Readout, conv_norm, time_first
+from estl.students.recompute import through
 from estl.types import Output
 
 Neuron = Callable[[], nn.Module]
@@ -99,6 +100,7 @@ class ResNet(nn.Module):
         neuron: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        self.recompute = False
         if len(blocks) != len(widths):
             raise ValueError(
                 f"blocks={tuple(blocks)} and widths={tuple(widths)} must have one entry a stage"
@@ -137,7 +139,12 @@ class ResNet(nn.Module):
 
     def forward(self, events: Tensor) -> Output:
         """Logits and features of `events` (B,T,C,H,W); ValueError if these do not fit."""
-        features = self.stages(self.stem(time_first(events, self.in_channels)))
+        x = time_first(events, self.in_channels)
+        if self.recompute:
+            blocks = [block for stage in self.stages for block in stage.children()]
+            features = through(self, [self.stem, *blocks], x)
+        else:
+            features = self.stages(self.stem(x))
         pooled = features.mean((-2, -1))
         return Output(self.classify(pooled), features, self.classify, class_token=pooled)
 

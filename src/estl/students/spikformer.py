@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from estl.neurons import LIF
 from estl.students.layers import PerStep, Readout, conv_norm, folds, per_step, time_first
+from estl.students.recompute import ending_with_neurons, through
 from estl.types import Output
 
 Neuron = Callable[..., nn.Module]
@@ -168,7 +169,10 @@ class PatchSplitting(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T C H W"]) -> Float[Tensor, "B T D h w"]:
         """Maps of spike sums; each place is a token."""
-        x = self.stages(x)
+        return self.encode(self.stages(x))
+
+    def encode(self, x: Float[Tensor, "B T D h w"]) -> Float[Tensor, "B T D h w"]:
+        """Spikes and those of the position embedding."""
         return cast(Tensor, x + self.position(x))
 
 
@@ -238,6 +242,7 @@ class Spikformer(nn.Module):
         neuron: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        self.recompute = False
         lif = partial(LIF.spikformer, **(neuron or {}))
         self.classes, self.in_channels, self.dim = classes, in_channels, dim
         self.patches = PatchSplitting(in_channels, dim, poolings, lif)
@@ -251,12 +256,21 @@ class Spikformer(nn.Module):
 
     def forward(self, events: Tensor) -> Output:
         """Logits, features and tokens of `events` (B,T,C,H,W); ValueError if these do not fit."""
-        maps = self.patches(time_first(events, self.in_channels)).transpose(0, 1)  # (T,B,D,h,w)
+        x = time_first(events, self.in_channels)
+        if self.recompute:
+            stages = ending_with_neurons(self.patches.stages)
+            maps = through(self, [*stages, self.patches.encode], x).transpose(0, 1)
+        else:
+            maps = self.patches(x).transpose(0, 1)  # (T,B,D,h,w)
         T, B, D = maps.shape[:3]
         tokens = maps.flatten(3).mT  # (T,B,N,D)
         if self.token is not None:
             tokens = torch.cat((self.token(T).transpose(0, 1).expand(T, B, 1, D), tokens), dim=2)
-        tokens = self.blocks(tokens.contiguous().transpose(0, 1))  # (B,T,N,D)
+        tokens = tokens.contiguous().transpose(0, 1)  # (B,T,N,D)
+        if self.recompute:  # two neurons a block add their spikes to a sum of two
+            tokens = through(self, self.blocks, tokens, levels=2 * len(self.blocks) + 2)
+        else:
+            tokens = self.blocks(tokens)
         if self.token is None:
             patch_tokens, class_token = tokens, tokens.mean(2)
         else:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from estl.neurons import LIF
 from estl.students.layers import PerStep, Readout, conv_norm, time_first
+from estl.students.recompute import ending_with_neurons, through
 from estl.types import Output
 
 Layer = int | Literal["AP"]
@@ -52,6 +53,7 @@ class VGGSNN(nn.Module):
         neuron: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        self.recompute = False
         stages: list[nn.Module] = []
         width = in_channels
         for layer in layers:
@@ -96,7 +98,10 @@ class VGGSNN(nn.Module):
                 f" frame_size={self.frame_size}: build the student with the size of the data"
             )
         self._grid(*size)
-        features = self.layers(x)
+        if self.recompute:
+            features = through(self, ending_with_neurons(self.layers), x)
+        else:
+            features = self.layers(x)
         pooled = features.mean((-2, -1))
         return Output(
             logits=self.classify(pooled if self.pooled else features.flatten(2)),

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from estl.guidance.watch import edge_trouble
+from estl.students.recompute import recomputing
 from estl.supervision.schedule import Scheduled
 from estl.training.compiled import compiled
 from estl.types import Batch, Loss, Output, Supervision
@@ -89,6 +90,8 @@ class Learner(LightningModule):
         compile: whether the student's training steps run through `torch.compile`, which fuses batch
             norms, neurons and poolings: a third less time for a small VGGSNN, after a first step of
             half a minute and more (minutes for a deep student at many steps).
+        recompute: whether the student's layers are computed again in the backward pass, with only
+            spikes kept in between: a third more time, a fraction of the memory.
         recipe: the resolved configuration, kept in the checkpoint.
         classes: class names in the order of the labels, kept in the checkpoint.
         fingerprint: of the data, kept in the checkpoint.
@@ -106,6 +109,7 @@ class Learner(LightningModule):
         warmup: float = 0.0,
         part_lr: dict[str, float] | None = None,
         compile: bool = False,  # PyTorch's word
+        recompute: bool = False,
         recipe: dict[str, Any] | None = None,
         classes: tuple[str, ...] = (),
         fingerprint: str = "",
@@ -127,6 +131,10 @@ class Learner(LightningModule):
         self.part_lr = part_lr or {}
         self.recipe = recipe or {}
         self.classes, self.fingerprint = classes, fingerprint
+        if recompute and compile:
+            raise ValueError("learner.compile and learner.recompute: choose one of them")
+        if recompute:
+            recomputing(student)
         self.compiled = compiled(student) if compile else None
         self.finite = FiniteCheck()
         self.warned = False

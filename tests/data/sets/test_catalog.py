@@ -365,11 +365,11 @@ def test_a_set_without_files_and_a_set_of_ones_own(
     for name in ("digits", "cifar10", "shards"):
         with pytest.raises(ValueError, match=r"x\.bin: a student of .* has no event files"):
             read_file(Path("x.bin"), BY_NAME[name].class_path, {})
-    module = tmp_path / "mine.py"
+    module = tmp_path / "own_set.py"
     module.write_text(
         "import torch\nclass Mine:\n    @staticmethod\n    def read(path, T, **rest):\n"
         "        return torch.full((T, 2, 1, 1), len(path.name))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    frames = read_file(Path("x.bin"), "mine.Mine", {"T": 3, "size": 4})
+    frames = read_file(Path("x.bin"), "own_set.Mine", {"T": 3, "size": 4})
     assert frames.flatten().tolist() == [5] * 6

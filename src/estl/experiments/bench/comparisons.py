@@ -43,6 +43,7 @@ def _student(name: str, size: tuple[int, int, int], over_floor: float) -> Compar
         "floor": partial(step, bare=True),
         "ESTL, bfloat16": partial(step, bfloat16=True),
         "floor, bfloat16": partial(step, bare=True, bfloat16=True),
+        "ESTL, recomputed": partial(step, recompute=True),
     }
     bounds = [
         Bound("ESTL", "floor", over_floor),
@@ -62,6 +63,21 @@ def _student(name: str, size: tuple[int, int, int], over_floor: float) -> Compar
         candidates["ESTL, compiled"] = partial(step, compile=True)
     what = f"training step of {name}, {side}x{side}, T = {T}, batch {B}; floor: no LIF, no norm"
     return Comparison(name, what, candidates, tuple(bounds), memory=True)
+
+
+def _steps() -> Comparison:
+    """A student's time and memory as the number of steps grows, kept and recomputed."""
+    ways = {"": False, ", recomputed": True}
+    return Comparison(
+        "steps",
+        "training step of recipe, 34x34, batch 25, by the number of steps",
+        {
+            f"T = {T}{way}": partial(students.step, "recipe", (25, T, 34), recompute=recompute)
+            for way, recompute in ways.items()
+            for T in (1, 2, 4, 8, 16, 32)
+        },
+        memory=True,
+    )
 
 
 def _supervision(student: str, size: tuple[int, int, int]) -> Comparison:
@@ -132,6 +148,7 @@ COMPARISONS = {
         _student("vggsnn", (8, 10, 48), 1.10),
         _student("resnet19", (16, 4, 32), 1.10),
         _student("spikformer", (8, 10, 48), 1.25),
+        _steps(),
         _supervision("vggsnn", (8, 10, 48)),
         _supervision("resnet19", (16, 4, 32)),
         _tse((32, 4, 512, 8, 10)),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from estl.experiments.bench.race import Work
 from estl.neurons import LIF
 from estl.students import VGGSNN, Spikformer, resnet19
+from estl.students.recompute import recomputing
 from estl.students.vggsnn import Layer
 from estl.training.compiled import compiled
 
@@ -47,6 +48,7 @@ def step(
     bare: bool = False,
     bfloat16: bool = False,
     compile: bool = False,
+    recompute: bool = False,
 ) -> Work:
     """Forward and backward of a student on (B,T,side), as in training.
 
@@ -56,9 +58,12 @@ def step(
         bare: whether it is the `floor`.
         bfloat16: whether under autocast.
         compile: whether through `torch.compile`.
+        recompute: whether with `learner.recompute`.
     """
     torch.manual_seed(0)
     student = BUILD[name]()
+    if recompute:
+        recomputing(student)
     student = floor(student) if bare else student
     run = compiled(student) if compile else student
     x = events(*size)

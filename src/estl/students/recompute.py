@@ -1,0 +1,176 @@
+"""Layers computed again in the backward pass, with their spikes kept as bits in between.
+
+Training keeps what every layer computed at every step until the backward pass has used it: three
+numbers a neuron and step (what the norm reads, what the neuron reads, and the spikes that the next
+convolution reads), in float32 12 bytes. Here only the spikes between blocks are kept, a bit each,
+and a block's layers are computed once more when its backward pass comes: memory is that of the
+largest block, and an eighth of a byte a neuron and step for all others. Spikes are 0 or 1, sums of
+spikes small integers: nothing is rounded, and the same kernels compute the same numbers, so that
+gradients are those of an ordinary pass bit for bit.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from estl.neurons import LIF
+
+
+def recomputing(student: nn.Module) -> None:
+    """Set `student.recompute`.
+
+    Raises:
+        ValueError: a student that does not know the attribute.
+    """
+    if not hasattr(student, "recompute"):
+        raise ValueError(
+            f"learner.recompute: {type(student).__name__} has no attribute recompute: leave it out,"
+            " or write its forward with estl.students.recompute.through"
+        )
+    cast(Any, student).recompute = True
+
+
+def through(
+    student: nn.Module, blocks: Iterable[Callable[..., Any]], x: Tensor, *, levels: int = 1
+) -> Tensor:
+    """`x` through `blocks`, one after the other, each computed again in its backward pass.
+
+    Args:
+        student: whose norms must not count twice.
+        blocks: functions of (B,T,...), each of whose outputs holds integers.
+        x: input of the first block, which may hold any numbers.
+        levels: the largest integer between blocks: 1 for spikes (kept as bits), at most 255.
+
+    >>> net = nn.Sequential(nn.Linear(4, 4), LIF.tet(), nn.Linear(4, 2), LIF.tet())
+    >>> x = torch.rand(2, 3, 4)
+    >>> torch.equal(through(net, ending_with_neurons(net), x), net(x))
+    True
+    """
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), norms_that_do_not_count(student)
+
+    for number, block in enumerate(blocks):
+        if number == 0 or not x.requires_grad:
+            x = cast(Tensor, checkpoint(block, x, use_reentrant=False, context_fn=contexts))
+            continue
+        packed, link = pack(x.detach(), levels), _Link.apply(x)
+
+        def again(
+            link: Tensor, packed: Packed, block: Callable[[Tensor], Tensor] = block
+        ) -> Tensor:
+            return block(_Unpack.apply(link, packed))
+
+        x = cast(Tensor, checkpoint(again, link, packed, use_reentrant=False, context_fn=contexts))
+    return x
+
+
+def ending_with_neurons(layers: nn.Sequential) -> list[nn.Module]:
+    """`layers` in blocks that each end with a `LIF`, and what follows the last one.
+
+    >>> [len(block) for block in ending_with_neurons(nn.Sequential(
+    ...     nn.Linear(4, 4), LIF.tet(), nn.AvgPool1d(2), nn.Linear(2, 4), LIF.tet()))]
+    [2, 3]
+    """
+    ends = [i + 1 for i, layer in enumerate(layers) if isinstance(layer, LIF)]
+    starts = [0, *ends]
+    return [layers[a:b] for a, b in zip(starts, [*ends, len(layers)], strict=True) if a < b]
+
+
+@contextmanager
+def norms_that_do_not_count(module: nn.Module) -> Iterator[None]:
+    """Batch norms of `module` leave their running statistics alone within the block.
+
+    >>> norm = nn.BatchNorm1d(2)
+    >>> with norms_that_do_not_count(norm):
+    ...     _ = norm(torch.rand(4, 2))
+    >>> norm.num_batches_tracked.item(), norm.running_mean.tolist()
+    (0, [0.0, 0.0])
+    """
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    kept = [(norm, dict(norm._buffers)) for norm in norms]
+    for norm, buffers in kept:  # autograd keeps as many tensors as in the first pass
+        norm._buffers = {name: None if x is None else x.clone() for name, x in buffers.items()}
+    try:
+        yield
+    finally:
+        for norm, buffers in kept:
+            norm._buffers = buffers
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Integers of a tensor in few bytes.
+
+    Args:
+        data: eight values a byte, or one.
+        bits: whether eight.
+        like: the tensor without its memory: shape, strides, dtype.
+    """
+
+    data: Tensor
+    bits: bool
+    like: Tensor
+
+
+def pack(x: Tensor, levels: int) -> Packed:
+    """The integers 0 to `levels` of a dense tensor as bits (levels 1) or bytes (up to 255).
+
+    >>> x = torch.rand(3, 5).round()
+    >>> pack(x, 1).data.shape, torch.equal(unpack(pack(x, 1)), x)
+    (torch.Size([2]), True)
+    """
+    flat = _flat(x).to(torch.uint8)
+    like = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+    if levels > 1:
+        return Packed(flat, False, like)
+    rows = torch.nn.functional.pad(flat, (0, -len(flat) % 8)).view(8, -1)
+    data = rows[0].clone()
+    for i in range(1, 8):
+        data |= rows[i] << i
+    return Packed(data, True, like)
+
+
+def unpack(packed: Packed) -> Tensor:
+    """The tensor again, with its strides and dtype."""
+    like, data = packed.like, packed.data
+    x = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=data.device)
+    if packed.bits:
+        data = torch.stack([data >> i & 1 for i in range(8)]).flatten()[: x.numel()]
+    _flat(x).copy_(data)
+    return x
+
+
+def _flat(x: Tensor) -> Tensor:
+    """A view of dense `x` in the order of its memory."""
+    order = sorted(range(x.ndim), key=x.stride, reverse=True)
+    return x.permute(order).view(-1)
+
+
+class _Link(torch.autograd.Function):
+    """Nothing of the values, and all of the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.new_zeros(()).expand(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0]
+
+
+class _Unpack(torch.autograd.Function):
+    """The values again, whose gradient goes to the link."""
+
+    @staticmethod
+    def forward(ctx: Any, link: Tensor, packed: Packed) -> Tensor:
+        return unpack(packed)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None

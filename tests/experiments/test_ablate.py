@@ -16,7 +16,7 @@ from estl.experiments.sweep import Variant, keep_recipe, sweep
 from estl.experiments.train_teacher import train_teacher
 from estl.report.comparison import accuracies, markdown, per_step
 from estl.report.tables import plus_minus
-from estl.supervision.terms import WEIGHTS, trained_parts
+from estl.supervision.terms import WEIGHTS, WRITTEN, trained_parts
 from estl.training.recipe import merge, parse_recipe
 from estl.training.results import DataFacts, Provenance, Results
 
@@ -57,7 +57,9 @@ def test_every_rung_parses_to_its_edges_and_terms() -> None:
         assert arguments.bridge == ("sobel" if rung.name == "6s" else "rates")
         assert arguments.teacher == "t"
         assert {k for k, w in arguments.weights.items() if w} == set(terms)
-        assert all(arguments.weights[term] == (WEIGHTS[term] or 1.0) for term in terms)
+        assert all(
+            arguments.weights[term] == (WEIGHTS[term] or WRITTEN[term] or 1.0) for term in terms
+        )
         assert arguments.target == (target or "fused")
         built = trained_parts(terms, edges, arguments.target)
         assert set(config.learner.part_lr or {}) == built & {"fusion", "projector_patches"}
@@ -72,7 +74,7 @@ def test_the_rungs_of_a_recipe_of_the_best_rung_have_their_fusion_and_terms() ->
     assert found["6"]["learner"]["part_lr"] == {"fusion": 0.1, "edge_detector": 0.2}
     arguments = {name: found[name]["supervision"]["init_args"] for name in ("2bk", "5", "6")}
     assert [arguments[name]["target"] for name in arguments] == ["pooled", "fused", "fused"]
-    assert arguments["6"]["weights"]["contrastive"] == WEIGHTS["contrastive"]
+    assert arguments["6"]["weights"]["contrastive"] == WRITTEN["contrastive"]
     assert arguments["2bk"]["weights"]["logit_distill"] == 2.0
     assert arguments["2bk"]["weights"]["contrastive"] == 0.0
 

@@ -20,6 +20,7 @@ from estl.guidance.watch import COLLAPSED
 from estl.supervision import TSE, Sum
 from estl.supervision.distillation import EdgeGuidedDistillation
 from estl.supervision.terms import WEIGHTS
+from estl.supervision.terms import WRITTEN as WRITTEN_WEIGHTS
 from estl.types import Batch, Loss, Output
 
 B, T, D, K, E, GRID = 4, 3, 8, 5, 32, (3, 3)
@@ -29,12 +30,13 @@ WRITTEN: dict[str, Any] = {
     "align": "softmax",
     "align_edges": True,
     "gate_bias": None,
+    "normalize_targets": False,
 }
 """The options of the written design."""
 TERMS = [name for name in WEIGHTS if name not in ("edge_reg", "target_cls", "logit_distill")]
-"""Those that learned edges have by default."""
+"""Those that `make` gives learned edges."""
 SMALLER: dict[str, Any] = {"mode": "bilinear", "antialias": True}
-ALL = {name: weight or 0.5 for name, weight in WEIGHTS.items()}
+ALL = {name: weight or 0.5 for name, weight in WRITTEN_WEIGHTS.items()}
 
 
 def save_teacher(folder: Path) -> Path:
@@ -86,8 +88,19 @@ def make_batch(size: int = B, steps: int = T) -> Batch:
 
 
 def make(teacher: ClipTeacher, **options: Any) -> EdgeGuidedDistillation:
+    """With a fusion, and the terms of the written design as far as the edges have them."""
     torch.manual_seed(4)
-    return EdgeGuidedDistillation(teacher, student_dim=D, **{"T": T, "classes": K} | options)
+    edges = options.get("edges", "learned")
+    absent = {
+        "learned": {"edge_reg"},
+        "written": {"edge_events"},
+        "sobel": {"edge_events", "edge_reg"},
+        "none": {"edge_align", "edge_events", "edge_reg"},
+    }.get(edges, set())
+    weights = {name: 0.0 if name in absent else w for name, w in WRITTEN_WEIGHTS.items()}
+    given: dict[str, Any] = {"target": "fused", "normalize_targets": False} | options
+    given["weights"] = weights | options.get("weights", {})
+    return EdgeGuidedDistillation(teacher, student_dim=D, **{"T": T, "classes": K} | given)
 
 
 def backward(supervision: EdgeGuidedDistillation, student: nn.Module, batch: Batch) -> Loss:
@@ -137,11 +150,13 @@ def test_the_terms_and_their_gradients_are_the_written_ones(teacher: ClipTeacher
     got = gradients(student) | gradients(supervision)
     student.zero_grad()
     written = as_written(supervision, student(batch.events), batch)
-    total = sum(WEIGHTS[name] * term for name, term in written.items())
+    total = sum(WRITTEN_WEIGHTS[name] * term for name, term in written.items())
     expected = torch.autograd.grad(total, list(student.parameters()))
     assert list(loss.terms) == list(written)
     for name, term in written.items():
-        torch.testing.assert_close(loss.terms[name], WEIGHTS[name] * term, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(
+            loss.terms[name], WRITTEN_WEIGHTS[name] * term, atol=1e-6, rtol=1e-4
+        )
         assert loss.terms[name] > 1e-4, name
     torch.testing.assert_close(loss.total, total)
     for (name, _), grad in zip(student.named_parameters(), expected, strict=True):
@@ -212,6 +227,20 @@ def test_only_what_a_term_needs_is_built_and_all_of_it_gets_gradient(
     assert gradients(supervision).keys() == names.keys()
     assert list(loss.terms) == list(supervision.weights)
     torch.testing.assert_close(sum(loss.terms.values()), loss.total)
+
+
+def test_by_default_there_are_pooled_targets_classes_and_a_detector_for_the_bridge(
+    teacher: ClipTeacher,
+) -> None:
+    supervision = EdgeGuidedDistillation(teacher, student_dim=D, T=T, classes=K)
+    parts = {name.split(".")[0] for name, p in supervision.named_parameters() if p.requires_grad}
+    assert parts == {"edge_detector", "projector", "projector_patches", "probe"}
+    loss = backward(supervision, Student(), make_batch())
+    assert list(loss.terms) == [
+        "cls", "global_distill", "patch_distill", "edge_events", "logit_distill",
+    ]  # fmt: skip
+    assert supervision.weights == {name: w for name, w in WEIGHTS.items() if w}
+    assert supervision.normalize_targets
 
 
 def test_without_edges_the_target_is_the_teacher_s_pooled_feature(teacher: ClipTeacher) -> None:
@@ -437,7 +466,7 @@ def test_options_that_contradict_each_other_are_refused(
 
 def test_a_student_of_another_width_is_refused(teacher: ClipTeacher) -> None:
     batch = make_batch()
-    supervision = EdgeGuidedDistillation(teacher, student_dim=D + 1, T=T)
+    supervision = EdgeGuidedDistillation(teacher, student_dim=D + 1, T=T, classes=K)
     with pytest.raises(ValueError, match="student_dim is 9, but the student's tokens are 8"):
         supervision(Student()(batch.events), batch)
 

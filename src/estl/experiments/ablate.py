@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from estl.experiments.sweep import Variant
 from estl.supervision import EdgeGuidedDistillation, MeanCE
-from estl.supervision.terms import WEIGHTS, trained_parts
+from estl.supervision.terms import WEIGHTS, WRITTEN, trained_parts
 from estl.training.names import public_path
 
 GUIDED = public_path(EdgeGuidedDistillation)
@@ -67,8 +67,8 @@ def rungs(recipe: dict[str, Any], names: Sequence[str] = ()) -> list[Variant]:
     """The rungs of a recipe whose supervision is the guided distillation.
 
     Every rung keeps the recipe's own arguments (teacher, temperature, weights) and differs in the
-    edges, in which terms are there, and in the bridge. A term that the recipe gives no weight has
-    that of `WEIGHTS`, or 1; terms of the recipe that are on no rung (edge_reg, target_cls) are on
+    edges, in which terms are there, and in the bridge. A term without a weight has that of
+    `WRITTEN`, or 1; terms of the recipe that are on no rung (edge_reg, target_cls) are on
     those with learned edges.
 
     Args:
@@ -113,8 +113,8 @@ def _overlay(recipe: dict[str, Any], name: str) -> dict[str, Any]:
     further = [t for t in ("edge_reg", "target_cls") if (arguments.get("weights") or {}).get(t)]
     terms = {*rung.terms, *(further if rung.edges == "learned" else ())}
     rates = recipe.get("learner", {}).get("part_lr") or {}
-    target = rung.target or arguments.get("target", "fused")
-    if rung.target is None and target == "pooled":  # as the recipe of the best rung has it
+    target = rung.target or arguments.get("target", "pooled")
+    if rung.target is None and target == "pooled":  # as the best rung has it
         target = "fused"
     parts = {"student", *trained_parts(terms, rung.edges, target)}
     overlay: dict[str, Any] = {
@@ -128,7 +128,7 @@ def _overlay(recipe: dict[str, Any], name: str) -> dict[str, Any]:
         overlay["trainer"] = {"max_epochs": 2 * recipe["trainer"]["max_epochs"]}
     if not rung.terms:
         return overlay | {"supervision": {"class_path": public_path(MeanCE)}}
-    usual = {term: given[term] or WEIGHTS[term] or 1.0 for term in given}
+    usual = {term: given[term] or WRITTEN[term] or 1.0 for term in given}
     changes: dict[str, Any] = {
         "edges": rung.edges,
         "weights": {term: usual[term] if term in terms else 0.0 for term in given},

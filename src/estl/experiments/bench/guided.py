@@ -11,7 +11,7 @@ from estl.experiments.bench.students import BUILD, events
 from estl.guidance import ClipTeacher
 from estl.guidance.teacher import quiet_transformers
 from estl.supervision import EdgeGuidedDistillation, MeanCE
-from estl.supervision.terms import WEIGHTS
+from estl.supervision.terms import WRITTEN
 from estl.types import Batch, Supervision
 
 
@@ -40,14 +40,16 @@ SIZES = {
 }  # fmt: skip
 """N-MNIST's recipe, and the sizes of the written design with its ViT-B/16; weights are random."""
 
-FIXED = ("cls", "global_distill", "patch_distill")
+_ALL = {"target": "fused", "weights": WRITTEN | {"edge_reg": 0.0, "logit_distill": 1.0}}
 
 KINDS: dict[str, dict[str, Any] | None] = {
     "events only": None,
-    "fixed CLIP": {"edges": "none", "weights": {n: 0.0 for n in WEIGHTS if n not in FIXED}},
-    "all terms": {"weights": {"global_distill": 5.0, "patch_distill": 3.0}},
-    "all terms, bridge": {"weights": {"global_distill": 5.0, "patch_distill": 3.0}},
+    "fixed CLIP": {"edges": "none"},
+    "all terms": _ALL,
+    "fixed CLIP, bridge": {},
+    "all terms, bridge": _ALL,
 }
+"""What guides a step. With the bridge fixed CLIP is the default of `EdgeGuidedDistillation`."""
 
 
 def teacher(tower: dict[str, Any]) -> ClipTeacher:
@@ -68,8 +70,8 @@ def step(sizes: str, kind: str) -> Work:
     supervision: Supervision = MeanCE()
     if options is not None:
         supervision = EdgeGuidedDistillation(
-            teacher(size.tower), student_dim=size.dim, T=T, edge_grid=size.edge_grid,
-            normalize_targets=True, **options,
+            teacher(size.tower), student_dim=size.dim, T=T, classes=10, edge_grid=size.edge_grid,
+            **options,
         )  # fmt: skip
     torch.manual_seed(0)
     student = BUILD[size.student]()

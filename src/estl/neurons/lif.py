@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from jaxtyping import Float
@@ -60,14 +60,24 @@ class Sigmoid:
         return self.alpha * p * (1.0 - p)
 
 
+def _spike(u: Tensor, surrogate: Surrogate, inclusive: bool) -> Tensor:
+    """Step forward, surrogate backward; the step alone where nothing goes backward."""
+    if u.requires_grad:
+        return cast(Tensor, _Spike.apply(u, surrogate, inclusive))
+    return _step(u, inclusive)
+
+
+def _step(u: Tensor, inclusive: bool) -> Tensor:
+    return ((u >= 0) if inclusive else (u > 0)).to(u.dtype)
+
+
 class _Spike(torch.autograd.Function):
-    """Step forward, surrogate backward."""
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, surrogate: Surrogate, inclusive: bool) -> Tensor:
         ctx.save_for_backward(u)
         ctx.surrogate = surrogate
-        return ((u >= 0) if inclusive else (u > 0)).to(u.dtype)
+        return _step(u, inclusive)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
@@ -150,12 +160,12 @@ def lif_from(
     r = torch.zeros_like(x[0]) if r is None else r
     spikes = []
     for x_t in x:
-        v = decay * r + gain * x_t
-        s: Tensor = _Spike.apply(v - threshold, surrogate, inclusive)
+        v = decay * r + (x_t if gain == 1 else gain * x_t)
+        s = _spike(v - threshold, surrogate, inclusive)
         spikes.append(s)
         s_reset = s.detach() if detach_reset else s
         r = v * (1.0 - s_reset) if reset == "hard" else v - threshold * s_reset
-    return torch.stack(spikes), r
+    return torch.stack(spikes) if len(spikes) > 1 else spikes[0].unsqueeze(0), r
 
 
 class Potentials:

@@ -57,6 +57,8 @@ def per_step(
     >>> per_step(nn.Linear(3, 5), torch.rand(2, 4, 3), folded=False).shape
     torch.Size([2, 4, 5])
     """
+    if x.shape[1] == 1 and not folded:  # a frame of a stream: no time in transposing and joining
+        return layer(_dense(x[:, 0])).unsqueeze(1)
     steps = x.transpose(0, 1)
     if folded:
         return layer(steps.flatten(0, 1)).unflatten(0, steps.shape[:2]).transpose(0, 1)

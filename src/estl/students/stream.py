@@ -54,14 +54,15 @@ class State:
         return State(fresh, cleared(self.total), cleared(self.steps))
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def step(
     student: nn.Module, frame: Float[Tensor, "B C H W"], state: State | None = None
 ) -> tuple[Float[Tensor, "B K"], State]:
     """The mean logits after one more frame, and the state to go on from.
 
     The same bits as those of the whole sequence hold for rows of a batch of the same size, on the
-    same device with the same number of threads: libraries choose kernels by these.
+    same device with the same number of threads: libraries choose kernels by these. It runs in
+    PyTorch's inference mode; who wants gradients of what follows clones the result.
 
     Args:
         student: in eval mode; its neurons are `LIF`.

@@ -16,6 +16,7 @@ def fit(
     output_dir: Path | None = None,
     resume: Path | None = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
+    profile: Annotated[bool, Parameter(negative="")] = False,
     help_all: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Train a student.
@@ -28,6 +29,7 @@ def fit(
         resume: a run folder to continue.
         dry_run: build all parts, train two steps on them, say what they are and how long the run
             would take; nothing is written.
+        profile: train some twenty steps, and say where their time goes; nothing is written.
         help_all: list every key of a recipe.
     """
     from estl.training.recipe import make_parser, parse
@@ -52,6 +54,11 @@ def fit(
         from estl.training.rehearsal import rehearse
 
         print("\n".join(rehearse(config, given).lines()))
+        return
+    if profile:
+        from estl.training.profiling import lines, profiled
+
+        print(lines(profiled(config, given)))
         return
     collector = Collector()
     finished = run_fit(config, given, resume, callbacks=[Pictures()], see=collector)

@@ -72,7 +72,6 @@ def _step(u: Tensor, inclusive: bool) -> Tensor:
 
 
 class _Spike(torch.autograd.Function):
-
     @staticmethod
     def forward(ctx: Any, u: Tensor, surrogate: Surrogate, inclusive: bool) -> Tensor:
         ctx.save_for_backward(u)

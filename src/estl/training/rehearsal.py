@@ -18,6 +18,13 @@ from estl.training.screen import quiet
 from estl.training.trainer import make_trainer, plainly
 from estl.types import Batch, Loss, Output, Supervision
 
+ONCE: dict[str, Any] = {
+    "devices": 1, "num_nodes": 1, "strategy": "auto", "num_sanity_val_steps": 0,
+    "check_val_every_n_epoch": 1, "val_check_interval": 1.0,
+    "enable_progress_bar": False, "enable_model_summary": False,
+}  # fmt: skip
+"""Options of a trainer that only tries a run."""
+
 
 @dataclass(frozen=True)
 class Rehearsal:
@@ -113,11 +120,8 @@ def rehearse(config: Namespace, given: Namespace) -> Rehearsal:
     learner = make_learner(config, parts)
     learner.preparing = 2
     watch = _Watch(parts.supervision)
-    once = {
-        "max_epochs": 1, "max_steps": 2, "devices": 1, "num_nodes": 1, "strategy": "auto",
-        "limit_val_batches": 1 if parts.data.sizes["val"] else 0, "num_sanity_val_steps": 0,
-        "check_val_every_n_epoch": 1, "val_check_interval": 1.0,
-        "enable_progress_bar": False, "enable_model_summary": False,
+    once = ONCE | {
+        "max_epochs": 1, "max_steps": 2, "limit_val_batches": 1 if parts.data.sizes["val"] else 0,
     }  # fmt: skip
     options = config.trainer.as_dict()
     trainer = make_trainer(

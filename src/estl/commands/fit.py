@@ -58,7 +58,7 @@ def fit(
     if profile:
         from estl.training.profiling import lines, profiled
 
-        print(lines(profiled(config, given)))
+        print("\n".join(lines(profiled(config, given))))
         return
     collector = Collector()
     finished = run_fit(config, given, resume, callbacks=[Pictures()], see=collector)

@@ -13,7 +13,6 @@ from lightning import seed_everything
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from estl.report.tables import table
 from estl.supervision import Sum
 from estl.training.learner import Learner
 from estl.training.recipe import build, make_learner
@@ -147,13 +146,13 @@ def profiled(config: Namespace, given: Namespace, steps: int = 20) -> dict[str, 
     return dict(sorted(seconds.items(), key=lambda part: -part[1]))
 
 
-def lines(seconds: dict[str, float]) -> str:
-    """A table of the parts.
+def lines(seconds: dict[str, float]) -> list[str]:
+    """The parts as text.
 
-    >>> print(lines({"backward": 0.03, "student": 0.01}).splitlines()[2])
-    | backward | 30.0      | 75.0 |
+    >>> print(lines({"backward": 0.03, "student": 0.01})[0])
+    backward                30.0 ms a step   75.0 %
     """
     total = sum(seconds.values())
-    rows = [[n, f"{1e3 * s:.1f}", f"{100 * s / total:.1f}"] for n, s in seconds.items()]
-    rows.append(["all", f"{1e3 * total:.1f}", "100.0"])
-    return table(["part", "ms a step", "%"], rows) + f"\nmemory: {peak_memory()} MiB"
+    parts = seconds | {"all": total}
+    found = [f"{n:20} {1e3 * s:7.1f} ms a step  {100 * s / total:5.1f} %" for n, s in parts.items()]
+    return [*found, f"memory: {peak_memory()} MiB"]

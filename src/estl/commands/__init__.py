@@ -16,7 +16,7 @@ from typing import Any
 from cyclopts import App, CycloptsError
 
 from estl.commands.flags import DEFAULTS
-from estl.commands.memory import keep_freed_memory
+from estl.commands.process import keep_freed_memory, wait_without_spinning_long
 
 app = App(
     name="estl",
@@ -61,6 +61,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     args = list(sys.argv[1:] if args is None else args)
     keep_freed_memory()
+    wait_without_spinning_long()
     command = " ".join(["estl", *args[:1]]) if args and not args[0].startswith("-") else "estl"
     try:
         with _stoppable():

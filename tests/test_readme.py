@@ -176,6 +176,7 @@ WORK = (
     "estl.training.run.fit",
     "estl.training.run.test",
     "estl.training.predict.predict",
+    "estl.training.follow.follow",
     "estl.training.reopen.reopen",
     "estl.training.export.export",
     "estl.training.recipe.build_data",

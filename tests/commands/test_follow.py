@@ -161,7 +161,7 @@ def test_standard_input(
     finished = spoken(capsys, words(root, str(file), *spell(CUT)))
     with file.open() as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
-        assert spoken(capsys, words(root, "--follow=-")) == finished
+        assert spoken(capsys, words(root, "--follow", "-")) == finished
     with file.open() as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
         assert main(words(root, "--follow=-")) == 0

@@ -18,7 +18,7 @@ def predict(
     window: str | None = None,
     stride: str | None = None,
     sensor: str | None = None,
-    follow: str | None = None,
+    follow: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     carry: Annotated[bool, Parameter(negative="")] = False,
     until_sure: float | None = None,
     json_lines: Annotated[bool, Parameter(name="--json", negative="")] = False,

@@ -9,7 +9,8 @@ from pathlib import Path
 from estl.data.live import Live
 from estl.data.recorded import view_of
 from estl.data.windows import Cutter, microseconds
-from estl.training.predict import Prediction, Predictor, check_threshold
+from estl.evaluation.early import check_threshold
+from estl.training.predict import Prediction, Predictor
 
 
 def follow(

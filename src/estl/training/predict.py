@@ -14,6 +14,7 @@ from estl.data.frames import normalize
 from estl.data.recorded import read_parts
 from estl.data.windows import Span, microseconds
 from estl.evaluation.accuracy import running_mean
+from estl.evaluation.early import check_threshold
 from estl.students import step
 from estl.students.stream import State
 from estl.training.checkpoint import build_student, part_of, read_checkpoint
@@ -91,12 +92,6 @@ class Predictor:
         probability, label = logits.softmax(-1).max(-1)
         names = [self.classes[k] for k in label.tolist()]
         return list(zip(names, probability.tolist(), strict=True)), seconds, state
-
-
-def check_threshold(until_sure: float | None) -> None:
-    """Raise ValueError for a threshold that is no probability."""
-    if until_sure is not None and not until_sure > 0:
-        raise ValueError(f"until_sure={until_sure}: give a probability, such as 0.95")
 
 
 def predict(

@@ -25,6 +25,7 @@ from estl.data.check import refuse_leaks
 from estl.evaluation.accuracy import Accuracy, evaluate
 from estl.evaluation.attacks import attack, noise, robustness
 from estl.evaluation.diagnostics import diagnose, summary
+from estl.evaluation.early import at, check_threshold, confidences
 from estl.training.checkpoint import read_checkpoint
 from estl.training.history import History
 from estl.training.recipe import Parts, build, make_learner, parse_recipe, plain
@@ -236,6 +237,7 @@ def test(
     attacks: Sequence[str] = (),  # noqa: PT028
     eps: float = 8 / 255,  # noqa: PT028
     noisy: bool = False,  # noqa: PT028
+    until_sure: float | None = None,  # noqa: PT028
     trust: Sequence[str] = (),  # noqa: PT028
 ) -> CheckpointResults:
     """Test the checkpoint `path` on its own data, or on another root of the same layout.
@@ -246,11 +248,14 @@ def test(
         attacks: names of `attacks.attack`, under which accuracy is measured besides.
         eps: their size, a share of each sample's range.
         noisy: whether it is also measured under noise and with a frame dropped.
+        until_sure: probability at which a sample is answered early, for a second accuracy.
         trust: modules that the checkpoint may name beside ESTL's own.
 
     Raises:
-        ValueError: no checkpoint of ESTL, a class that is not trusted, data of other classes.
+        ValueError: no checkpoint of ESTL, a class that is not trusted, data of other classes, a
+            threshold that is no probability.
     """
+    check_threshold(until_sure)
     opened = reopen(path, data_path, trust=trust)
     student, data, recipe = opened.student, opened.data, opened.recipe
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -259,10 +264,14 @@ def test(
         rows = {k: v for name in attacks for k, v in attack(name, eps).items()}
         rows |= noise(sigma=0.1, rate=0.05, dropped=1) if noisy else {}
         disturbed = robustness(student, data.loader("test"), device, rows, recipe["seed"])
+    early = None
+    if until_sure is not None:
+        early = at(*confidences(student, data.loader("test"), device), until_sure)
     return CheckpointResults(
         provenance(data, student, opened.supervision, recipe),
         checkpoint=str(path),
         test=evaluate(student, data.loader("test"), device),
         eps=eps,
         robustness=disturbed,
+        early=early,
     )

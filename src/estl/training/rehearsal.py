@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from estl.data.check import refuse_leaks
 from estl.training.history import start_line
 from estl.training.learner import Learner
-from estl.training.recipe import Parts, build, make_learner
+from estl.training.recipe import Parts, build, make_callbacks, make_learner
 from estl.training.results import peak_memory
 from estl.training.screen import quiet
 from estl.training.trainer import make_trainer, plainly
@@ -119,6 +119,7 @@ def rehearse(config: Namespace, given: Namespace) -> Rehearsal:
         "check_val_every_n_epoch": 1, "val_check_interval": 1.0,
         "enable_progress_bar": False, "enable_model_summary": False,
     }  # fmt: skip
+    make_callbacks(config)  # they are not called: what they write belongs to the run
     options = config.trainer.as_dict()
     trainer = make_trainer(
         options | once, logger=False, enable_checkpointing=False, callbacks=[watch]

@@ -1,7 +1,8 @@
 """What the commands do: train into a run folder, test a checkpoint, predict files.
 
 A run folder holds `config.yaml` (the resolved recipe), `best*.ckpt` and `last.ckpt`, `history.csv`,
-TensorBoard events, and `results.json`, which is written once, at the end.
+what the logger writes (TensorBoard's events), and `results.json`, which is written once, at the
+end.
 """
 
 import itertools
@@ -17,7 +18,6 @@ import yaml
 from jsonargparse import Namespace
 from lightning import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
@@ -28,12 +28,12 @@ from estl.evaluation.diagnostics import diagnose, summary
 from estl.evaluation.early import at, check_threshold, confidences
 from estl.training.checkpoint import read_checkpoint
 from estl.training.history import History
-from estl.training.recipe import Parts, build, make_learner, parse_recipe, plain
+from estl.training.recipe import Parts, build, make_callbacks, make_learner, parse_recipe, plain
 from estl.training.reopen import reopen
 from estl.training.results import CheckpointResults, Results, Weights, peak_memory, provenance
 from estl.training.resume import Aside, aside, going_on, newest_whole, refuse_another, taken
 from estl.training.screen import progress_bars, quiet
-from estl.training.trainer import make_trainer, plainly
+from estl.training.trainer import make_logger, make_trainer, plainly
 from estl.types import Batch, Output
 
 
@@ -107,7 +107,7 @@ def fit(
         given: the part of it that was written down, by file or flag.
         resume: a run folder to continue from its `last.ckpt`, or from another checkpoint there
             where that is damaged (`training.resume`).
-        callbacks: of Lightning, beside the run's own.
+        callbacks: of Lightning, beside the run's own and the recipe's.
         test: whether the test split is read at the end, and the student diagnosed on it.
         see: is called with what the final weights make of every batch of the test split.
 
@@ -157,7 +157,7 @@ def fit(
         options,
         plugins=[*plugins, Aside()],
         default_root_dir=folder,
-        logger=TensorBoardLogger(str(folder), name="", version="tensorboard"),
+        logger=make_logger(config.trainer.logger, folder),
         callbacks=[
             *([best, ValidateLast()] if selects else []),
             last,
@@ -165,6 +165,7 @@ def fit(
             History(folder),
             *bars,
             *callbacks,
+            *make_callbacks(config),
         ],
     )
     parts.data.batch_share(trainer.world_size)  # before other processes are started

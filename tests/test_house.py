@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+import estl
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "estl"
 HEAVY = {"torch", "matplotlib", "plotly", "jinja2"}
@@ -78,7 +80,7 @@ def test_the_facade_and_the_command_line_import_nothing_heavy(module: str) -> No
 def test_the_version_is_the_same_wherever_it_stands() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert citation["version"] == project["version"]
+    assert citation["version"] == project["version"] == estl.__version__
     assert citation["license"] == project["license"]
     assert {"cff-version", "message", "title", "authors"} <= citation.keys()
     newest = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0]

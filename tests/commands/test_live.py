@@ -13,6 +13,7 @@ from estl.evaluation.accuracy import running_mean
 from estl.students import VGGSNN
 from estl.training.predict import predict
 from estl.training.reopen import reopen
+from estl.training.results import CheckpointResults
 from tests.tiny_sets import write_nmnist
 
 
@@ -85,6 +86,40 @@ def test_calibration_is_of_the_validation_split(
     assert found["all_steps"] == pytest.approx(right)
     assert found["samples"] == opened.data.sizes["val"] == len(batch.label)
     assert f"--until-sure {found['threshold']:.6g}" in capsys.readouterr().out
+
+
+def test_a_threshold_is_tested_on_held_out_recordings(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ckpt = run / "run" / "last.ckpt"
+    opened = reopen(ckpt)
+    (batch,) = opened.data.loader("test")
+    with torch.no_grad():
+        shown = running_mean(opened.student(batch.events).logits).softmax(-1)
+    threshold = shown[:, 0].amax(-1).median().item()  # at which half of them leave at once
+    right, last, steps, n = 0, 0, 0, len(batch.label)
+    for one, label in zip(shown, batch.label, strict=True):
+        t = next((t for t in range(4) if one[t].max() >= threshold), 3)
+        right += int(one[t].argmax() == label)
+        last += int(one[-1].argmax() == label)
+        steps += t + 1
+    assert n < steps < 4 * n
+    words = ["test", f"--ckpt={ckpt}", f"--output-dir={tmp_path}"]
+    assert main([*words, f"--until-sure={threshold!r}"]) == 0
+    early = CheckpointResults.read(tmp_path / "test.json").early
+    assert early is not None
+    assert early.accuracy == pytest.approx(right / n)
+    assert early.mean_steps == pytest.approx(steps / n)
+    assert (early.all_steps, early.samples) == (pytest.approx(last / n), n)
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line == (
+        f"at threshold {threshold:.6g}: {100 * right / n:.2f} % after "
+        f"{steps / n:.2f} of 4 steps on average, {100 * (right - last) / n:+.2f} points"
+    )
+    assert main(words) == 0
+    assert CheckpointResults.read(tmp_path / "test.json").early is None
+    assert main([*words, "--until-sure=0"]) == 2
+    assert "until_sure=0" in capsys.readouterr().err
 
 
 def test_percentiles_of_latency() -> None:

@@ -43,3 +43,4 @@ def calibrate(
     print(f"at threshold {found.threshold:.6g}: {100 * found.accuracy:.2f} % ", end="")
     print(f"after {found.mean_steps:.2f} steps on average ({found.samples} samples)")
     print(f"estl predict --ckpt {ckpt} --until-sure {found.threshold:.6g} FILES")
+    print(f"estl test --ckpt {ckpt} --until-sure {found.threshold:.6g}")

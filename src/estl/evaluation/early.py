@@ -39,6 +39,12 @@ class EarlyExit:
     samples: int
 
 
+def check_threshold(until_sure: float | None) -> None:
+    """Raise ValueError for a threshold that is no probability."""
+    if until_sure is not None and not until_sure > 0:
+        raise ValueError(f"until_sure={until_sure}: give a probability, such as 0.95")
+
+
 def at(confidence: Float[Tensor, "n T"], right: Bool[Tensor, "n T"], threshold: float) -> EarlyExit:
     """What `threshold` gives where `right` says after which steps a sample's answer is right."""
     found = stopping(confidence, right, torch.tensor([threshold], dtype=torch.double))

@@ -1,7 +1,8 @@
 """What the commands do: train into a run folder, test a checkpoint, predict files.
 
 A run folder holds `config.yaml` (the resolved recipe), `best*.ckpt` and `last.ckpt`, `history.csv`,
-TensorBoard events, and `results.json`, which is written once, at the end.
+what the logger writes (TensorBoard's events), and `results.json`, which is written once, at the
+end.
 """
 
 import itertools
@@ -17,7 +18,6 @@ import yaml
 from jsonargparse import Namespace
 from lightning import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
@@ -25,14 +25,15 @@ from estl.data.check import refuse_leaks
 from estl.evaluation.accuracy import Accuracy, evaluate
 from estl.evaluation.attacks import attack, noise, robustness
 from estl.evaluation.diagnostics import diagnose, summary
+from estl.evaluation.early import at, check_threshold, confidences
 from estl.training.checkpoint import read_checkpoint
 from estl.training.history import History
-from estl.training.recipe import Parts, build, make_learner, parse_recipe, plain
+from estl.training.recipe import Parts, build, make_callbacks, make_learner, parse_recipe, plain
 from estl.training.reopen import reopen
 from estl.training.results import CheckpointResults, Results, Weights, peak_memory, provenance
 from estl.training.resume import Aside, aside, going_on, newest_whole, refuse_another, taken
 from estl.training.screen import progress_bars, quiet
-from estl.training.trainer import make_trainer, plainly
+from estl.training.trainer import make_logger, make_trainer, plainly
 from estl.types import Batch, Output
 
 
@@ -106,7 +107,7 @@ def fit(
         given: the part of it that was written down, by file or flag.
         resume: a run folder to continue from its `last.ckpt`, or from another checkpoint there
             where that is damaged (`training.resume`).
-        callbacks: of Lightning, beside the run's own.
+        callbacks: of Lightning, beside the run's own and the recipe's.
         test: whether the test split is read at the end, and the student diagnosed on it.
         see: is called with what the final weights make of every batch of the test split.
 
@@ -156,7 +157,7 @@ def fit(
         options,
         plugins=[*plugins, Aside()],
         default_root_dir=folder,
-        logger=TensorBoardLogger(str(folder), name="", version="tensorboard"),
+        logger=make_logger(config.trainer.logger, folder),
         callbacks=[
             *([best, ValidateLast()] if selects else []),
             last,
@@ -164,6 +165,7 @@ def fit(
             History(folder),
             *bars,
             *callbacks,
+            *make_callbacks(config),
         ],
     )
     parts.data.batch_share(trainer.world_size)  # before other processes are started
@@ -236,6 +238,7 @@ def test(
     attacks: Sequence[str] = (),  # noqa: PT028
     eps: float = 8 / 255,  # noqa: PT028
     noisy: bool = False,  # noqa: PT028
+    until_sure: float | None = None,  # noqa: PT028
     trust: Sequence[str] = (),  # noqa: PT028
 ) -> CheckpointResults:
     """Test the checkpoint `path` on its own data, or on another root of the same layout.
@@ -246,11 +249,14 @@ def test(
         attacks: names of `attacks.attack`, under which accuracy is measured besides.
         eps: their size, a share of each sample's range.
         noisy: whether it is also measured under noise and with a frame dropped.
+        until_sure: probability at which a sample is answered early, for a second accuracy.
         trust: modules that the checkpoint may name beside ESTL's own.
 
     Raises:
-        ValueError: no checkpoint of ESTL, a class that is not trusted, data of other classes.
+        ValueError: no checkpoint of ESTL, a class that is not trusted, data of other classes, a
+            threshold that is no probability.
     """
+    check_threshold(until_sure)
     opened = reopen(path, data_path, trust=trust)
     student, data, recipe = opened.student, opened.data, opened.recipe
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -259,10 +265,14 @@ def test(
         rows = {k: v for name in attacks for k, v in attack(name, eps).items()}
         rows |= noise(sigma=0.1, rate=0.05, dropped=1) if noisy else {}
         disturbed = robustness(student, data.loader("test"), device, rows, recipe["seed"])
+    early = None
+    if until_sure is not None:
+        early = at(*confidences(student, data.loader("test"), device), until_sure)
     return CheckpointResults(
         provenance(data, student, opened.supervision, recipe),
         checkpoint=str(path),
         test=evaluate(student, data.loader("test"), device),
         eps=eps,
         robustness=disturbed,
+        early=early,
     )

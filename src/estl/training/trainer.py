@@ -1,11 +1,17 @@
 """Lightning's trainer for a recipe's options; what it refuses is a ValueError of one line."""
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
 
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+
+Logging = Literal["tensorboard", "csv", "wandb"]
 
 
 def make_trainer(options: dict[str, Any], **own: Any) -> Trainer:
@@ -30,6 +36,25 @@ def make_trainer(options: dict[str, Any], **own: Any) -> Trainer:
             f"trainer.accelerator {options.get('accelerator')} with trainer.devices "
             f"{options.get('devices')}: {reason}: correct these, or the key that it names"
         ) from None
+
+
+def make_logger(name: Logging, folder: Path) -> Logger:
+    """Lightning's logger of this name, which writes into a run folder.
+
+    Weights & Biases obeys its own variables: WANDB_MODE=offline keeps a run on this machine.
+
+    Raises:
+        ValueError: wandb is not installed.
+    """
+    if name == "wandb":
+        if find_spec("wandb") is None:
+            raise ValueError("trainer.logger wandb needs wandb: pip install 'estl[wandb]'")
+        return WandbLogger(folder.name, save_dir=folder, project="estl")
+    if name == "csv":  # which empties its folder: a resumed run takes the next one
+        names = itertools.chain(["csv"], (f"csv-{i}" for i in itertools.count(2)))
+        free = next(version for version in names if not (folder / version).exists())
+        return CSVLogger(folder, name="", version=free)
+    return TensorBoardLogger(str(folder), name="", version="tensorboard")
 
 
 @contextmanager

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from estl.data import reading
-from estl.data.reading import GESTURES, interval, read_file, read_labels
+from estl.data.reading import GESTURES, interval, read_labels
+from estl.data.recorded import read_file
 from estl.data.sets.gesture import DVSGesture
 from tests.tiny_sets import TITLE, write_gestures, write_recording
 

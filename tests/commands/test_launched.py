@@ -97,8 +97,8 @@ def test_a_lost_process_is_started_again_and_the_run_goes_on(whole: Path, tmp_pa
         (["train-teacher", *DATA, *TOWER, "--epochs=1"], ["config.json", "teacher.json"]),
         (["tune", *DATA, *STUDENT, "--epochs=1", "--trials=2"], ["trial001/results.json"]),
         (
-            ["compare", *DATA, *STUDENT, "--epochs=1", "--only=plain,tet", "--seeds=0"],
-            ["plain/seed0/results.json", "tet/seed0/results.json", "results.md"],
+            ["compare", *DATA, *STUDENT, "--epochs=1", "--only=plain", "--seeds=0"],
+            ["plain/seed0/results.json", "results.md"],
         ),
         (
             [

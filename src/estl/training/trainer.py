@@ -64,7 +64,8 @@ def plainly() -> Iterator[None]:
                 "num_workers"
             ) from None
         if isinstance(error, dist.DistError) or "gloo" in text:
-            raise OSError(f"another process of this training is gone ({text[:80]})") from None
+            what = "another process of this training is gone, or cannot be reached"
+            raise OSError(f"{what} ({text[:80]})") from None
         raise
 
 

@@ -239,7 +239,7 @@ def read_recipe(path: Path) -> Any:
         raise ValueError(
             f"--config {path} cannot be read: give a recipe (a YAML file, or one of {own})"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         place = getattr(error, "problem_mark", None)
         line = f" at line {place.line + 1}" if place else ""
         raise ValueError(f"{path} is not valid YAML{line}: correct it") from None

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -113,9 +114,16 @@ def write(row: dict[str, float], path: Path) -> None:
     The file is replaced as a whole, so that a run that is killed leaves no half of a line.
     """
     rows: list[dict[str, str]] = []
-    if path.exists():
-        with path.open(newline="") as file:
-            rows = [old for old in csv.DictReader(file) if int(old["epoch"]) < row["epoch"]]
+    try:
+        if path.exists():
+            with path.open(newline="") as file:
+                rows = [old for old in csv.DictReader(file) if int(old["epoch"]) < row["epoch"]]
+    except (KeyError, ValueError, TypeError, csv.Error):
+        pass
+    if len(rows) != (before := int(row["epoch"]) - 1):
+        print(
+            f"{path} is damaged: it has {len(rows)} of the first {before} epochs", file=sys.stderr
+        )
     rows.append({name: f"{value:.6g}" for name, value in row.items()})
     terms = [name for name in dict.fromkeys(n for r in rows for n in r) if name not in LAST]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -30,10 +30,12 @@ RANGES = {
         "data.init_args.T": "--T",
         "data.init_args.batch_size": "--batch-size",
         "trainer.max_epochs": "--epochs",
+        "keep_checkpoints": "--keep-checkpoints",
         "trainer.accumulate_grad_batches": "",
         "trainer.check_val_every_n_epoch": "",
     },
     "at least 0": {
+        "seed": "--seed",
         "data.init_args.num_workers": "",
         "learner.weight_decay": "--weight-decay",
         "learner.warmup": "",
@@ -58,6 +60,9 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="Seed of weights and batch order.")
     parser.add_argument(
         "--output_dir", type=str | None, default=None, help="Run folder (default: a new one)."
+    )
+    parser.add_argument(
+        "--keep_checkpoints", type=int, default=2, help="How many of the last epochs' are kept."
     )
     parser.add_subclass_arguments(
         EventData, "data", skip={"in_channels", "content", "test", "left_out"}

@@ -18,7 +18,6 @@ import yaml
 from jsonargparse import Namespace
 from lightning import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from estl.data.check import refuse_leaks
@@ -28,12 +27,14 @@ from estl.evaluation.diagnostics import diagnose, summary
 from estl.evaluation.early import at, check_threshold, confidences
 from estl.training.checkpoint import read_checkpoint
 from estl.training.history import History
+from estl.training.processes import rank
 from estl.training.recipe import Parts, build, make_callbacks, make_learner, parse_recipe, plain
 from estl.training.reopen import reopen
 from estl.training.results import CheckpointResults, Results, Weights, peak_memory, provenance
 from estl.training.resume import Aside, aside, going_on, newest_whole, refuse_another, taken
 from estl.training.screen import progress_bars, quiet
 from estl.training.trainer import make_logger, make_trainer, plainly
+from estl.training.trouble import Firing, NotFiniteError
 from estl.types import Batch, Output
 
 
@@ -55,24 +56,18 @@ class ValidateLast(Callback):
             trainer.check_val_every_n_epoch = 1
 
 
-def rank() -> int:
-    """Number of this process among those that train together, 0 if it is alone."""
-    return int(getattr(rank_zero_only, "rank", 0))
-
-
 def run_folder(config: Namespace) -> Path:
     """The folder of a new run, not made yet: the one asked for, or the next free one in `runs/`.
 
     Raises:
         ValueError: the folder asked for already holds a run.
     """
-    if rank() > 0:  # the first process has made it
-        folder = os.environ.get("ESTL_RUN_FOLDER", config.output_dir)
-        if folder is None:
-            raise ValueError("several processes share a run: say where with --output-dir FOLDER")
-        return Path(folder)
+    if rank() > 0:  # the first process chooses, and Lightning tells the others
+        return Path(os.environ.get("ESTL_RUN_FOLDER") or config.output_dir or "runs")
     if config.output_dir is not None:
         path = Path(config.output_dir)
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{path} is no folder: choose another --output-dir")
         if taken(path):
             raise ValueError(
                 f"{path} already holds a run: continue it with estl fit --resume {path}, or "
@@ -127,6 +122,7 @@ def fit(
     if not parts.data.allow_leaks:
         refuse_leaks(parts.data)
     learner = make_learner(config, parts)
+    learner.groups()  # refuses rates of parts that there are not, before anything is written
     folder = resume or run_folder(config)
     start = newest_whole(folder) if resume else None
     if start is not None:
@@ -146,7 +142,6 @@ def fit(
         enable_version_counter=False,  # a resumed run writes the same file again
     )
     selects = parts.data.sizes["val"] > 0
-    timer = Timer()
     options = config.trainer.as_dict() | ({} if selects else {"limit_val_batches": 0})
     bars = [] if options["enable_progress_bar"] is False else progress_bars()
     options["enable_progress_bar"] = bool(bars)
@@ -155,14 +150,15 @@ def fit(
     options["enable_model_summary"] = bool(options["enable_model_summary"])  # None: a line instead
     trainer = make_trainer(
         options,
-        plugins=[*plugins, Aside()],
+        plugins=[*plugins, Aside(config.keep_checkpoints)],
         default_root_dir=folder,
         logger=make_logger(config.trainer.logger, folder),
         callbacks=[
             *([best, ValidateLast()] if selects else []),
             last,
-            timer,
+            Timer(),
             History(folder),
+            Firing(),
             *bars,
             *callbacks,
             *make_callbacks(config),
@@ -183,6 +179,8 @@ def fit(
     try:
         with going_on(folder), plainly():
             trainer.fit(learner, parts.data, ckpt_path=start[0] if start else None)
+    except NotFiniteError as error:
+        raise error.kept(Path(last.dirpath or folder)) from None
     finally:
         torch.set_flush_denormal(False)
     if not trainer.is_global_zero:
@@ -190,12 +188,13 @@ def fit(
     paths: dict[Weights, Path] = {"final": folder / "last.ckpt"}
     if selects:
         paths["best_on_validation"] = Path(best.best_model_path)
+    saved = read_checkpoint(paths["final"])  # with `ddp_spawn`, the trainer here knows nothing
     with going_on(folder):
         found, diagnosis = _evaluate(parts, paths, trainer.strategy.root_device, test, folder, see)
     results = Results(
         provenance(parts.data, parts.student, parts.supervision, parts.recipe),
-        epochs=trainer.current_epoch,
-        train_seconds=round(timer.time_elapsed("train"), 1),
+        epochs=saved["epoch"] + 1,
+        train_seconds=round(saved["callbacks"]["Timer"]["time_elapsed"]["train"], 1),
         peak_memory_mib=peak_memory(),
         val=found["val"],
         test=found["test"] or None,

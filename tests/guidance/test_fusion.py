@@ -72,6 +72,25 @@ def test_edges_as_queries_are_the_same_in_one_chunk_or_many(
     torch.testing.assert_close(ours.fuse(*data).gate_mean, gate)
 
 
+def test_the_gate_at_each_patch_and_what_it_lets_in_are_those_of_the_literal_module() -> None:
+    literal, ours = pair(clip_dim=24, edge_dim=5, heads=4)
+    data = torch.randn(2, 9, 24), torch.rand(2, 5, 6, 4), torch.rand(2, 1, 6, 4)
+    asked: list[Tensor] = []
+    literal.gate.register_forward_hook(lambda module, args, out: asked.extend([*args, out]))
+    with torch.no_grad():
+        literal(*data)
+    both, gate = asked
+    found = ours.gates(*data)
+    assert found is not None
+    for b in range(2):
+        for n in range(9):
+            attended = both[b, n, 24:]
+            assert float(found[0][b, n]) == pytest.approx(float(gate[b, n].mean()), abs=1e-5)
+            let_in = float((gate[b, n] * attended).square().sum().sqrt())
+            assert float(found[1][b, n]) == pytest.approx(let_in, abs=1e-5)
+    assert pair(clip_dim=24, edge_dim=5, heads=4, query="edge")[1].gates(*data) is None
+
+
 @pytest.mark.parametrize("query", ["clip", "edge"])
 def test_the_gate_s_mean_is_that_of_the_gate_s_outputs(query: str) -> None:
     _, ours = pair(clip_dim=16, edge_dim=4, heads=2, query=query)

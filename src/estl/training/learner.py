@@ -129,6 +129,7 @@ class Learner(LightningModule):
         self.classes, self.fingerprint = classes, fingerprint
         self.compiled = compiled(student) if compile else None
         self.finite = FiniteCheck()
+        self.terms: dict[str, Tensor] = {}  # of the last step, for the progress bar
         self.warned = False
         self.stepped = 0
         self.preparing: int | None = None  # batches that the supervision is prepared on at most
@@ -164,6 +165,7 @@ class Learner(LightningModule):
         output: Output = (self.compiled or self.student)(batch.events)
         loss: Loss = self.supervision(output, batch)
         self.finite.see(loss)
+        self.terms = {name: value.detach() for name, value in loss.terms.items()}
         if batch_idx % max(1, self.trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
             self.finite.stop()
         values = {f"train/{name}": value for name, value in loss.terms.items()}

@@ -121,6 +121,45 @@ def test_the_slider_changes_the_maps_and_says_the_threshold(tabs: Any) -> None:
     assert plot.screenshot() == before
 
 
+def test_the_slider_of_what_training_changed_changes_its_maps(tabs: Any) -> None:
+    tab = tabs("tse")
+    plot, slider = tab.plot("changes_tse"), tab.page.locator('[data-slides="changes_tse"]')
+    assert slider.input_value() in ("1", "2")  # where most is erased
+    plot.scroll_into_view_if_needed()
+    tab.page.wait_for_timeout(300)
+    last = plot.screenshot()
+    slider.fill("0")
+    tab.page.wait_for_timeout(500)
+    assert plot.screenshot() != last
+    titles = plot.locator(".annotation-text").all_text_contents()
+    assert titles[:3] == ["events", "erasedbefore", "erasedafter"]
+
+
+def test_a_curve_says_its_values_where_one_points_and_is_zoomed_by_dragging(tabs: Any) -> None:
+    tab = tabs("tse")
+    plot, mouse = tab.plot("learning_terms"), tab.page.mouse
+    plot.scroll_into_view_if_needed()
+    box = plot.locator(".nsewdrag").first.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    mouse.move(x, y)
+    tab.page.wait_for_timeout(500)
+    assert "tse" in plot.locator(".hoverlayer").inner_text()
+
+    def span() -> float:
+        low, high = tab.page.evaluate("$('learning_terms').layout.xaxis.range")
+        return float(high - low)
+
+    whole = span()
+    mouse.down()
+    mouse.move(x + box["width"] / 4, y, steps=5)
+    mouse.up()
+    tab.page.wait_for_timeout(500)
+    assert span() == pytest.approx(whole / 4, rel=0.05)
+    mouse.dblclick(x, y)
+    tab.page.wait_for_timeout(800)
+    assert span() == pytest.approx(whole, rel=0.01)
+
+
 def test_the_slider_of_pages_shows_the_page_of_that_epoch(tabs: Any) -> None:
     page = tabs("guided").page
     shown = page.locator(".pages img:visible")

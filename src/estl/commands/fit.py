@@ -39,6 +39,7 @@ def fit(
     from estl.report.collect import Collector
     from estl.report.pictures import Pictures
     from estl.report.run import accuracy_table, finish
+    from estl.report.start import Start
 
     args = list(overrides)
     if resume is not None:
@@ -54,7 +55,7 @@ def fit(
         print("\n".join(rehearse(config, given).lines()))
         return
     collector = Collector()
-    finished = run_fit(config, given, resume, callbacks=[Pictures()], see=collector)
+    finished = run_fit(config, given, resume, callbacks=[Pictures(), Start()], see=collector)
     if finished is not None:
         folder, results = finished
         print(accuracy_table(results))

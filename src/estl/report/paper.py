@@ -70,7 +70,7 @@ def write(sections: Sequence[Section], folder: Path) -> list[Path]:
 
 def _text(text: str) -> str:
     """Text that was meant for plotly.js; matplotlib reads mathematics between dollars."""
-    return html.unescape(text).replace("$", r"\$")
+    return html.unescape(text).replace("$", r"\$").replace("<br>", "\n")
 
 
 def _label(axes: "Axes", figure: Figure) -> None:

@@ -143,7 +143,7 @@ def test_a_curve_says_its_values_where_one_points_and_is_zoomed_by_dragging(tabs
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     mouse.move(x, y)
     tab.page.wait_for_timeout(500)
-    assert "tse" in plot.locator(".hoverlayer").inner_text()
+    assert "tse" in plot.locator(".hoverlayer").text_content()
 
     def span() -> float:
         low, high = tab.page.evaluate("$('learning_terms').layout.xaxis.range")

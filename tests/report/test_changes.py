@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from estl.data.module import ItemData
 from estl.report.collect import findings
 from estl.report.html import render
 from estl.report.parts import Figure, Note, Table
@@ -65,10 +66,12 @@ def test_what_the_check_of_the_data_found_is_told_and_what_is_wrong_is_warned_of
     run: Path, tmp_path: Path
 ) -> None:
     shown = sections(run)["data_section"].parts
-    (table,) = (part for part in shown if isinstance(part, Table))
-    items = [len(split) for split in parts().data.splits.values()]
+    (found,) = (part for part in shown if isinstance(part, Table))
+    data = parts().data
+    assert isinstance(data, ItemData)
+    items = [len(split) for split in data.splits.values()]
     assert max(items) > 20
-    assert {row[0].en: row[1].en for row in table.rows} == {
+    assert {row[0].en: row[1].en for row in found.rows} == {
         "items that were decoded": f"{sum(min(20, n) for n in items)} / {sum(items)}",
         "splits that lack something": "0",
         "recordings without their image": "0",
@@ -82,11 +85,13 @@ def test_what_the_check_of_the_data_found_is_told_and_what_is_wrong_is_warned_of
 
     held = dict(np.load(run / "report.npz"))
     leaking = parts()
-    leaking.data.splits["test"] = [*leaking.data.splits["test"], leaking.data.splits["train"][0]]
-    found = json.loads(str(findings(leaking)["check"]))
-    found["found"]["unreadable"] = [5, *([f"{BAD_NAME}: not whole"] * 3)]
+    assert isinstance(leaking.data, ItemData)
+    splits = leaking.data.splits
+    leaking.data.splits = dict(splits) | {"test": [*splits["test"], splits["train"][0]]}
+    facts = json.loads(str(findings(leaking)["check"]))
+    facts["found"]["unreadable"] = [5, *([f"{BAD_NAME}: not whole"] * 3)]
     folder = Path(shutil.copytree(run, tmp_path / "run"))
-    np.savez_compressed(folder / "report.npz", **(held | {"check": json.dumps(found)}))
+    np.savez_compressed(folder / "report.npz", **(held | {"check": json.dumps(facts)}))
     warning, *_, table = sections(folder)["data_section"].parts
     assert isinstance(table, Table)
     assert isinstance(warning, Note)

@@ -96,7 +96,7 @@ def test_maps_that_are_compared_share_a_scale(run: Path, sweep: Path) -> None:
             for trace in frame["data"]
             if trace["type"] == "heatmap"
         }
-        if kind in ("slides", "cka"):
+        if kind in ("slides", "changes", "cka"):
             assert scales == {(0, 1)}
         if kind == "confusion":
             assert scales == {(0, 100)}
@@ -205,9 +205,13 @@ def test_edges_that_are_none_are_warned_of_on_top_and_pages_have_a_slider(
 def test_tre_shows_channels_and_plain_supervision_shows_where_it_looks(tmp_path: Path) -> None:
     tre = drawn(write_run(tmp_path / "tre", supervision=TRE(theta0=0.3)))
     assert np.nanmax(tre["channels_tre"].data[0]["z"]) > 0
-    plain = drawn(write_run(tmp_path / "plain", supervision=MeanCE()))
-    assert "channels_plain" not in plain
-    assert len(plain["slides_plain"].frames) == 3
+    folder = write_run(tmp_path / "plain", supervision=MeanCE())
+    plain = drawn(folder)
+    assert {"channels_plain", "slides_plain"} & set(plain) == set()
+    assert len(plain["changes_plain"].frames) == 3
+    assert "Dark is" not in plain["changes_plain"].caption.en
+    (folder / "start.npz").unlink()
+    assert len(drawn(folder)["slides_plain"].frames) == 3
 
 
 def test_runs_of_several_seeds_are_one_variant(tmp_path: Path) -> None:

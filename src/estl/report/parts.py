@@ -234,7 +234,7 @@ def lines(
     return Figure(
         name,
         data,
-        layout(xaxis=across, yaxis=vertical, hovermode="x unified"),
+        layout(xaxis=across, yaxis=vertical, hovermode="x unified", hoverdistance=-1),
         caption,
         {"xaxis.title.text": x, "yaxis.title.text": y},
         list(keys.values()),

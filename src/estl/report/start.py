@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,9 @@ class Start(Callback):
         with eval_mode(learner.student), torch.no_grad():
             output = learner.student(batch.events)
             kept = [sample(learner.supervision, output, batch, i) for i in range(len(chosen))]
-        arrays = {f"sample_{key}": np.stack([np.asarray(k[key]) for k in kept]) for key in kept[0]}
+        arrays: dict[str, Any] = {
+            f"sample_{key}": np.stack([np.asarray(one[key]) for one in kept]) for key in kept[0]
+        }
         with aside(folder / FILE) as file:
             np.savez_compressed(file, **arrays)
 

@@ -65,12 +65,14 @@ def changes(variant: Variant, run: Run, variants: Sequence[Variant]) -> Figure |
     layout["margin"]["t"] = 42  # titles of two lines
     keep = held.get("sample_keep")
     start = len(moments) - 1 if keep is None else int((~keep[rows]).sum((0, 2, 3)).argmax())
-    told = [say("changes_plain", name=plain[0].label)] if plain else []
+    told = [say("changes_caption", name=variant.name)]
+    told += [] if keep is None else [say("changes_erased")]
+    told += [say("changes_plain", name=plain[0].label)] if plain else []
     return Figure(
         f"changes_{variant.name}",
         moments[start],
         layout,
-        joined(say("changes_caption", name=variant.name), *told),
+        joined(*told),
         {f"annotations[{i}].text": title for i, title in enumerate(titles)},
         frames=moving(moments),
         steps=[say("step_t", t=t + 1) for t in range(len(moments))],

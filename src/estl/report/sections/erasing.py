@@ -29,8 +29,10 @@ def section(variants: Sequence[Variant]) -> Section | None:
     for variant in variants[:8]:
         run = variant.first(lambda run: "sample_activation" in run.collected)
         if run is not None:
-            parts.append(slides(variant, run))
-            if (changed := changes(variant, run, variants)) is not None:
+            changed = changes(variant, run, variants)
+            if changed is None or "sample_map" in run.collected:
+                parts.append(slides(variant, run))
+            if changed is not None:
                 parts.append(changed)
         run = variant.first(lambda run: "sample_channels" in run.collected)
         if run is not None:

@@ -103,6 +103,25 @@ def test_a_report_opens_and_is_no_wider_than_the_screen(tabs: Any, name: str, wi
     assert page.locator("img:not([alt])").count() == 0
 
 
+def test_on_a_narrow_screen_captions_fit_and_pages_of_pictures_scroll_in_their_place(
+    tabs: Any,
+) -> None:
+    page = tabs("ablation", 400).page
+    captions = page.locator("caption:visible")
+    assert captions.count() > 1
+    for i in range(captions.count()):
+        box = captions.nth(i).bounding_box()
+        assert box["x"] + box["width"] <= 400
+    guided = tabs("guided", 400).page
+    picture, around = guided.locator(".scroll img:visible"), guided.locator(".scroll")
+    assert picture.bounding_box()["width"] > 700  # what is in it can be told
+    assert around.bounding_box()["width"] <= 400
+    around.focus()
+    guided.keyboard.press("ArrowRight")
+    guided.wait_for_timeout(500)
+    assert around.evaluate("(element) => element.scrollLeft") > 0
+
+
 def test_the_slider_changes_the_maps_and_says_the_threshold(tabs: Any) -> None:
     tab = tabs("tse")
     plot, slider = tab.plot("slides_tse"), tab.page.locator('[data-slides="slides_tse"]')

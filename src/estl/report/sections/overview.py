@@ -144,13 +144,14 @@ def facts(run: Run, variants: Sequence[Variant]) -> list[list[Text]]:
     of = run.results.of
     options = {k: v for k, v in run.arguments("data").items() if v is not None}
     sizes = ", ".join(f"{split} {n}" for split, n in of.data.sizes.items())
+    epochs = sorted({r.results.epochs for v in variants for r in v.runs if r.results})
     seeds = sorted({r.seed for v in variants for r in v.runs if r.seed is not None})
     rows = [
         ("data", f"{of.data.name}, {of.data.fingerprint}; {sizes}"),
         ("options", ", ".join(f"{k} {v}" for k, v in options.items() if not isinstance(v, dict))),
         ("student", f"{of.student}, {of.parameters:,}"),
         *(("supervision", f"{v.name}: {supervision(v)}") for v in variants),
-        ("epochs", str(run.results.epochs)),
+        ("epochs", ", ".join(map(str, epochs))),
         ("seeds", ", ".join(map(str, seeds))),
         ("versions", ", ".join(f"{name} {number}" for name, number in of.versions.items())),
         ("machine", of.machine),

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from estl.experiments.bench.supervisions import LiteralFusion
 from estl.guidance import EdgeGuidedFusion, fusion
+from estl.guidance.edges import Edges
 
 
 def pair(**options: Any) -> tuple[nn.Module, EdgeGuidedFusion]:
@@ -80,15 +81,19 @@ def test_the_gate_at_each_patch_and_what_it_lets_in_are_those_of_the_literal_mod
     with torch.no_grad():
         literal(*data)
     both, gate = asked
-    found = ours.gates(*data)
-    assert found is not None
+    patches, features, edges = data
+    found = ours.gates(patches, Edges(edges, features), (3, 3))
     for b in range(2):
         for n in range(9):
             attended = both[b, n, 24:]
-            assert float(found[0][b, n]) == pytest.approx(float(gate[b, n].mean()), abs=1e-5)
+            row, column = divmod(n, 3)
+            assert float(found["gate"][b, row, column]) == pytest.approx(
+                float(gate[b, n].mean()), abs=1e-5
+            )
             let_in = float((gate[b, n] * attended).square().sum().sqrt())
-            assert float(found[1][b, n]) == pytest.approx(let_in, abs=1e-5)
-    assert pair(clip_dim=24, edge_dim=5, heads=4, query="edge")[1].gates(*data) is None
+            assert float(found["added"][b, row, column]) == pytest.approx(let_in, abs=1e-5)
+    asking = pair(clip_dim=24, edge_dim=5, heads=4, query="edge")[1]
+    assert asking.gates(patches, Edges(edges, features), (3, 3)) == {}
 
 
 @pytest.mark.parametrize("query", ["clip", "edge"])

@@ -127,6 +127,8 @@ def test_the_slider_changes_the_maps_and_says_the_threshold(tabs: Any) -> None:
     plot, slider = tab.plot("slides_tse"), tab.page.locator('[data-slides="slides_tse"]')
     said = tab.page.locator('label:has([data-slides="slides_tse"]) output')
     assert slider.input_value() == "1"
+    shown = tab.page.evaluate("$('slides_tse').data[0].source")
+    assert shown.startswith("data:image/png;base64,")
     plot.scroll_into_view_if_needed()
     tab.page.wait_for_timeout(300)
     before, text = plot.screenshot(), said.inner_text()

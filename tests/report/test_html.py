@@ -1,6 +1,8 @@
 """A report is whole, says what is missing, flatters nothing, and runs nothing of the data's."""
 
+import base64
 import html
+import io
 import json
 import re
 import shutil
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+from PIL import Image
 
 from estl.report.html import render, write
 from estl.report.parts import Pages
@@ -47,6 +50,17 @@ def test_the_page_is_one_file_that_asks_for_nothing(run: Path, tmp_path: Path) -
     assert re.findall(r'(?:src|href)="(?!data:|#)', own) == []
     assert "http" not in own
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["report.html"]
+
+
+def test_a_page_holds_every_picture_once(run: Path) -> None:
+    page = render(read_variants([run]))
+    pictures = re.findall(r'"(data:image/png;base64,[^"]+)"', page)
+    assert len(set(pictures)) == len(pictures) > 20
+    held = np.load(run / "report.npz")
+    shown = embedded(page)["slides_one"]["data"][0]["source"]  # the first row's events
+    packed = base64.b64decode(pictures[int(shown)].partition(",")[2])
+    with Image.open(io.BytesIO(packed)) as picture:
+        assert np.array_equal(np.asarray(picture), held["sample_events"][0, 1])
 
 
 def test_text_of_the_data_is_text(run: Path) -> None:

@@ -248,11 +248,9 @@ class Report:
 
 
 def _listed(title: str, entries: Sequence[object]) -> Iterator[str]:
+    more = [f"  and {len(entries) - _SHOWN} more"] if len(entries) > _SHOWN else []
     if entries:
-        yield f"{title}: {len(entries)}"
-        yield from (f"  {entry}" for entry in entries[:_SHOWN])
-        if len(entries) > _SHOWN:
-            yield f"  and {len(entries) - _SHOWN} more"
+        yield from (f"{title}: {len(entries)}", *(f"  {e}" for e in entries[:_SHOWN]), *more)
 
 
 def check(

@@ -13,6 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from estl.guidance.edges import Edges
+
 CHUNK = 4096
 """Number of edge tokens in memory at once where edges are the queries."""
 
@@ -124,20 +126,19 @@ class EdgeGuidedFusion(nn.Module):
 
     @torch.no_grad()
     def gates(
-        self,
-        clip_patches: Float[Tensor, "B N E"],
-        edge_features: Float[Tensor, "B F H W"],
-        edge_map: Float[Tensor, "B 1 H W"],
-    ) -> tuple[Float[Tensor, "B N"], Float[Tensor, "B N"]] | None:
-        """For pictures: how far the gate is open at each patch, the mean of g over channels, and
-        how much it lets in there, |g * a|. None where edges are the queries.
+        self, clip_patches: Float[Tensor, "B N E"], look: Edges | None, grid: tuple[int, int]
+    ) -> dict[str, Float[Tensor, "B h w"]]:
+        """For pictures, on the `grid` of the patches: "gate", how far it is open at each, the mean
+        of g over channels; and "added", how much it lets in there, |g * a|. Nothing without edges,
+        and where edges are the queries.
         """
-        if self.query != "clip":
-            return None
-        edges = self._on_grid(edge_features), self._on_grid(edge_map)
+        if self.query != "clip" or look is None:
+            return {}
+        edges = self._on_grid(look.features), self._on_grid(look.edges)
         attended = self._attend_to_edges(clip_patches, *edges)
         gate = self.gate(torch.cat([clip_patches, attended], dim=-1))
-        return gate.mean(-1), (gate * attended).norm(dim=-1)
+        found = {"gate": gate.mean(-1), "added": (gate * attended).norm(dim=-1)}
+        return {name: values.unflatten(1, grid) for name, values in found.items()}
 
     def _on_grid(self, x: Tensor) -> Tensor:
         """Edges, or their features, as the attention sees them."""

@@ -1,7 +1,6 @@
 """Edge-guided distillation: a student of events learns from a frozen CLIP that sees the images.
 
-All that only training needs is in here: teacher, edge detector, fusion and projectors. The student
-knows nothing of it.
+What only training needs is in here, teacher to projectors: the student knows nothing of it.
 """
 
 from collections.abc import Iterator
@@ -245,23 +244,17 @@ class EdgeGuidedDistillation(Supervision):
     def maps(self, output: Output, batch: Batch) -> Maps:
         """For pictures: the edges and Sobel's, and where teacher and student look, summing to 1.
 
-        Without edges, `edges` is None and the teacher's map is its attention alone. With a fusion
-        that asks from CLIP's side, also its `gates` at each of the teacher's patches.
+        Without edges, `edges` is None and the teacher's map is its attention alone.
         """
         assert batch.image is not None
         tokens, grid = self._tokens(output)
-        seen, look = self.teacher(batch.image), self._look(batch)
-        gates = None
-        if self.fusion is not None and look is not None:
-            gates = self.fusion.gates(seen.patches, look.features, look.edges)
-        gate, added = (None, None) if gates is None else gates
+        seen, look, fusion = self.teacher(batch.image), self._look(batch), self.fusion
         return Maps(
             edges=None if look is None else look.edges,
             sobel=self.sobel.edges(on_frames(batch.image, batch.events)),
             teacher=self._attention(seen, look, grid).unflatten(1, grid),
             student=activation_log_attention(tokens, self.align).exp().unflatten(1, grid),
-            gate=None if gate is None else gate.unflatten(1, self.teacher.grid),
-            added=None if added is None else added.unflatten(1, self.teacher.grid),
+            **({} if fusion is None else fusion.gates(seen.patches, look, self.teacher.grid)),
         )
 
     def _tokens(self, output: Output) -> tuple[Float[Tensor, "B N D"], tuple[int, int]]:

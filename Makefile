@@ -35,6 +35,7 @@ lowest: .venv-lowest/installed
 bench: .venv/installed
 	$(BIN)/estl bench --output-dir runs/bench
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/report.py
 	$(BIN)/python benchmarks/loading.py $(or $(ESTL_SHARED),../shared)/data/nmnist-pairs
 
 check: .venv/installed

@@ -163,6 +163,12 @@ def test_maps_of_a_page_share_absolute_scales(tmp_path: Path) -> None:
     draw(batch, Maps(black, black, even, even), ["a", "b"], tmp_path / "counts.png")
     assert share_of(0.5, tmp_path / "counts.png") == pytest.approx(2.5 * column, rel=0.1)
     assert share_of(1.0, tmp_path / "counts.png") == pytest.approx(column / 2, rel=0.2)
+    half, rising = torch.full((2, 2, 2), 0.5), torch.tensor([0.3, 0.6]).view(2, 1, 1)
+    shown = Maps(black, black, even, even, half, rising.expand(-1, 2, 2))
+    draw(batch, shown, ["a", "b"], tmp_path / "gate.png")  # 9 columns where there were 7
+    gate = 7 / 9 * column
+    assert share_of(0.5, tmp_path / "gate.png") == pytest.approx(4 * gate, rel=0.1)
+    assert share_of(1.0, tmp_path / "gate.png") == pytest.approx(gate, rel=0.2)
 
 
 @pytest.mark.parametrize(

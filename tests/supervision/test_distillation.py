@@ -386,6 +386,8 @@ def test_the_metrics_are_what_they_say(teacher: ClipTeacher) -> None:
     spread = torch.stack([image.std(correction=0) for image in edges.detach()]).mean()
     torch.testing.assert_close(metrics["edge_spread"], spread)
     torch.testing.assert_close(metrics["gate_mean"], fused.gate_mean)
+    assert maps.gate.shape == maps.added.shape == (B, *teacher.grid)
+    torch.testing.assert_close(maps.gate.mean(), fused.gate_mean)
     mean_direction = F.normalize(fused.feature, dim=1).mean(0)
     expected = (1 - mean_direction.square().sum()).sqrt().detach()  # of unit vectors
     torch.testing.assert_close(metrics["target_spread"], expected, atol=1e-4, rtol=1e-3)

@@ -32,9 +32,10 @@ def epoch_of(checkpoint: Path) -> int:
 
 
 def history(run: Path) -> list[dict[str, str]]:
-    """The rows of `history.csv`, but for the seconds."""
+    """The rows of `history.csv`, but for seconds and memory."""
+    apart = dict.fromkeys(("seconds", "step_seconds", "memory_mib"), "")
     with (run / "history.csv").open(newline="") as file:
-        return [row | {"seconds": ""} for row in csv.DictReader(file)]
+        return [row | apart for row in csv.DictReader(file)]
 
 
 @pytest.mark.slow

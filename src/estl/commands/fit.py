@@ -43,6 +43,7 @@ def fit(
     from estl.report.collect import Collector
     from estl.report.pictures import Pictures
     from estl.report.run import accuracy_table, finish
+    from estl.report.start import Start
     from estl.training.processes import restarted
     from estl.training.resume import kept_recipe, taken
 
@@ -66,7 +67,7 @@ def fit(
         print("\n".join(lines(profiled(config, given))))
         return
     collector = Collector()
-    finished = run_fit(config, given, resume, callbacks=[Pictures()], see=collector)
+    finished = run_fit(config, given, resume, callbacks=[Pictures(), Start()], see=collector)
     if finished is not None:
         folder, results = finished
         print(accuracy_table(results))

@@ -101,6 +101,7 @@ class Learner(LightningModule):
             recomputing(student)
         self.compiled = compiled(student) if compile else None
         self.finite = FiniteCheck()
+        self.terms: dict[str, Tensor] = {}  # of the last step, for the progress bar
         self.warned = False
         self.stepped = 0
         self.preparing: int | None = None  # batches that the supervision is prepared on at most
@@ -137,6 +138,7 @@ class Learner(LightningModule):
         loss: Loss = self.supervision(output, batch)
         self.finite.see(loss, batch)
         self.finite.stop(late=2)
+        self.terms = {name: value.detach() for name, value in loss.terms.items()}
         values = {f"train/{name}": value for name, value in loss.terms.items()}
         values["train/loss"] = loss.total
         size = len(batch.label) - batch.unlabeled

@@ -76,7 +76,11 @@ def test_calibration_is_of_the_validation_split(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ckpt = run / "run" / "last.ckpt"
-    assert main(["calibrate", f"--ckpt={ckpt}", f"--output={run / 'early.json'}"]) == 0
+    words = ["calibrate", f"--ckpt={ckpt}", f"--output={run / 'early.json'}"]
+    assert main(words) == 2  # half a point of so few
+    assert "give at least 199 of them, or --tolerance 0." in capsys.readouterr().err
+    assert not (run / "early.json").exists()
+    assert main([*words, "--tolerance=0.2"]) == 0
     found = json.loads((run / "early.json").read_text())
     opened = reopen(ckpt, split="val")
     (batch,) = opened.data.loader("val")

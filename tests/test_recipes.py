@@ -233,7 +233,7 @@ def test_it_fits_resumes_tests_and_predicts(
     held = results["of"]["data"]["sizes"]["val"]
     assert (held == 0) == (recipe["data"]["init_args"].get("val_fraction") == 0)
     assert set(results["test"]) == {"final", *(["best_on_validation"] if held else [])}
-    for weights in Path("run").glob("*.ckpt"):
+    for weights in [Path("run/last.ckpt"), *Path("run").glob("best*.ckpt")]:
         estl("test", f"--ckpt={weights}", "--output-dir=tested")
         kind = "final" if weights.stem == "last" else "best_on_validation"
         found = json.loads(Path("tested/test.json").read_text())["test"]

@@ -108,7 +108,7 @@ calibrate --ckpt={{t}}/nowhere                       | give the best*.ckpt or la
 calibrate --ckpt={{t}}/file --tolerance=x            | for --tolerance: unable to convert "x"
 report                                               | --run requires an argument
 report {{t}}/folder                                  | no run in {{t}}/folder: give a run folder
-watch {{t}}/nowhere                                  | no run in {{t}}/nowhere: give a run folder
+watch {{t}}/nowhere                                  | no folder {{t}}/nowhere: give that of a run
 data nosuch                                          | Available commands: prepare, check
 data check --dataset=nosuch                          | nosuch is not known: choose from
 data check --root={{t}}/folder                       | point --data-path at a folder

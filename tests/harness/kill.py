@@ -112,11 +112,15 @@ def train(values: dict[str, Any], folder: Path) -> None:
     fit(*parse_recipe(values | {"output_dir": str(folder)}), going_on, test=False)
 
 
+MEASURED = ("seconds", "step_seconds", "memory_mib")
+"""Columns of the history that differ from run to run."""
+
+
 def state(folder: Path) -> dict[str, Any]:
     """What has to be the same at the end."""
     saved = read_checkpoint(folder / "last.ckpt")
     with (folder / "history.csv").open(newline="") as file:
-        rows = [row | {"seconds": ""} for row in csv.DictReader(file)]
+        rows = [row | dict.fromkeys(MEASURED, "") for row in csv.DictReader(file)]
     parts = ("epoch", "state_dict", "supervision", "optimizer_states", "lr_schedulers")
     return {part: saved[part] for part in parts} | {"history": rows}
 

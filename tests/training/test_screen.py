@@ -49,7 +49,7 @@ output_dir: {tmp_path / "run"}
     for epoch, text in enumerate(shown[3:], 1):
         assert text.startswith(f"epoch {epoch}/2 ")
         assert ("val    - " in text) == (epoch == 1)
-        for term in ("cls", "global_distill", "patch_distill", "contrastive", "edge_events"):
+        for term in ("cls", "global_distill", "patch_distill", "logit_distill", "edge_events"):
             assert f" {term} " in text
 
 

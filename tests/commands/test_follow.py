@@ -223,7 +223,14 @@ def test_ctrl_c_ends_it_with_the_percentiles(root: Path, tmp_path: Path) -> None
     events = [(1000 * k, k % 20, k % 16, k % 2) for k in range(450)]
     path = write(tmp_path / "x.dat", dat(events, (16, 20)))
     command = [sys.executable, "-m", "estl.commands", *words(root, f"--follow={path}")]
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # What a shell starts in the background ignores Ctrl-C, and so do its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert run.stdout is not None
     first = [run.stdout.readline() for _ in range(3)]  # 450 ms hold three windows that are over
     with path.open("ab") as file:

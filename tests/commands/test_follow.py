@@ -12,15 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from estl.commands import main
 from estl.data import Recordings
 from estl.data.recorded import read_parts
 from estl.evaluation.accuracy import running_mean
-from estl.students import VGGSNN
 from estl.training.checkpoint import load_student
 from tests.encoders import dat, evt3, write
+from tests.small_students import save_changeable
 from tests.tiny_sets import write_recordings
 
 CUT = {"window": "200ms", "stride": "100ms"}
@@ -29,19 +28,10 @@ OPTIONS = {"T": 3, "size": 16, "by": "count", "normalize": "max"}
 
 def save(path: Path, data: dict[str, Any]) -> Path:
     """A checkpoint of a student that answers otherwise after every step."""
-    options = {"layers": [8, "AP", 8], "pooled": True, "classes": 2}
     torch.manual_seed(0)
-    student = VGGSNN(classes=2, layers=(8, "AP", 8), pooled=True)
-    for module in student.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0
-    student(torch.rand(8, 3, 2, 16, 16).round())
-    part = {"class_path": "estl.students.VGGSNN", "init_args": options}
-    recipe = {"data": {"class_path": "estl.data.Recordings", "init_args": data}, "student": part}
-    saved = {"state_dict": student.state_dict(), "classes": ["chair", "cup"], "recipe": recipe}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(saved, path)
-    return path
+    events = torch.rand(8, 3, 2, 16, 16).round()
+    own = {"class_path": "estl.data.Recordings", "init_args": data}
+    return save_changeable(path, events, own, ["chair", "cup"])
 
 
 @pytest.fixture(scope="module")

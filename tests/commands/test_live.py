@@ -5,15 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from estl.commands import main
 from estl.commands.predict import latency
 from estl.evaluation.accuracy import running_mean
-from estl.students import VGGSNN
 from estl.training.predict import predict
 from estl.training.reopen import reopen
 from estl.training.results import CheckpointResults
+from tests.small_students import save_changeable
 from tests.tiny_sets import write_nmnist
 
 
@@ -22,25 +21,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Recordings, and a checkpoint of a student that answers otherwise after every step."""
     folder = tmp_path_factory.mktemp("live")
     write_nmnist(folder / "data", each=8)
-    options = {"layers": [8, "AP", 8], "pooled": True, "classes": 2}
     torch.manual_seed(0)
-    student = VGGSNN(classes=2, layers=(8, "AP", 8), pooled=True)
-    for module in student.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0
-    student(torch.poisson(torch.full((8, 4, 2, 34, 34), 0.01)))
-    recipe = {
-        "seed": 0,
-        "data": {
+    save_changeable(
+        folder / "run" / "last.ckpt",
+        torch.poisson(torch.full((8, 4, 2, 34, 34), 0.01)),
+        {
             "class_path": "estl.data.NMNISTPairs",
             "init_args": {"root": str(folder / "data"), "T": 4, "by": "count", "val_fraction": 0.5},
         },
-        "student": {"class_path": "estl.students.VGGSNN", "init_args": options},
-        "supervision": {"class_path": "estl.supervision.MeanCE", "init_args": {}},
-    }
-    saved = {"state_dict": student.state_dict(), "classes": ["0", "1"], "recipe": recipe}
-    (folder / "run").mkdir()
-    torch.save(saved, folder / "run" / "last.ckpt")
+        ["0", "1"],
+        seed=0,
+        supervision={"class_path": "estl.supervision.MeanCE", "init_args": {}},
+    )
     return folder
 
 

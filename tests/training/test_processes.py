@@ -10,19 +10,19 @@ import torch
 import torch.multiprocessing as mp
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from estl.data.sets.digits import Digits
 from estl.experiments.sweep import gpus
-from estl.guidance.teacher import ClipTeacher, TeacherOutput
 from estl.neurons import LIF
 from estl.supervision import TET, TRE, TSE, EdgeGuidedDistillation, MeanCE, Sum
+from estl.supervision.terms import WRITTEN
 from estl.training import processes
 from estl.training.learner import Learner
 from estl.training.trainer import make_trainer
 from estl.types import Output, Supervision
+from tests.small_teacher import FixedTeacher
 
-D, E = 8, 12
+D = 8
 
 
 class Student(nn.Module):
@@ -45,25 +45,15 @@ class Student(nn.Module):
         return Output(self.head(pooled), x, self.head, pooled, tokens)
 
 
-class Teacher(ClipTeacher):
-    """Fixed features of the image, in place of CLIP's."""
-
-    dim, grid, tower = E, (4, 4), nn.Identity()
-
-    def __init__(self) -> None:
-        nn.Module.__init__(self)
-
-    def forward(self, image: Tensor) -> TeacherOutput:
-        cells = F.adaptive_avg_pool2d(image, self.grid).flatten(2).transpose(1, 2)
-        patches = (cells @ torch.linspace(-9.0, 9.0, 3 * E).view(3, E)).sin()
-        attention = cells.sum(2).mul(3.0).softmax(1).unflatten(1, self.grid)
-        return TeacherOutput(patches.mean(1), patches, attention)
-
-
-def guided(**weights: float) -> EdgeGuidedDistillation:
+def guided(**options: Any) -> EdgeGuidedDistillation:
     """Without the detector's warm-up, whose Adam makes much of the last bit of a small gradient."""
-    ask: dict[str, Any] = {"heads": 2, "positives": "class", "weights": weights}
-    return EdgeGuidedDistillation(Teacher(), student_dim=D, T=3, classes=10, **ask)
+    return EdgeGuidedDistillation(FixedTeacher(), student_dim=D, T=3, classes=10, **options)
+
+
+def fused() -> EdgeGuidedDistillation:
+    """With all terms: contrast has negatives of all processes."""
+    weights = WRITTEN | {"edge_reg": 0.0}
+    return guided(target="fused", heads=2, positives="class", weights=weights)
 
 
 SUPERVISIONS = {
@@ -72,7 +62,8 @@ SUPERVISIONS = {
     "tse": TSE,
     "tre": TRE,
     "guided": guided,
-    "sum": lambda: Sum([TSE(), TET(), guided(cls=0.0)]),
+    "fused": fused,
+    "sum": lambda: Sum([TSE(), TET(), guided(weights={"cls": 0.0})]),
 }
 
 

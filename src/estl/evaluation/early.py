@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from estl.evaluation.confidence import predictions, stopping
+from estl.evaluation.confidence import exits, predictions, stopping
 from estl.types import Batch
 
 CANDIDATES = 1000
@@ -83,17 +83,14 @@ def calibrate(
         raise ValueError("there is nothing to calibrate on: no samples")
     values = (confidence.double() * 1e6).floor().div(1e6).unique().tolist()
     stride = -(-len(values) // CANDIDATES)
-    best = at(confidence, right, 1.01)
-    lost = torch.zeros(len(right), dtype=torch.bool)
+    lowest, lost = 1.01, torch.zeros(len(right), dtype=torch.bool)
     for threshold in reversed(values[::stride]):
-        leaves = confidence >= threshold
-        leaves[:, -1] = True
-        first = leaves.int().argmax(1, keepdim=True)
+        first = exits(confidence, torch.tensor([threshold], dtype=torch.double))
         lost |= right[:, -1] & ~right.gather(1, first).squeeze(1)
         if int(lost.sum()) + 1 > tolerance * (len(lost) + 1):
             break
-        best = at(confidence, right, threshold)
-    return best
+        lowest = threshold
+    return at(confidence, right, lowest)
 
 
 @torch.inference_mode()

@@ -27,12 +27,12 @@ from estl.commands import main
 from estl.commands.flags import RECIPES
 from estl.data.module import with_items
 from estl.data.published import read_lists
-from estl.data.recorded import read_file
 from estl.experiments.ablate import GUIDED, RUNGS, TWICE
 from estl.experiments.compare import EXPERIMENTS, MORE
 from estl.supervision.terms import WEIGHTS
 from estl.training.recipe import build_data, parse_recipe
 from tests import tiny_sets
+from tests.tiny_sets import read_file
 
 Words, Estl = Callable[..., list[str]], Callable[..., str]
 T = 2

@@ -7,10 +7,10 @@ import torch
 
 from estl.data.formats.atis import read_events
 from estl.data.frames import to_frames
-from estl.data.recorded import read_file, read_parts
+from estl.data.recorded import read_parts
 from tests import encoders
 from tests.encoders import as_events, write
-from tests.tiny_sets import picture, write_nmnist
+from tests.tiny_sets import picture, read_file, write_nmnist
 
 NMNIST = ("estl.data.NMNISTPairs", {"T": 4, "by": "time"})
 

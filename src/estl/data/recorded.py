@@ -88,12 +88,6 @@ def view_of(
     return View(init_args["T"], size, by, given)
 
 
-def read_file(path: Path, class_path: str, init_args: Mapping[str, Any]) -> Tensor:
-    """Frames (T,C,H,W) of one whole file; see `read_parts`."""
-    ((_, frames),) = read_parts(path, class_path, init_args)
-    return frames
-
-
 def read_parts(
     path: Path,
     class_path: str,

@@ -7,9 +7,8 @@ import torch
 
 from estl.data import reading
 from estl.data.reading import GESTURES, interval, read_labels
-from estl.data.recorded import read_file
 from estl.data.sets.gesture import DVSGesture
-from tests.tiny_sets import TITLE, write_gestures, write_recording
+from tests.tiny_sets import TITLE, read_file, write_gestures, write_recording
 
 
 def read_whole(path: Path, **options: Any) -> torch.Tensor:

@@ -12,9 +12,8 @@ from torch.nn import functional as F
 from estl.data.formats.atis import read_events
 from estl.data.formats.images import read_rgb, read_size
 from estl.data.reading import extent, seen, sensor_size
-from estl.data.recorded import read_file
 from estl.data.sets.ncaltech101 import NCaltech101Pairs
-from tests.tiny_sets import encode, names_of, write_ncaltech101
+from tests.tiny_sets import encode, names_of, read_file, write_ncaltech101
 
 
 @pytest.fixture

@@ -141,6 +141,10 @@ def test_a_restart_is_known_by_what_launchers_say_of_it(monkeypatch: pytest.Monk
         assert not processes.restarted()
         monkeypatch.setenv(name, "1")
         assert processes.restarted()
+        monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+        assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in processes.stale_store()
+        monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
+        assert processes.stale_store() == ""
         monkeypatch.delenv(name)
 
 

@@ -1,7 +1,7 @@
 """One line an epoch, on the screen and in `history.csv`."""
 
 import csv
-import os
+import io
 import sys
 import time
 from collections import Counter
@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from estl.data.module import EventData
 from estl.training.learner import Learner, owner
 from estl.training.results import peak_memory
+from estl.training.resume import aside
 from estl.types import Supervision
 
 LAST = ("train/loss", "train/acc", "val/acc", "lr", "seconds", "step_seconds", "memory_mib")
@@ -137,13 +138,13 @@ def write(row: dict[str, float], path: Path) -> None:
         )
     rows.append({name: f"{value:.6g}" for name, value in row.items()})
     terms = [name for name in dict.fromkeys(n for r in rows for n in r) if name not in LAST]
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, [*terms, *LAST], restval="")
+    writer.writeheader()
+    writer.writerows(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(".csv.new")
-    with new.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*terms, *LAST], restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(new, path)
+    with aside(path) as file:
+        file.write(table.getvalue().encode())
 
 
 def line(row: dict[str, float], epochs: int | None) -> str:

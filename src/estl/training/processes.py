@@ -50,6 +50,17 @@ def restarted() -> bool:
     return any(int(os.environ.get(name, 0)) > 0 for name in _RESTARTS)
 
 
+def stale_store() -> str:
+    """What to do if processes that were started again look for those before them; "" otherwise.
+
+    torchrun's store of addresses outlives a restart, and a process may read an old address there
+    before the new one has been written. With the variable it makes a store for each start.
+    """
+    if restarted() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return ": start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment"
+    return ""
+
+
 def take_over() -> int:
     """Leave a launcher's group, for a command whose runs are processes of their own.
 

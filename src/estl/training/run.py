@@ -167,7 +167,7 @@ def fit(
     parts.data.batch_share(trainer.world_size)  # before other processes are started
     if rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        for rest in folder.glob("*.ckpt.new"):  # of a run that was killed while it wrote
+        for rest in folder.glob("*.new"):  # of a run that was killed while it wrote
             rest.unlink()
         with aside(folder / "config.yaml") as file:
             file.write(yaml.safe_dump(parts.recipe, sort_keys=False).encode())

@@ -13,7 +13,7 @@ from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
-from estl.training.processes import launched
+from estl.training.processes import launched, stale_store
 
 Logging = Literal["tensorboard", "csv", "wandb"]
 
@@ -90,7 +90,7 @@ def plainly() -> Iterator[None]:
             ) from None
         if isinstance(error, dist.DistError) or "gloo" in text:
             what = "another process of this training is gone, or cannot be reached"
-            raise OSError(f"{what} ({text[:80]})") from None
+            raise OSError(f"{what} ({text[:80]}){stale_store()}") from None
         raise
 
 

@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from estl.data.formats.cifar import read_batch, read_names, read_pickle
+from tests.tiny_sets import pickled, pixels, python2
 
 
 class Evil:
@@ -24,34 +25,8 @@ class Evil:
         return open, (str(self.path), "w")
 
 
-def python2(value: Any) -> bytes:
-    """Opcodes of one value as Python 2 and its numpy wrote them (protocol 2)."""
-    if isinstance(value, dict):
-        pairs = b"".join(python2(k) + python2(v) for k, v in value.items())
-        return b"}(" + pairs + b"u"
-    if isinstance(value, list):
-        return b"](" + b"".join(map(python2, value)) + b"e"
-    if isinstance(value, str):
-        text = value.encode("latin1")
-        return b"U" + bytes([len(text)]) + text
-    if isinstance(value, int):
-        return b"J" + struct.pack("<i", value)
-    text = value.tobytes()
-    minus_one = b"J\xff\xff\xff\xff"
-    dtype = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNN" + 2 * minus_one + b"K\x00tb"
-    return (
-        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01"
-        + (python2(value.shape[0]) + python2(value.shape[1]) + b"\x86" + dtype + b"\x89T")
-        + (struct.pack("<i", len(text)) + text + b"tb")
-    )
-
-
 def write(path: Path, content: dict[str, Any]) -> None:
-    path.write_bytes(b"\x80\x02" + python2(content) + b".")
-
-
-def pixels(n: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (n, 3072), dtype=np.uint8)
+    path.write_bytes(pickled(content))
 
 
 NAMES = [
@@ -139,7 +114,7 @@ def test_what_a_name_stands_for_is_not_changed(tmp_path: Path) -> None:
 
 def array(**changes: Any) -> bytes:
     """A batch whose array says something else of itself."""
-    code = b"\x80\x02" + python2({"labels": [0, 1], "data": pixels(2, 0)}) + b"."
+    code = pickled({"labels": [0, 1], "data": pixels(2, 0)})
     for old, new in changes.values():
         assert old in code
         code = code.replace(old, new, 1)
@@ -152,14 +127,12 @@ BROKEN = {
     "too many rows": array(a=(python2(2) + python2(3072), python2(9) + python2(3072))),
     "column by column": array(a=(b"b\x89T", b"b\x88T")),
     "text": array(a=(b"T" + struct.pack("<i", 6144), b"X" + struct.pack("<i", 6144))),
-    "a label too many": b"\x80\x02" + python2({"labels": [0] * 3, "data": pixels(2, 0)}) + b".",
-    "a label too large": b"\x80\x02" + python2({"labels": [0, 10], "data": pixels(2, 0)}) + b".",
-    "a label that is text": b"\x80\x02"
-    + python2({"labels": ["0", 1], "data": pixels(2, 0)})
-    + b".",
-    "no labels": b"\x80\x02" + python2({"data": pixels(2, 0)}) + b".",
-    "no data": b"\x80\x02" + python2({"labels": []}) + b".",
-    "a list": b"\x80\x02" + python2([1]) + b".",
+    "a label too many": pickled({"labels": [0] * 3, "data": pixels(2, 0)}),
+    "a label too large": pickled({"labels": [0, 10], "data": pixels(2, 0)}),
+    "a label that is text": pickled({"labels": ["0", 1], "data": pixels(2, 0)}),
+    "no labels": pickled({"data": pixels(2, 0)}),
+    "no data": pickled({"labels": []}),
+    "a list": pickled([1]),
     "truncated": array()[:-100],
     "empty": b"",
 }

@@ -55,7 +55,7 @@ class Learner(LightningModule):
             norms, neurons and poolings: a third less time for a small VGGSNN, after a first step of
             half a minute and more (minutes for a deep student at many steps).
         recompute: whether the student's layers are computed again in the backward pass, with only
-            spikes kept in between: a third more time, a fraction of the memory.
+            spikes kept in between: two fifths more time, memory that hardly grows with T.
         recipe: the resolved configuration, kept in the checkpoint.
         classes: class names in the order of the labels, kept in the checkpoint.
         fingerprint: of the data, kept in the checkpoint.

@@ -17,7 +17,7 @@ import functools
 import os
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -94,35 +94,52 @@ class _FusedLIF(torch.autograd.Function):
         ctx.order, ctx.options = memory_order(x), options
         decay, gain, threshold, hard, _, _, inclusive = options
         flat = rows(x.detach(), ctx.order)
-        spikes, v = _run(_forward, flat, decay, gain, threshold, hard, inclusive)
+        spikes, v = run(_forward, flat, decay, gain, threshold, hard, inclusive)
         ctx.save_for_backward(v)
         return unrows(spikes, x.shape, ctx.order)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # create_graph=True
-            raise RuntimeError(
-                "the fused LIF has no second derivative: set ESTL_COMPILE=0, the plain scan has one"
-            )
+        refuse_second_derivative()
         (v,) = ctx.saved_tensors
         (grad,) = grads
-        grad_x = _run(_backward, rows(grad.detach(), ctx.order), v, *ctx.options)
+        grad_x = run(_backward, rows(grad.detach(), ctx.order), v, *ctx.options)
         return unrows(grad_x, grad.shape, ctx.order), *(None for _ in ctx.options)
+
+
+def refuse_second_derivative() -> None:
+    """RuntimeError within a backward pass with `create_graph`."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "the fused LIF has no second derivative: set ESTL_COMPILE=0, the plain scan has one"
+        )
 
 
 def _forward(
     x: Tensor, decay: float, gain: float, threshold: float, hard: bool, inclusive: bool
 ) -> tuple[Tensor, Tensor]:
     """Spikes and potential before the reset, both (T,M), of x (T,M)."""
+    spikes, potential = scan(list(x), decay, gain, threshold, hard, inclusive)
+    return torch.stack(spikes), torch.stack(potential)
+
+
+def scan(
+    x: Sequence[Tensor], decay: float, gain: float, threshold: float, hard: bool, inclusive: bool
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Spikes and potential before the reset of each step.
+
+    >>> scan([torch.tensor([0.8])] * 3, 0.5, 1.0, 1.0, True, False)[0]
+    [tensor([0.]), tensor([1.]), tensor([0.])]
+    """
     r = torch.zeros_like(x[0])
     spikes, potential = [], []
-    for t in range(x.shape[0]):
-        v = decay * r + gain * x[t]
+    for x_t in x:
+        v = decay * r + gain * x_t
         s = _fires(v - threshold, inclusive)
         spikes.append(s)
         potential.append(v)
         r = v * (1.0 - s) if hard else v - threshold * s
-    return torch.stack(spikes), torch.stack(potential)
+    return spikes, potential
 
 
 def _backward(
@@ -136,27 +153,45 @@ def _backward(
     surrogate: Callable[[Tensor], Tensor],
     inclusive: bool,
 ) -> Tensor:
-    """Gradient of x from the gradient of the spikes, both (T,M).
+    """Gradient of x from the gradient of the spikes, both (T,M)."""
+    options = (decay, gain, threshold, hard, detach_reset, surrogate, inclusive)
+    return torch.stack(scan_back(list(grad), list(potential), *options))
+
+
+def scan_back(
+    grad: Sequence[Tensor],
+    potential: Sequence[Tensor],
+    decay: float,
+    gain: float,
+    threshold: float,
+    hard: bool,
+    detach_reset: bool,
+    surrogate: Callable[[Tensor], Tensor],
+    inclusive: bool,
+) -> list[Tensor]:
+    """Gradient of each step's x from those of the spikes.
 
         ds = grad_t - dr * v_t            (hard;  soft: dr * threshold;  detached: nothing)
         dv = ds * surrogate(v_t - threshold) + dr * (1 - s_t)                  (soft: + dr)
         dx = gain * dv,    dr of step t-1 = decay * dv
 
     from the last step, whose dr is 0, to the first.
+
+    >>> from estl.neurons import Triangle
+    >>> one = torch.tensor([1.0])
+    >>> scan_back([one, one], [one, one], 0.5, 1.0, 1.0, True, False, Triangle(), False)
+    [tensor([1.]), tensor([1.])]
     """
-    steps = potential.shape[0]
     grad_x = []
     dr = torch.zeros_like(grad[0])
-    for t in reversed(range(steps)):
-        v = potential[t]
+    for v, ds in zip(reversed(potential), reversed(grad), strict=True):
         u = v - threshold
-        ds = grad[t]
         if not detach_reset:
             ds = ds - (dr * v if hard else dr * threshold)
         dv = ds * surrogate(u) + (dr * (1.0 - _fires(u, inclusive)) if hard else dr)
         grad_x.append(gain * dv)
         dr = decay * dv
-    return torch.stack(grad_x[::-1])
+    return grad_x[::-1]
 
 
 def _fires(u: Tensor, inclusive: bool) -> Tensor:
@@ -203,15 +238,21 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
-def _run(function: Callable[..., Any], *args: Any) -> Any:
-    """`function(*args)`, compiled if that is possible."""
-    flat: Tensor = args[0]
-    device = flat.device.type
-    if device in _no_compiler or flat.shape[1] < 2:  # 0 and 1 cannot be dynamic
+def run(function: Callable[..., Any], *args: Any) -> Any:
+    """`function(*args)`, compiled if that is possible.
+
+    Tensors are (T,...), one compilation for any sizes after T, or vectors of any length.
+
+    >>> run(torch.add, torch.ones(2, 1), torch.ones(2, 1)).tolist()    # too small to compile for
+    [[2.0], [2.0]]
+    """
+    device = args[0].device.type
+    tensors = [arg for arg in args if isinstance(arg, Tensor)]
+    dims = [(tensor, d) for tensor in tensors for d in range(min(1, tensor.ndim - 1), tensor.ndim)]
+    if device in _no_compiler or any(x.shape[d] < 2 for x, d in dims):  # these cannot be dynamic
         return function(*args)
-    for arg in args:
-        if isinstance(arg, Tensor):
-            torch._dynamo.mark_dynamic(arg, 1)
+    for tensor, d in dims:
+        torch._dynamo.mark_dynamic(tensor, d)
     try:
         with torch.autocast(device, enabled=False):  # or its state would cause a recompilation
             return _compiled(function)(*args)

@@ -208,6 +208,15 @@ class Potentials:
 _carried: ContextVar[Potentials | None] = ContextVar("potentials", default=None)
 
 
+def carried() -> Potentials | None:
+    """The potentials from which calls of a `LIF` go on, if any.
+
+    >>> carried() is None
+    True
+    """
+    return None if torch.compiler.is_dynamo_compiling() else _carried.get()
+
+
 def _check(decay: float, gain: float, threshold: float, reset: str) -> None:
     if not 0 <= decay <= 1:
         raise ValueError(f"decay={decay}: the share of the potential that survives is in [0, 1]")
@@ -270,14 +279,14 @@ class LIF(nn.Module):
     def forward(self, x: Float[Tensor, "B T *shape"]) -> Float[Tensor, "rows T *shape"]:
         """Spikes of `x` over dimension 1; more rows than `x` where `Potentials` carries more."""
         x = x.transpose(0, 1)
-        carried = None if torch.compiler.is_dynamo_compiling() else _carried.get()
-        if carried is None and worthwhile(x):
+        potentials = carried()
+        if potentials is None and worthwhile(x):
             return fused_lif(x, **self.options).transpose(0, 1)
         order = memory_order(x)  # which the spikes keep
-        if carried is None:
+        if potentials is None:
             spikes = unrows(lif(rows(x, order), **self.options), x.shape, order)
         else:
-            spikes = carried.scan(x, **self.options)
+            spikes = potentials.scan(x, **self.options)
             spikes = unrows(rows(spikes, order), spikes.shape, order)
         return spikes.transpose(0, 1)
 

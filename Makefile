@@ -35,6 +35,7 @@ lowest: .venv-lowest/installed
 bench: .venv/installed
 	$(BIN)/estl bench --output-dir runs/bench
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/report.py
 	$(BIN)/python benchmarks/loading.py $(or $(ESTL_SHARED),../shared)/data/nmnist-pairs
 
 check: .venv/installed
@@ -53,6 +54,11 @@ peers: .venv/installed
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[export]"
 	$(BIN)/pip install --quiet --no-deps -r requirements-peers.txt
 
+# The documentation as a site, in build/site; a dead link fails.
+docs: .venv/installed
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
@@ -67,4 +73,4 @@ peers: .venv/installed
 clean:
 	rm -rf .venv .venv-lowest build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: demo test fast other-processor lowest bench check format peers clean
+.PHONY: demo test fast other-processor lowest bench check format peers docs clean

@@ -3,9 +3,13 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
+
+import estl
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "estl"
@@ -71,3 +75,13 @@ def test_no_file_is_longer_than_300_lines() -> None:
 def test_the_facade_and_the_command_line_import_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; sys.exit(not {HEAVY}.isdisjoint(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_version_is_the_same_wherever_it_stands() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == project["version"] == estl.__version__
+    assert citation["license"] == project["license"]
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    newest = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0]
+    assert newest == "Unreleased" or newest.startswith(f"{project['version']} (")

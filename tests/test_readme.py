@@ -70,6 +70,28 @@ def test_both_languages_have_the_same_headings_tables_and_code(
         assert english == chinese > 0, line
 
 
+def anchors(page: Path) -> set[str]:
+    """What the headings of a page are linked by, as GitHub names them."""
+    titles = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_between_pages_lead_to_what_is_there(page: Path) -> None:
+    dead = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        if not link.startswith("http") and (
+            not target.exists() or (anchor and anchor not in anchors(target))
+        ):
+            dead.append(link)
+    assert dead == []
+
+
 FIGURE = re.compile(r"\d+\.\d+|\d+(?= ?%)")
 """A decimal number or a percentage."""
 
@@ -176,6 +198,7 @@ WORK = (
     "estl.training.run.fit",
     "estl.training.run.test",
     "estl.training.predict.predict",
+    "estl.training.follow.follow",
     "estl.training.reopen.reopen",
     "estl.training.export.export",
     "estl.training.recipe.build_data",

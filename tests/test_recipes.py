@@ -27,12 +27,12 @@ from estl.commands import main
 from estl.commands.flags import RECIPES
 from estl.data.module import with_items
 from estl.data.published import read_lists
-from estl.data.reading import read_file
 from estl.experiments.ablate import GUIDED, RUNGS, TWICE
 from estl.experiments.compare import EXPERIMENTS, MORE
 from estl.supervision.terms import WEIGHTS
 from estl.training.recipe import build_data, parse_recipe
 from tests import tiny_sets
+from tests.tiny_sets import read_file
 
 Words, Estl = Callable[..., list[str]], Callable[..., str]
 T = 2
@@ -233,7 +233,7 @@ def test_it_fits_resumes_tests_and_predicts(
     held = results["of"]["data"]["sizes"]["val"]
     assert (held == 0) == (recipe["data"]["init_args"].get("val_fraction") == 0)
     assert set(results["test"]) == {"final", *(["best_on_validation"] if held else [])}
-    for weights in Path("run").glob("*.ckpt"):
+    for weights in [Path("run/last.ckpt"), *Path("run").glob("best*.ckpt")]:
         estl("test", f"--ckpt={weights}", "--output-dir=tested")
         kind = "final" if weights.stem == "last" else "best_on_validation"
         found = json.loads(Path("tested/test.json").read_text())["test"]
@@ -246,7 +246,11 @@ def test_it_fits_resumes_tests_and_predicts(
     predict = ["predict", "--ckpt=run/last.ckpt", str(path)]
     if not items:
         assert set_of(name) in ("Digits", "CIFAR 10", "CIFAR 100")
-        assert "has no event files to predict" in estl(*predict, fails=True)
+        if set_of(name) == "Digits":  # sees recordings of any sensor, whose size has to be known
+            assert "--sensor 720x1280" in estl(*predict, fails=True)
+            assert len(estl(*predict, "--sensor=34x34").splitlines()) == 1 + T
+        else:
+            assert "has no recordings to predict" in estl(*predict, fails=True)
         return
     frames = read_file(path, saved["data"]["class_path"], saved["data"]["init_args"])
     assert frames.sum() > 0

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from estl.data.reading import sensor_size
+from estl.data.recorded import read_parts
 from tests.encoders import aedat4, evt3
 
 Event = tuple[int, int, int, int]
@@ -232,3 +234,9 @@ def write_images(folder: Path, labels: str = "chair cup", each: int = 5, seed: i
         for i in range(1, each + 1):
             picture(folder / label / f"image_{i:04d}.jpg", 20, 16, seed=seed + 10 * k + i)
     return folder
+
+
+def read_file(path: Path, class_path: str, init_args: dict[str, Any]) -> Tensor:
+    """Frames (T,C,H,W) of one whole file."""
+    ((_, frames),) = read_parts(path, class_path, init_args)
+    return frames

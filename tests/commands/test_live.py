@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from estl.commands import main
 from estl.commands.predict import latency
 from estl.evaluation.accuracy import running_mean
-from estl.students import VGGSNN
 from estl.training.predict import predict
 from estl.training.reopen import reopen
+from estl.training.results import CheckpointResults
+from tests.small_students import save_changeable
 from tests.tiny_sets import write_nmnist
 
 
@@ -21,25 +21,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Recordings, and a checkpoint of a student that answers otherwise after every step."""
     folder = tmp_path_factory.mktemp("live")
     write_nmnist(folder / "data", each=8)
-    options = {"layers": [8, "AP", 8], "pooled": True, "classes": 2}
     torch.manual_seed(0)
-    student = VGGSNN(classes=2, layers=(8, "AP", 8), pooled=True)
-    for module in student.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0
-    student(torch.poisson(torch.full((8, 4, 2, 34, 34), 0.01)))
-    recipe = {
-        "seed": 0,
-        "data": {
+    save_changeable(
+        folder / "run" / "last.ckpt",
+        torch.poisson(torch.full((8, 4, 2, 34, 34), 0.01)),
+        {
             "class_path": "estl.data.NMNISTPairs",
             "init_args": {"root": str(folder / "data"), "T": 4, "by": "count", "val_fraction": 0.5},
         },
-        "student": {"class_path": "estl.students.VGGSNN", "init_args": options},
-        "supervision": {"class_path": "estl.supervision.MeanCE", "init_args": {}},
-    }
-    saved = {"state_dict": student.state_dict(), "classes": ["0", "1"], "recipe": recipe}
-    (folder / "run").mkdir()
-    torch.save(saved, folder / "run" / "last.ckpt")
+        ["0", "1"],
+        seed=0,
+        supervision={"class_path": "estl.supervision.MeanCE", "init_args": {}},
+    )
     return folder
 
 
@@ -75,7 +68,11 @@ def test_calibration_is_of_the_validation_split(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ckpt = run / "run" / "last.ckpt"
-    assert main(["calibrate", f"--ckpt={ckpt}", f"--output={run / 'early.json'}"]) == 0
+    words = ["calibrate", f"--ckpt={ckpt}", f"--output={run / 'early.json'}"]
+    assert main(words) == 2  # half a point of so few
+    assert "give at least 199 of them, or --tolerance 0." in capsys.readouterr().err
+    assert not (run / "early.json").exists()
+    assert main([*words, "--tolerance=0.2"]) == 0
     found = json.loads((run / "early.json").read_text())
     opened = reopen(ckpt, split="val")
     (batch,) = opened.data.loader("val")
@@ -85,6 +82,40 @@ def test_calibration_is_of_the_validation_split(
     assert found["all_steps"] == pytest.approx(right)
     assert found["samples"] == opened.data.sizes["val"] == len(batch.label)
     assert f"--until-sure {found['threshold']:.6g}" in capsys.readouterr().out
+
+
+def test_a_threshold_is_tested_on_held_out_recordings(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ckpt = run / "run" / "last.ckpt"
+    opened = reopen(ckpt)
+    (batch,) = opened.data.loader("test")
+    with torch.no_grad():
+        shown = running_mean(opened.student(batch.events).logits).softmax(-1)
+    threshold = shown[:, 0].amax(-1).median().item()  # at which half of them leave at once
+    right, last, steps, n = 0, 0, 0, len(batch.label)
+    for one, label in zip(shown, batch.label, strict=True):
+        t = next((t for t in range(4) if one[t].max() >= threshold), 3)
+        right += int(one[t].argmax() == label)
+        last += int(one[-1].argmax() == label)
+        steps += t + 1
+    assert n < steps < 4 * n
+    words = ["test", f"--ckpt={ckpt}", f"--output-dir={tmp_path}"]
+    assert main([*words, f"--until-sure={threshold!r}"]) == 0
+    early = CheckpointResults.read(tmp_path / "test.json").early
+    assert early is not None
+    assert early.accuracy == pytest.approx(right / n)
+    assert early.mean_steps == pytest.approx(steps / n)
+    assert (early.all_steps, early.samples) == (pytest.approx(last / n), n)
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line == (
+        f"at threshold {threshold:.6g}: {100 * right / n:.2f} % after "
+        f"{steps / n:.2f} of 4 steps on average, {100 * (right - last) / n:+.2f} points"
+    )
+    assert main(words) == 0
+    assert CheckpointResults.read(tmp_path / "test.json").early is None
+    assert main([*words, "--until-sure=0"]) == 2
+    assert "until_sure=0" in capsys.readouterr().err
 
 
 def test_percentiles_of_latency() -> None:

@@ -97,7 +97,7 @@ def test_every_item_is_drawn_equally_often() -> None:
 
 
 def test_bad_requests_are_refused() -> None:
-    with pytest.raises(ValueError, match="fraction=1"):
+    with pytest.raises(ValueError, match=r"fraction is 1\.0: give a share"):
         split_items(ITEMS, 1.0)
     with pytest.raises(ValueError, match=r"per_class=2: class 'eel' has 1 to 1"):
         select_items(ITEMS, 2)

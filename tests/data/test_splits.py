@@ -138,6 +138,10 @@ def test_a_name_may_be_a_number_or_a_range(tmp_path: Path) -> None:
         picked(tmp_path, "0001-0003", "cat/0003-0004")
     with pytest.raises(ValueError, match=r"train 1: '9-6' is no item"):
         picked(tmp_path, "9-6")
+    with pytest.raises(ValueError, match=r"train 1: '0-9999999' is more than 1000000 names"):
+        picked(tmp_path, "0-9999999")
+    with pytest.raises(ValueError, match=r"train 1: '9999.* is no item"):
+        picked(tmp_path, 60_000 * "9")  # was looked at for minutes
 
 
 @pytest.mark.parametrize(

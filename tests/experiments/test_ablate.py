@@ -175,6 +175,10 @@ def test_another_recipe_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     recipe = keep_recipe(args, tmp_path)
     assert keep_recipe(args, tmp_path) == recipe
     assert recipe["data"]["class_path"] == "estl.data.Digits"
+    other = keep_recipe([*args, "--learner.lr=0.25"], tmp_path)  # it cannot have started a run
+    assert keep_recipe(args, tmp_path) != other
+    (tmp_path / "full" / "seed0").mkdir(parents=True)
+    (tmp_path / "full" / "seed0" / "last.ckpt").touch()
     with pytest.raises(ValueError, match="holds another recipe"):
         keep_recipe([*args, "--learner.lr=0.5"], tmp_path)
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from estl.experiments.bench.supervisions import LiteralFusion
 from estl.guidance import EdgeGuidedFusion, fusion
+from estl.guidance.edges import Edges
 
 
 def pair(**options: Any) -> tuple[nn.Module, EdgeGuidedFusion]:
@@ -70,6 +71,29 @@ def test_edges_as_queries_are_the_same_in_one_chunk_or_many(
     for name in whole:
         torch.testing.assert_close(parts[name], whole[name], atol=1e-5, rtol=1e-4, msg=name)
     torch.testing.assert_close(ours.fuse(*data).gate_mean, gate)
+
+
+def test_the_gate_at_each_patch_and_what_it_lets_in_are_those_of_the_literal_module() -> None:
+    literal, ours = pair(clip_dim=24, edge_dim=5, heads=4)
+    data = torch.randn(2, 9, 24), torch.rand(2, 5, 6, 4), torch.rand(2, 1, 6, 4)
+    asked: list[Tensor] = []
+    literal.gate.register_forward_hook(lambda module, args, out: asked.extend([*args, out]))
+    with torch.no_grad():
+        literal(*data)
+    both, gate = asked
+    patches, features, edges = data
+    found = ours.gates(patches, Edges(edges, features), (3, 3))
+    for b in range(2):
+        for n in range(9):
+            attended = both[b, n, 24:]
+            row, column = divmod(n, 3)
+            assert float(found["gate"][b, row, column]) == pytest.approx(
+                float(gate[b, n].mean()), abs=1e-5
+            )
+            let_in = float((gate[b, n] * attended).square().sum().sqrt())
+            assert float(found["added"][b, row, column]) == pytest.approx(let_in, abs=1e-5)
+    asking = pair(clip_dim=24, edge_dim=5, heads=4, query="edge")[1]
+    assert asking.gates(patches, Edges(edges, features), (3, 3)) == {}
 
 
 @pytest.mark.parametrize("query", ["clip", "edge"])

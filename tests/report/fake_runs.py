@@ -2,19 +2,26 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import yaml
 from torch import nn
 
+from estl.data.module import ItemData
 from estl.data.sets.digits import Digits
 from estl.evaluation.accuracy import evaluate
 from estl.evaluation.diagnostics import diagnose, summary
 from estl.report.collect import Collector
+from estl.report.html import sections_of
+from estl.report.parts import Figure, Section
+from estl.report.sources import read_variants
+from estl.report.start import Start
 from estl.students import VGGSNN
 from estl.supervision import TSE, MeanCE
 from estl.training.history import write
+from estl.training.learner import Learner
 from estl.training.recipe import Parts
 from estl.training.results import Results, provenance
 from estl.types import Supervision
@@ -35,7 +42,10 @@ def parts(supervision: Supervision | None = None, seed: int = 0) -> Parts:
         "seed": seed,
         "data": {"class_path": "estl.data.Digits", "init_args": {"T": 3}},
         "supervision": {"class_path": "estl.supervision.TSE", "init_args": {"tau_f": 0.05}},
+        "trainer": {"max_epochs": 4},
     }
+    if isinstance(supervision, MeanCE):
+        recipe["supervision"] = {"class_path": "estl.supervision.MeanCE"}
     return Parts(data, student, supervision or TSE(tau_f=0.05), recipe)
 
 
@@ -47,15 +57,18 @@ def write_run(
     **columns: float,
 ) -> Path:
     """Fill a run folder; `columns` of the history grow by their epoch."""
-    run = parts(supervision, seed)
+    run, untrained = parts(supervision, seed), parts(supervision, seed + 100)
     seen, collector = list(run.data.loader("test")), Collector()
-    run.data.classes = (BAD_NAME, *run.data.classes[1:])
     folder.mkdir(parents=True)
+    assert isinstance(run.data, ItemData)
+    Start().write(Learner(untrained.student, untrained.supervision), run.data, folder)
+    run.data.classes = (BAD_NAME, *run.data.classes[1:])
     for epoch in range(1, epochs + 1):
         row = {"epoch": float(epoch), "train/tse": 2.0 / epoch, "train/loss": 2.0 / epoch}
         row |= {name: value * epoch for name, value in columns.items()}
         row |= {"watch/erased": 0.1, "gradient/student": 0.5, "train/acc": epoch / 10}
-        write(row | {"val/acc": epoch / 20, "lr": 0.01, "seconds": 1.0}, folder / "history.csv")
+        row |= {"val/acc": epoch / 20, "lr": 0.01, "seconds": 1.0}
+        write(row | {"step_seconds": 0.1, "memory_mib": 90 + epoch}, folder / "history.csv")
     student: nn.Module = run.student
     diagnosis = diagnose(
         student, seen, DEVICE, run.supervision, lambda output, batch: collector(run, output, batch)
@@ -95,3 +108,21 @@ def write_page(folder: Path, epoch: int) -> None:
     (folder / "pictures").mkdir(exist_ok=True)
     gray = np.full((20, 60, 3), 10 * epoch, np.uint8)
     Image.fromarray(gray).save(folder / "pictures" / f"epoch_{epoch:03d}.png")
+
+
+def sections(*paths: Path) -> dict[str, Section]:
+    """The sections of a report by name."""
+    return {section.name: section for section in sections_of(read_variants(paths))}
+
+
+def drawn(*paths: Path) -> dict[str, Figure]:
+    """The figures of a report by name."""
+    found = [part for section in sections(*paths).values() for part in section.parts]
+    return {part.name: part for part in found if isinstance(part, Figure)}
+
+
+def shown_at(figure: Figure, position: int) -> list[dict[str, Any]]:
+    """All traces of a figure where its slider is at a position."""
+    frame = figure.frames[position]
+    moved = dict(zip(frame["traces"], frame["data"], strict=True))
+    return [moved.get(i, trace) for i, trace in enumerate(figure.data)]

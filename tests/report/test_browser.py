@@ -103,11 +103,32 @@ def test_a_report_opens_and_is_no_wider_than_the_screen(tabs: Any, name: str, wi
     assert page.locator("img:not([alt])").count() == 0
 
 
+def test_on_a_narrow_screen_captions_fit_and_pages_of_pictures_scroll_in_their_place(
+    tabs: Any,
+) -> None:
+    page = tabs("ablation", 400).page
+    captions = page.locator("caption:visible")
+    assert captions.count() > 1
+    for i in range(captions.count()):
+        box = captions.nth(i).bounding_box()
+        assert box["x"] + box["width"] <= 400
+    guided = tabs("guided", 400).page
+    picture, around = guided.locator(".scroll img:visible"), guided.locator(".scroll")
+    assert picture.bounding_box()["width"] > 700  # what is in it can be told
+    assert around.bounding_box()["width"] <= 400
+    around.focus()
+    guided.keyboard.press("ArrowRight")
+    guided.wait_for_timeout(500)
+    assert around.evaluate("(element) => element.scrollLeft") > 0
+
+
 def test_the_slider_changes_the_maps_and_says_the_threshold(tabs: Any) -> None:
     tab = tabs("tse")
     plot, slider = tab.plot("slides_tse"), tab.page.locator('[data-slides="slides_tse"]')
     said = tab.page.locator('label:has([data-slides="slides_tse"]) output')
     assert slider.input_value() == "1"
+    shown = tab.page.evaluate("$('slides_tse').data[0].source")
+    assert shown.startswith("data:image/png;base64,")
     plot.scroll_into_view_if_needed()
     tab.page.wait_for_timeout(300)
     before, text = plot.screenshot(), said.inner_text()
@@ -119,6 +140,45 @@ def test_the_slider_changes_the_maps_and_says_the_threshold(tabs: Any) -> None:
     slider.fill("1")
     tab.page.wait_for_timeout(500)
     assert plot.screenshot() == before
+
+
+def test_the_slider_of_what_training_changed_changes_its_maps(tabs: Any) -> None:
+    tab = tabs("tse")
+    plot, slider = tab.plot("changes_tse"), tab.page.locator('[data-slides="changes_tse"]')
+    assert slider.input_value() in ("1", "2")  # where most is erased
+    plot.scroll_into_view_if_needed()
+    tab.page.wait_for_timeout(300)
+    last = plot.screenshot()
+    slider.fill("0")
+    tab.page.wait_for_timeout(500)
+    assert plot.screenshot() != last
+    titles = plot.locator(".annotation-text").all_text_contents()
+    assert titles[:3] == ["events", "erasedbefore", "erasedafter"]
+
+
+def test_a_curve_says_its_values_where_one_points_and_is_zoomed_by_dragging(tabs: Any) -> None:
+    tab = tabs("tse")
+    plot, mouse = tab.plot("learning_terms"), tab.page.mouse
+    plot.scroll_into_view_if_needed()
+    box = plot.locator(".nsewdrag").first.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    mouse.move(x, y)
+    tab.page.wait_for_timeout(500)
+    assert "tse" in plot.locator(".hoverlayer").text_content()
+
+    def span() -> float:
+        low, high = tab.page.evaluate("$('learning_terms').layout.xaxis.range")
+        return float(high - low)
+
+    whole = span()
+    mouse.down()
+    mouse.move(x + box["width"] / 4, y, steps=5)
+    mouse.up()
+    tab.page.wait_for_timeout(500)
+    assert span() == pytest.approx(whole / 4, rel=0.05)
+    mouse.dblclick(x, y)
+    tab.page.wait_for_timeout(800)
+    assert span() == pytest.approx(whole, rel=0.01)
 
 
 def test_the_slider_of_pages_shows_the_page_of_that_epoch(tabs: Any) -> None:

@@ -1,5 +1,8 @@
 """What a run leaves for a person at its end, and what it must not lose for that."""
 
+import html
+import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -14,12 +17,13 @@ from estl.evaluation.diagnostics import diagnose
 from estl.report import paper
 from estl.report.collect import Collector
 from estl.report.html import sections_of
+from estl.report.parts import Figure
 from estl.report.run import finish
-from estl.report.sources import read_variants
+from estl.report.sources import COLORS, read_variants
 from estl.supervision import TSE, Sum
 from estl.supervision.tse import tse_keep
 from estl.types import Batch, Output
-from tests.report.fake_runs import DEVICE, parts, write_run
+from tests.report.fake_runs import DEVICE, parts, write_run, write_sweep
 
 
 def test_what_is_collected_is_what_the_network_says() -> None:
@@ -84,6 +88,64 @@ def test_figures_for_a_paper_have_its_widths_and_bring_their_letters(
         assert read_variants([folder])[0].color.lower() in drawn
 
 
+def test_a_figure_for_a_paper_says_its_axes_and_has_no_title(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(paper.STYLE, "svg.fonttype", "none")  # letters stay letters
+    found = sections_of(read_variants([write_run(tmp_path / "run")]))
+    sections = [section for section in found if section.name in ("learning", "time")]
+    paper.write(sections, tmp_path)
+    figures = [part for s in sections for part in s.parts if isinstance(part, Figure)]
+    for figure in figures:
+        if sum(key.startswith("xaxis") for key in figure.layout) > 1:
+            continue
+        stem = re.sub(r"[^\w+-]+", "-", figure.name)
+        said = re.findall(r"<text[^>]*>([^<]*)<", (tmp_path / f"{stem}-page.svg").read_text())
+        words = {re.sub(r" \(.*\)$", "", text).strip() for text in said}
+        titles = [title.en for title in figure.texts.values()]
+        keys = [key.label.en for key in figure.keys]
+        known = {html.escape(text, quote=False) for text in titles + keys}
+        assert {word for word in words if re.search("[a-z]{2}", word)} <= known, figure.name
+        assert known & words, figure.name
+
+
+def lab(color: str, sees: np.ndarray) -> np.ndarray:
+    """CIE L*a*b* (D65) of a color as somebody sees it, by a matrix on linear RGB."""
+    rgb = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array(
+        [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    )
+    xyz = to_xyz @ np.clip(sees @ linear, 0, 1) / np.array([0.9505, 1.0, 1.089])
+    x, y, z = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("sees", ["all", "protanopia", "deuteranopia"])
+def test_the_color_blind_tell_the_colors_of_six_variants_apart(sees: str) -> None:
+    # Machado, Oliveira and Fernandes (2009), severity 1.
+    matrices = {
+        "all": np.eye(3),
+        "protanopia": np.array(
+            [
+                [0.152286, 1.052583, -0.204868],
+                [0.114503, 0.786281, 0.099216],
+                [-0.003882, -0.048116, 1.051998],
+            ]
+        ),
+        "deuteranopia": np.array(
+            [
+                [0.367322, 0.860646, -0.227968],
+                [0.280085, 0.672501, 0.047413],
+                [-0.011820, 0.042940, 0.968881],
+            ]
+        ),
+    }
+    seen = [lab(color, matrices[sees]) for color in COLORS[:6]]
+    apart = [np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]]
+    assert min(apart) > 10  # 2.3 is a just noticeable difference
+
+
 def test_a_run_that_goes_on_is_reported_after_each_epoch_until_it_is_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,11 +161,50 @@ def test_a_run_that_goes_on_is_reported_after_each_epoch_until_it_is_finished(
             (folder / "history.csv").write_text("".join(lines))
         if len(written) == 3:
             (folder / "results.json").write_text((whole / "results.json").read_text())
+        if len(written) == 4:  # what a run writes last
+            shutil.copy(whole / "report.npz", folder)
+        assert len(written) < 9
 
     monkeypatch.setattr("time.sleep", train)
     assert main(["watch", str(folder), "--every", "5"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 3
-    assert written[0] == written[1] < written[2] < (folder / "report.html").stat().st_mtime_ns
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert written[0] == written[1] < written[2] < written[3] < written[4]
+    assert "errors_by_class" in (folder / "report.html").read_text()
+
+
+def test_a_sweep_is_watched_until_its_own_results_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, folder = write_sweep(tmp_path / "whole", seeds=1), tmp_path / "sweep"
+    folder.mkdir()
+    looks = 0
+
+    def train(_: float) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 1:  # nothing had begun at the first look
+            assert list(folder.iterdir()) == []
+            (folder / "1" / "seed0").mkdir(parents=True)
+            shutil.copy(whole / "1" / "seed0" / "history.csv", folder / "1" / "seed0")
+        if looks == 2:  # all runs that are there have ended, and the sweep has not
+            shutil.copytree(whole / "1", folder / "1", dirs_exist_ok=True)
+        if looks == 4:
+            shutil.copytree(whole / "6", folder / "6")
+        if looks == 5:
+            (folder / "results.md").touch()
+            (folder / "results.json").write_text((whole / "results.json").read_text())
+        assert looks < 9
+
+    monkeypatch.setattr("time.sleep", train)
+    assert main(["watch", str(folder)]) == 0
+    assert looks == 6
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert '"6: what 6 is"' in (folder / "report.html").read_text()
+
+
+def test_only_a_folder_can_be_watched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["watch", str(tmp_path / "none")]) == 2
+    assert "no folder" in capsys.readouterr().err
 
 
 def test_the_command_refuses_a_folder_without_a_run(

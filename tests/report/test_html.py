@@ -1,6 +1,8 @@
 """A report is whole, says what is missing, flatters nothing, and runs nothing of the data's."""
 
+import base64
 import html
+import io
 import json
 import re
 import shutil
@@ -10,36 +12,13 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+from PIL import Image
 
-from estl.report.html import SECTIONS, render, write
-from estl.report.parts import Figure, Pages, Section
+from estl.report.html import render, write
+from estl.report.parts import Pages
 from estl.report.sources import Variant, read_variants
 from estl.supervision import TRE, MeanCE
-from tests.report.fake_runs import BAD_NAME, write_page, write_run, write_sweep
-
-FILES = ["results.json", "history.csv", "config.yaml", "diagnostics.json", "report.npz"]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    columns = {"watch/edge_counts": -0.1, "watch/edge_spread": 0.1}
-    return write_run(tmp_path_factory.mktemp("runs") / "one", **columns)
-
-
-@pytest.fixture(scope="module")
-def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_sweep(tmp_path_factory.mktemp("sweep") / "all")
-
-
-def sections(*paths: Path) -> dict[str, Section]:
-    variants = read_variants(paths)
-    found = [s for part in SECTIONS if (s := part.section(variants)) is not None]
-    return {section.name: section for section in found}
-
-
-def drawn(*paths: Path) -> dict[str, Figure]:
-    parts = [part for section in sections(*paths).values() for part in section.parts]
-    return {part.name: part for part in parts if isinstance(part, Figure)}
+from tests.report.fake_runs import BAD_NAME, drawn, sections, shown_at, write_page, write_run
 
 
 def embedded(page: str) -> dict[str, Any]:
@@ -59,7 +38,7 @@ def test_every_section_is_there_and_plotly_takes_every_figure(run: Path, sweep: 
         for figure in figures.values():
             go.Figure({"data": figure["data"], "layout": figure["layout"]})
             for frame in figure["frames"]:
-                assert len(frame["data"]) == len(figure["data"])
+                assert len(frame["data"]) == len(frame["traces"])
                 go.Figure({"data": frame["data"]})
 
 
@@ -73,41 +52,15 @@ def test_the_page_is_one_file_that_asks_for_nothing(run: Path, tmp_path: Path) -
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["report.html"]
 
 
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("half", [False, True])
-def test_a_missing_or_half_written_file_is_named(
-    run: Path, tmp_path: Path, name: str, half: bool
-) -> None:
-    folder = Path(shutil.copytree(run, tmp_path / "run"))
-    path = folder / name
-    if half:
-        whole = path.read_bytes()
-        path.write_bytes(whole[: len(whole) // 3])
-        if name == "history.csv":  # a table that is cut off is a table still
-            path.write_bytes(b"")
-        if name == "config.yaml":
-            path.write_bytes(b"seed: [1,")
-    else:
-        path.unlink()
-    page = render(read_variants([folder]))
-    reason = "cannot be read in 1 run(s)" if half else "is missing in 1 run(s)"
-    assert f"{name} {reason}" in page
-    others = [other for other in FILES if other != name]
-    assert not any(f"{other} is missing" in page for other in others)
-    assert not any(f"{other} cannot" in page for other in others)
-
-
-def test_a_table_that_is_cut_off_gives_its_whole_lines(run: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(run, tmp_path / "run"))
-    text = (folder / "history.csv").read_text()
-    (folder / "history.csv").write_text(text[:-20])
-    (variant,) = read_variants([folder])
-    assert variant.runs[0].history["epoch"].tolist() == [1, 2, 3]
-
-
-def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="give a run folder"):
-        read_variants([tmp_path])
+def test_a_page_holds_every_picture_once(run: Path) -> None:
+    page = render(read_variants([run]))
+    pictures = re.findall(r'"(data:image/png;base64,[^"]+)"', page)
+    assert len(set(pictures)) == len(pictures) > 20
+    held = np.load(run / "report.npz")
+    shown = embedded(page)["slides_one"]["data"][0]["source"]  # the first row's events
+    packed = base64.b64decode(pictures[int(shown)].partition(",")[2])
+    with Image.open(io.BytesIO(packed)) as picture:
+        assert np.array_equal(np.asarray(picture), held["sample_events"][0, 1])
 
 
 def test_text_of_the_data_is_text(run: Path) -> None:
@@ -117,7 +70,7 @@ def test_text_of_the_data_is_text(run: Path) -> None:
     assert ticks[0] == html.escape(
         BAD_NAME, quote=False
     )  # plotly.js unescapes it, and no tag is left
-    assert all("<" not in text for text in strings(embedded(page)))
+    assert all("<" not in text.replace("<br>", "") for text in strings(embedded(page)))
 
 
 def strings(value: Any) -> list[str]:
@@ -157,10 +110,19 @@ def test_maps_that_are_compared_share_a_scale(run: Path, sweep: Path) -> None:
             for trace in frame["data"]
             if trace["type"] == "heatmap"
         }
-        if kind in ("slides", "cka"):
+        if kind in ("slides", "changes", "cka"):
             assert scales == {(0, 1)}
         if kind == "confusion":
             assert scales == {(0, 100)}
+
+
+def test_the_axis_of_a_correlation_is_that_of_all_correlations(run: Path, tmp_path: Path) -> None:
+    assert drawn(run)["guidance_edges"].layout["yaxis"]["range"] == [-1.02, 1.02]
+    for seed in (0, 1):
+        write_run(tmp_path / f"guided-seed{seed}", seed, **{"watch/edge_counts": 0.2})
+    figure = drawn(*tmp_path.iterdir())["guidance_edge_counts"]
+    assert figure.layout["yaxis"]["range"] == [-0.02, 1.02]
+    assert "from -0.02 to 1.02" in figure.caption.en
 
 
 def test_firing_rates_of_variants_share_a_scale(sweep: Path, tmp_path: Path) -> None:
@@ -175,14 +137,6 @@ def test_firing_rates_of_variants_share_a_scale(sweep: Path, tmp_path: Path) -> 
     assert len({(trace["zmin"], trace["zmax"]) for trace in maps}) == 1
 
 
-def test_a_teacher_beside_the_runs_is_none_of_them(sweep: Path, tmp_path: Path) -> None:
-    sweep = shutil.copytree(sweep, tmp_path / "all")
-    (sweep / "teacher").mkdir()
-    (sweep / "teacher" / "history.csv").write_text("epoch,train/loss\n1,2.0\n")
-    (sweep / "teacher" / "teacher.json").write_text("{}")
-    assert [variant.name for variant in read_variants([sweep])] == ["1", "6"]
-
-
 def test_the_slider_shows_what_is_erased_where_the_map_reaches_the_threshold(run: Path) -> None:
     (variant,) = read_variants([run])
     held = variant.runs[0].collected
@@ -190,7 +144,7 @@ def test_the_slider_shows_what_is_erased_where_the_map_reaches_the_threshold(run
     assert not held["sample_keep"].all()
     figure = drawn(run)["slides_one"]
     assert [text.en[:5] for text in figure.steps] == ["t = 1", "t = 2", "t = 3"]
-    frame = figure.frames[2]["data"]
+    frame = shown_at(figure, 2)
     covered = [t for t in frame if t["type"] == "heatmap" and t.get("hoverinfo") == "skip"]
     maps = [t for t in frame if t["type"] == "heatmap" and t["opacity"] == 1.0]
     assert len(covered) == len(maps) == 4
@@ -200,6 +154,30 @@ def test_the_slider_shows_what_is_erased_where_the_map_reaches_the_threshold(run
         threshold = held["sample_threshold"][row][1]
         near = np.abs(np.array(seen["z"]) - threshold) < 2e-3  # maps are kept in half precision
         assert ((np.array(seen["z"]) >= threshold) == dark)[~near].all()
+
+
+def test_curves_of_rates_gradients_time_and_memory_are_those_of_the_history(
+    run: Path, sweep: Path
+) -> None:
+    one, many = drawn(run), drawn(sweep)
+    assert one["learning_rates"].data[0]["y"] == [0.01] * 4
+    assert one["learning_gradients"].data[0]["y"] == [0.5] * 4
+    assert one["curve_step"].data[0]["y"] == [0.1] * 4
+    gibibytes = [mebibytes / 1024 for mebibytes in (91, 92, 93, 94)]
+    assert one["curve_memory"].data[0]["y"] == pytest.approx(gibibytes, rel=1e-4)
+    for name in ("curve_lr", "curve_gradient", "curve_step", "curve_memory", "curve_seconds"):
+        assert len(many[name].data) == 6  # two seeds and their mean, of two variants
+        assert [len(key.traces) for key in many[name].keys] == [3, 3]
+
+
+def test_weighted_terms_that_variants_share_are_laid_over_each_other(tmp_path: Path) -> None:
+    terms = {"train/cls": 1.0, "train/kl": 0.5}
+    write_run(tmp_path / "1", **terms)
+    write_run(tmp_path / "2", **terms)
+    figures = drawn(tmp_path / "1", tmp_path / "2")
+    assert [trace["y"] for trace in figures["curve_term_kl"].data] == [[0.5, 1, 1.5, 2]] * 2
+    assert {"curve_term_cls", "curve_term_tse"} <= set(figures)
+    assert "curve_term_loss" not in figures
 
 
 def test_one_seed_has_the_interval_of_its_samples_and_no_deviation_of_zero(run: Path) -> None:
@@ -229,11 +207,11 @@ def test_edges_that_are_none_are_warned_of_on_top_and_pages_have_a_slider(
     folder = Path(shutil.copytree(run, tmp_path / "guided"))
     for epoch in range(1, 9):
         write_page(folder, epoch)
-    parts = sections(folder)["guidance"].parts
-    assert parts[0].kind == "note"
-    assert parts[0].warning
-    assert "inverted" in parts[0].text.en
-    (pages,) = (part for part in parts if isinstance(part, Pages))
+    found = sections(folder)["guidance"].parts
+    assert found[0].kind == "note"
+    assert found[0].warning
+    assert "inverted" in found[0].text.en
+    (pages,) = (part for part in found if isinstance(part, Pages))
     assert len(pages.pictures) == 5
     assert [text.en for _, text in pages.pictures][::4] == ["after epoch 1", "after epoch 8"]
 
@@ -241,9 +219,13 @@ def test_edges_that_are_none_are_warned_of_on_top_and_pages_have_a_slider(
 def test_tre_shows_channels_and_plain_supervision_shows_where_it_looks(tmp_path: Path) -> None:
     tre = drawn(write_run(tmp_path / "tre", supervision=TRE(theta0=0.3)))
     assert np.nanmax(tre["channels_tre"].data[0]["z"]) > 0
-    plain = drawn(write_run(tmp_path / "plain", supervision=MeanCE()))
-    assert "channels_plain" not in plain
-    assert len(plain["slides_plain"].frames) == 3
+    folder = write_run(tmp_path / "plain", supervision=MeanCE())
+    plain = drawn(folder)
+    assert {"channels_plain", "slides_plain"} & set(plain) == set()
+    assert len(plain["changes_plain"].frames) == 3
+    assert "Dark is" not in plain["changes_plain"].caption.en
+    (folder / "start.npz").unlink()
+    assert len(drawn(folder)["slides_plain"].frames) == 3
 
 
 def test_runs_of_several_seeds_are_one_variant(tmp_path: Path) -> None:

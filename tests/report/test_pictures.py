@@ -20,6 +20,7 @@ from estl.guidance.watch import Maps
 from estl.report.pictures import Pictures, choose, draw, first_saccade, guided_part
 from estl.students import VGGSNN
 from estl.supervision import TSE, EdgeGuidedDistillation, MeanCE, Sum
+from estl.supervision.terms import WRITTEN
 from estl.training.learner import Learner, owner
 from estl.types import Batch, Supervision
 from tests.tiny_sets import write_cifar10
@@ -28,7 +29,8 @@ from tests.tiny_sets import write_cifar10
 def guided(folder: Path, **options: Any) -> EdgeGuidedDistillation:
     tower = ClipTower(10, image_size=16, patch=8, dim=16, depth=1, heads=2)
     tower.tower.save_pretrained(folder)
-    return EdgeGuidedDistillation(folder, student_dim=8, T=3, heads=2, **options)
+    fused: dict[str, Any] = {"target": "fused", "weights": WRITTEN | {"edge_reg": 0.0}, "heads": 2}
+    return EdgeGuidedDistillation(folder, student_dim=8, T=3, **fused | options)
 
 
 def fit(supervision: Supervision, folder: Path, data: EventData | None = None) -> Trainer:
@@ -69,7 +71,11 @@ def test_a_guided_run_has_a_page_every_few_epochs_and_at_the_end(tmp_path: Path)
 @pytest.mark.slow
 def test_a_guided_run_on_direct_coded_images_has_its_pages(tmp_path: Path) -> None:
     data = CIFAR(write_cifar10(tmp_path), T=2, images=True, val_fraction=0.2)
-    fit(guided(tmp_path / "teacher", edges="written"), tmp_path, data)
+    fit(
+        guided(tmp_path / "teacher", edges="written", weights=WRITTEN | {"edge_events": 0.0}),
+        tmp_path,
+        data,
+    )
     assert len(list((tmp_path / "pictures").iterdir())) == 2
 
 
@@ -163,6 +169,12 @@ def test_maps_of_a_page_share_absolute_scales(tmp_path: Path) -> None:
     draw(batch, Maps(black, black, even, even), ["a", "b"], tmp_path / "counts.png")
     assert share_of(0.5, tmp_path / "counts.png") == pytest.approx(2.5 * column, rel=0.1)
     assert share_of(1.0, tmp_path / "counts.png") == pytest.approx(column / 2, rel=0.2)
+    half, rising = torch.full((2, 2, 2), 0.5), torch.tensor([0.3, 0.6]).view(2, 1, 1)
+    shown = Maps(black, black, even, even, half, rising.expand(-1, 2, 2))
+    draw(batch, shown, ["a", "b"], tmp_path / "gate.png")  # 9 columns where there were 7
+    gate = 7 / 9 * column
+    assert share_of(0.5, tmp_path / "gate.png") == pytest.approx(4 * gate, rel=0.1)
+    assert share_of(1.0, tmp_path / "gate.png") == pytest.approx(gate, rel=0.2)
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from estl.guidance import ClipTeacher
 from estl.guidance.grid import resample
-from estl.guidance.teacher import TeacherOutput
 from estl.guidance.watch import COLLAPSED
 from estl.supervision import TSE, Sum
 from estl.supervision.distillation import EdgeGuidedDistillation
 from estl.supervision.terms import WEIGHTS
 from estl.supervision.terms import WRITTEN as WRITTEN_WEIGHTS
 from estl.types import Batch, Loss, Output
+from tests.small_teacher import FixedTeacher
 
 B, T, D, K, E, GRID = 4, 3, 8, 5, 32, (3, 3)
 WRITTEN: dict[str, Any] = {
@@ -386,6 +386,8 @@ def test_the_metrics_are_what_they_say(teacher: ClipTeacher) -> None:
     spread = torch.stack([image.std(correction=0) for image in edges.detach()]).mean()
     torch.testing.assert_close(metrics["edge_spread"], spread)
     torch.testing.assert_close(metrics["gate_mean"], fused.gate_mean)
+    assert maps.gate.shape == maps.added.shape == (B, *teacher.grid)
+    torch.testing.assert_close(maps.gate.mean(), fused.gate_mean)
     mean_direction = F.normalize(fused.feature, dim=1).mean(0)
     expected = (1 - mean_direction.square().sum()).sqrt().detach()  # of unit vectors
     torch.testing.assert_close(metrics["target_spread"], expected, atol=1e-4, rtol=1e-3)
@@ -617,21 +619,6 @@ def test_frames_that_are_pictures_have_no_events_to_learn_edges_from(teacher: Cl
         make(teacher)(output, batch)
     loss = make(teacher, weights={"edge_events": 0.0})(output, batch)
     assert loss.total.isfinite()
-
-
-class FixedTeacher(ClipTeacher):
-    """A function of each image in place of a tower, so that the ranks start quickly."""
-
-    dim, grid, tower = E, (4, 4), nn.Identity()
-
-    def __init__(self) -> None:
-        nn.Module.__init__(self)
-
-    def forward(self, image: Tensor) -> TeacherOutput:
-        cells = F.adaptive_avg_pool2d(image, self.grid).flatten(2).transpose(1, 2)
-        patches = (cells @ torch.linspace(-9.0, 9.0, 3 * E).view(3, E)).sin()
-        attention = cells.sum(2).mul(3.0).softmax(1).unflatten(1, self.grid)
-        return TeacherOutput(patches.mean(1), patches, attention)
 
 
 class Trained(nn.Module):

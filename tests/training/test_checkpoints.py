@@ -12,9 +12,10 @@ import yaml
 
 from estl.students import VGGSNN
 from estl.training.checkpoint import read_checkpoint
+from estl.training.history import write as write_history
 from estl.training.predict import predict
 from estl.training.recipe import parse_recipe
-from estl.training.resume import Aside, aside, taken
+from estl.training.resume import Aside, aside, kept_recipe, newest_whole, taken
 from estl.training.run import fit
 from tests.small_runs import Kill, Killed, recipe, same, train
 
@@ -100,7 +101,7 @@ def test_a_run_goes_on_from_its_newest_whole_checkpoint(
     damage: Damage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
-    whole = train(recipe(), folder)
+    whole = train(recipe() | {"keep_checkpoints": 1}, folder)
     (best,) = folder.glob("best*.ckpt")
     damage(folder / "last.ckpt")
     (folder / "last.ckpt.new").write_bytes(b"half")
@@ -115,6 +116,75 @@ def test_a_run_goes_on_from_its_newest_whole_checkpoint(
     assert same(last["optimizer_states"], whole["optimizer_states"])
     assert not list(folder.glob("*.new"))
     assert list(folder.glob("best*.ckpt")) == [best]
+
+
+def test_the_last_checkpoints_are_kept_by_the_number_of_their_epoch(tmp_path: Path) -> None:
+    for keep, kept in ((1, []), (3, [4, 5]), (2, [5])):
+        saver, folder = Aside(keep), tmp_path / str(keep)
+        for epoch in range(6):
+            saver.save_checkpoint({"epoch": epoch}, folder / "last.ckpt")
+        names = [f"epoch-{number:03d}.ckpt" for number in kept]
+        assert sorted(files(folder)) == [*names, "last.ckpt"]
+        for number, name in zip(kept, names, strict=True):  # counted from 1, and from 0 in the file
+            assert torch.load(folder / name, weights_only=True) == {"epoch": number - 1}
+    (folder / "epoch-mine.ckpt").touch()
+    saver.save_checkpoint({"epoch": 6}, folder / "last.ckpt")
+    assert (folder / "epoch-mine.ckpt").exists()
+
+
+def flip(share: float) -> Damage:
+    def damage(path: Path) -> None:
+        content = bytearray(path.read_bytes())
+        content[int(share * (len(content) - 1))] ^= 8
+        path.write_bytes(content)
+
+    return damage
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["last.ckpt", "epoch-002.ckpt", "config.yaml", "history.csv"])
+@pytest.mark.parametrize(
+    "damage",
+    [cut, lambda path: path.write_bytes(b""), *map(flip, (0.0, 0.3, 0.6, 1.0))],
+    ids=["cut", "empty", "first", "third", "middle", "end"],
+)
+def test_each_file_of_a_run_may_be_damaged(
+    name: str,
+    damage: Damage,
+    stopped_late: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(stopped_late, folder)
+    whole = read_checkpoint(folder / "last.ckpt")
+    damage(folder / name)
+    capsys.readouterr()
+    try:
+        config = kept_recipe(folder)
+        start = newest_whole(folder)
+        write_history({"epoch": 4.0}, folder / "history.csv")
+    except ValueError as error:
+        assert name in str(error)  # noqa: PT017
+        assert "\n" not in str(error)  # noqa: PT017
+        return
+    said = capsys.readouterr().err
+    assert start is not None
+    assert start[1]["epoch"] in (2, 1)
+    assert start[1]["epoch"] == 2 or f"{name} is damaged" in said
+    assert yaml.safe_load(config.read_text()) == whole["recipe"] or "counts" in said
+    assert said or files(folder).keys() == files(stopped_late).keys()
+    rows = (folder / "history.csv").read_text().splitlines()
+    assert len(rows) == 5 or "of the first 3 epochs" in said
+
+
+@pytest.fixture(scope="module")
+def stopped_late(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that ended after its third epoch of four."""
+    folder = tmp_path_factory.mktemp("runs") / "late"
+    train(recipe() | {"trainer": {"max_epochs": 4}}, folder, kill=3)
+    assert {"epoch-002.ckpt", "last.ckpt"} <= files(folder).keys()
+    return folder
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from estl.students import VGGSNN
 from estl.supervision import TSE
 from estl.training.history import History, parts, write
 from estl.training.learner import Learner, cosine
+from estl.training.results import peak_memory
 from estl.types import Batch, Output
 
 SIZES = (4, 4, 2)  # of the batches: the last one is shorter
@@ -82,7 +83,7 @@ def test_every_epoch_has_its_own_figures(
     assert list(rows[0]) == [
         *("epoch", "train/tse", "watch/erased", "watch/erased_everywhere", "gradient/student"),
         "train/loss",
-        *("train/acc", "val/acc", "lr", "seconds"),
+        *("train/acc", "val/acc", "lr", "seconds", "step_seconds", "memory_mib"),
     ]
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     for n, row in enumerate(rows):
@@ -92,7 +93,8 @@ def test_every_epoch_has_its_own_figures(
         assert float(row["train/loss"]) == pytest.approx(mean, rel=1e-5)
         assert row["train/tse"] == row["train/loss"]
         assert float(row["lr"]) == pytest.approx(0.05 * cosine(3 * n, 9, 0), rel=1e-5)
-        assert 0 < float(row["seconds"]) < 60
+        assert 0 < 3 * float(row["step_seconds"]) <= float(row["seconds"]) < 60
+        assert float(row["memory_mib"]) == pytest.approx(peak_memory(), rel=0.2)
     validated = right[False][1:]  # the first is the trainer's trial batch
     assert len(validated) == 3
     assert [row["val/acc"] for row in rows] == ["", f"{sum(validated) / 10:.6g}", ""]

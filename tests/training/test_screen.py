@@ -5,11 +5,17 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
+from lightning import Callback, Trainer
 
+from estl.data.sets.digits import Digits
 from estl.guidance.tower import ClipTower
-from estl.training.screen import progress_bars, quiet
+from estl.students import VGGSNN
+from estl.supervision import TSE, MeanCE, Sum
+from estl.training.learner import Learner
+from estl.training.screen import ProgressBar, progress_bars, quiet
 
 FROM_PYTHON = (
     "import sys; from estl.training.recipe import parse; from estl.training.run import fit; "
@@ -43,7 +49,7 @@ output_dir: {tmp_path / "run"}
     for epoch, text in enumerate(shown[3:], 1):
         assert text.startswith(f"epoch {epoch}/2 ")
         assert ("val    - " in text) == (epoch == 1)
-        for term in ("cls", "global_distill", "patch_distill", "contrastive", "edge_events"):
+        for term in ("cls", "global_distill", "patch_distill", "logit_distill", "edge_events"):
             assert f" {term} " in text
 
 
@@ -51,6 +57,33 @@ def test_only_a_terminal_has_a_progress_bar(monkeypatch: pytest.MonkeyPatch) -> 
     assert progress_bars() == []
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert len(progress_bars()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*:lightning.fabric.utilities.warnings.PossibleUserWarning")
+def test_the_bar_shows_the_loss_of_the_step_and_the_terms_that_it_is_the_sum_of(
+    tmp_path: Path,
+) -> None:
+    seen: list[dict[str, float]] = []
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+            seen.append(bar.get_metrics(trainer, pl_module))
+
+    bar = ProgressBar()
+    student = VGGSNN(classes=10, frame_size=(16, 16), layers=(4, "AP"), pooled=True)
+    trainer = Trainer(
+        max_steps=3, logger=False, accelerator="cpu", default_root_dir=tmp_path,
+        enable_checkpointing=False, callbacks=[bar, Look()], limit_val_batches=0,
+    )  # fmt: skip
+    learner = Learner(student, Sum([TSE(), MeanCE()], [1.0, 0.5]))
+    with quiet():
+        trainer.fit(learner, Digits(T=2, size=16, per_class=8, batch_size=8))
+    assert len(seen) == 3
+    for shown in seen:
+        assert len(shown) == 3
+        assert sum(shown.values()) == pytest.approx(2 * shown["loss"], rel=1e-5)
+    assert len({shown["loss"] for shown in seen}) == 3
 
 
 def test_quiet_hides_others_deprecations_alone_and_ends() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from cyclopts import App, CycloptsError
 
 from estl.commands.flags import DEFAULTS
-from estl.commands.memory import keep_freed_memory
+from estl.commands.process import keep_freed_memory, wait_without_spinning_long
 
 app = App(
     name="estl",
@@ -61,19 +61,38 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     args = list(sys.argv[1:] if args is None else args)
     keep_freed_memory()
+    wait_without_spinning_long()
     command = " ".join(["estl", *args[:1]]) if args and not args[0].startswith("-") else "estl"
     try:
         with _stoppable():
             status = app(args, exit_on_error=False, print_error=False, result_action="return_value")
         return status if isinstance(status, int) else 0
     except (CycloptsError, ValueError, OSError, FloatingPointError) as error:
-        print(f"{command}: {' '.join(str(error).split())}", file=sys.stderr)
+        _after_the_first()
+        print(f"{command}: {_said(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         what = "terminated" if isinstance(stop, Terminated) else "interrupted"
         go_on = str(stop) or "the same command"
         print(f"{command}: {what}; go on with {go_on}", file=sys.stderr)
         return 143 if isinstance(stop, Terminated) else 130
+
+
+def _said(error: Exception) -> str:
+    """The text of an error, on one line; of the system's own, with what can be done."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}: give another path, or make this one usable"
+    return " ".join(str(error).split())
+
+
+def _after_the_first() -> None:
+    """Let the first of several processes say what is wrong with all of them.
+
+    A launcher ends the others as soon as it has.
+    """
+    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+    if next((int(os.environ[name]) for name in names if name in os.environ), 0) > 0:
+        time.sleep(5)
 
 
 @contextmanager

@@ -4,4 +4,5 @@ import sys
 
 from estl.commands import main
 
-sys.exit(main())
+if __name__ == "__main__":  # and not where a process of `ddp_spawn` imports it again
+    sys.exit(main())

@@ -16,8 +16,8 @@ def calibrate(
 ) -> None:
     """Choose the threshold of `estl predict --until-sure`, on the validation split.
 
-    It is the lowest at which, and above which, accuracy is within the tolerance of that of all
-    steps. The test split is not read.
+    It is the lowest at which early answers are expected to lose no more than the tolerance on
+    recordings that nobody has seen. The test split is not read.
 
     Args:
         ckpt: best*.ckpt or last.ckpt of a run folder.
@@ -26,6 +26,8 @@ def calibrate(
         output: write the figures there as JSON.
         trust: a module that the checkpoint may name beside ESTL's own.
     """
+    import math
+
     import torch
     from pydantic import TypeAdapter
 
@@ -37,9 +39,18 @@ def calibrate(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     confidence, right = early.confidences(opened.student, opened.data.loader("val"), device)
     found = early.calibrate(confidence, right, tolerance)
+    if found.threshold > 1:
+        least = math.ceil(1 / tolerance) - 1 if tolerance else math.inf
+        if found.samples < least:
+            enough = math.ceil(1e4 / (found.samples + 1)) / 1e4
+            raise ValueError(
+                f"tolerance {tolerance:g}: {found.samples} validation samples cannot show that no "
+                f"more is lost: give at least {least} of them, or --tolerance {enough:g}"
+            )
     if output is not None:
         output.write_bytes(TypeAdapter(early.EarlyExit).dump_json(found, indent=2) + b"\n")
     print(f"validation accuracy after all {found.steps} steps: {100 * found.all_steps:.2f} %")
     print(f"at threshold {found.threshold:.6g}: {100 * found.accuracy:.2f} % ", end="")
     print(f"after {found.mean_steps:.2f} steps on average ({found.samples} samples)")
     print(f"estl predict --ckpt {ckpt} --until-sure {found.threshold:.6g} FILES")
+    print(f"estl test --ckpt {ckpt} --until-sure {found.threshold:.6g}")

@@ -34,8 +34,10 @@ def compare(
 
     size, variants = parse_eps(eps), experiments(only)
     args = flags.spell_out(overrides)
-    run_sweep("Comparison", args, lambda _: variants, seeds, output_dir, jobs, ["supervision"])
-    if robust:
+    ran = run_sweep(
+        "Comparison", args, lambda _: variants, seeds, output_dir, jobs, ["supervision"]
+    )
+    if ran and robust:
         text = robustness_table(robustness(variants, seeds, output_dir, size), size)
         (output_dir / "robustness.md").write_text(text)
         print(text)

@@ -15,6 +15,7 @@ def fit(
     seed: int | None = None,
     output_dir: Path | None = None,
     resume: Path | None = None,
+    keep_checkpoints: int | None = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     profile: Annotated[bool, Parameter(negative="")] = False,
     help_all: Annotated[bool, Parameter(negative="")] = False,
@@ -27,6 +28,7 @@ def fit(
         seed: of weights and batch order.
         output_dir: run folder (default: a new one in runs/).
         resume: a run folder to continue.
+        keep_checkpoints: how many of the last epochs' are kept (default: 2).
         dry_run: build all parts, train two steps on them, say what they are and how long the run
             would take; nothing is written.
         profile: train some twenty steps, and say where their time goes; nothing is written.
@@ -41,13 +43,17 @@ def fit(
     from estl.report.collect import Collector
     from estl.report.pictures import Pictures
     from estl.report.run import accuracy_table, finish
+    from estl.report.start import Start
+    from estl.training.processes import restarted
+    from estl.training.resume import kept_recipe, taken
 
     args = list(overrides)
+    if resume is None and output_dir is not None and restarted() and taken(output_dir):
+        resume = output_dir
     if resume is not None:
-        if not (resume / "config.yaml").is_file():
-            raise ValueError(f"--resume {resume}: give a run folder (one that holds config.yaml)")
-        flags = replace(flags, config=(str(resume / "config.yaml"), *flags.config))
+        flags = replace(flags, config=(str(kept_recipe(resume)), *flags.config))
     args += [] if seed is None else [f"--seed={seed}"]
+    args += [] if keep_checkpoints is None else [f"--keep_checkpoints={keep_checkpoints}"]
     args += [] if output_dir is None else [f"--output_dir={output_dir}"]
     config, given = parse(flags.spell_out(args))
     if dry_run:
@@ -61,7 +67,7 @@ def fit(
         print("\n".join(lines(profiled(config, given))))
         return
     collector = Collector()
-    finished = run_fit(config, given, resume, callbacks=[Pictures()], see=collector)
+    finished = run_fit(config, given, resume, callbacks=[Pictures(), Start()], see=collector)
     if finished is not None:
         folder, results = finished
         print(accuracy_table(results))

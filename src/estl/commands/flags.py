@@ -62,6 +62,7 @@ KEYS = {
     "augment": "data.init_args.augment",
     "precision": "trainer.precision",
     "devices": "trainer.devices",
+    "logger": "trainer.logger",
     "tau_f": "supervision.init_args.tau_f",
     "kappa": "supervision.init_args.kappa",
     "means": "supervision.init_args.means",
@@ -190,10 +191,10 @@ class TrainingFlags(DataFlags):
         lr: learning rate.
         optimizer: adamw, adam or sgd (momentum 0.9).
         weight_decay: of the optimizer.
-        augment: none, cifar (padded crop, flip, AutoAugment, Cutout), events (flip, roll), or
-            options such as flip=0.5,padded_crop=4.
+        augment: none, cifar (crop, flip, policy, cutout), events (flip, roll), or flip=0.5,roll=5.
         precision: 32, bf16 or 16 (mixed), or another of Lightning's.
         devices: how many devices, or which: 2, or 0,1.
+        logger: where metrics are written: tensorboard, csv or wandb.
         epochs: passes over the training split.
     """
 
@@ -211,6 +212,7 @@ class TrainingFlags(DataFlags):
     augment: str | None = None
     precision: str | None = None
     devices: str | None = None
+    logger: str | None = None
     epochs: int | None = None
 
 
@@ -237,7 +239,7 @@ def read_recipe(path: Path) -> Any:
         raise ValueError(
             f"--config {path} cannot be read: give a recipe (a YAML file, or one of {own})"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         place = getattr(error, "problem_mark", None)
         line = f" at line {place.line + 1}" if place else ""
         raise ValueError(f"{path} is not valid YAML{line}: correct it") from None

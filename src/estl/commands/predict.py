@@ -1,52 +1,126 @@
-"""`estl predict`: classes of event files."""
+"""`estl predict`: classes of event files, and of events as they come."""
 
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from estl.training.predict import Prediction
 
 
 def predict(
     *files: Path,
     ckpt: Annotated[Path, Parameter(required=True)],
+    window: str | None = None,
+    stride: str | None = None,
+    sensor: str | None = None,
+    follow: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
+    carry: Annotated[bool, Parameter(negative="")] = False,
     until_sure: float | None = None,
     json_lines: Annotated[bool, Parameter(name="--json", negative="")] = False,
     trust: tuple[str, ...] = (),
 ) -> None:
-    """Class of each event file and its probability, after each time step.
+    """Class of each event file, or of each window of it, and its probability.
+
+    Of a whole file a line for each time step is printed, of a window one line.
 
     Args:
-        files: recordings of the kind that the student was trained on.
+        files: recordings; for a student of photographs, photographs too.
         ckpt: best*.ckpt or last.ckpt of a run folder.
+        window: time that recordings are cut into, 300ms.
+        stride: from the start of a window to that of the next.
+        sensor: height by width, 720x1280, of recordings that do not tell it.
+        follow: events as they come, by windows, in place of files: of a file that grows, of
+            standard input (-), or of packets at udp://HOST:PORT. Ctrl-C ends it.
+        carry: go on from window to window, with all that was seen since the start.
         until_sure: stop at this probability, such as 0.95 (`estl calibrate` chooses one); latencies
             of the steps follow.
-        json_lines: a line of JSON a file.
+        json_lines: a line of JSON a file, or a window.
         trust: a module that the checkpoint may name beside ESTL's own.
     """
+    if follow is not None:
+        if files:
+            raise ValueError(f"--follow {follow} takes no files: leave {files[0]} out")
+        _follow(ckpt, follow, window, stride, sensor, carry, until_sure, json_lines, trust)
+        return
+    if carry:
+        raise ValueError("--carry is an option of --follow: add --follow SOURCE, or leave it out")
     if not files:
         raise ValueError("no files: give the recordings to classify")
     from estl.training.predict import predict as run_predict
 
-    seconds, steps = [], []
-    for found in run_predict(ckpt, files, trust, until_sure):
+    seconds, steps, shown = [], [], None
+    for found in run_predict(ckpt, files, trust, until_sure, window, stride, sensor):
         seconds += found.seconds
         steps.append(len(found.steps))
         if json_lines:
-            name, probability = found.steps[-1]
-            line = {"file": str(found.file), "class": name, "probability": probability}
-            line |= {"step": len(found.steps), "steps": found.steps, "seconds": found.seconds}
-            print(json.dumps(line), flush=True)
+            print(as_json(found), flush=True)
             continue
-        print(found.file)
+        if found.file != shown:
+            print(found.file)
+            shown = found.file
+        if window is not None:
+            print(as_line(found))
+            continue
         for t, (name, probability) in enumerate(found.steps, 1):
             print(f"  t={t}  {name}  {probability:.3f}")
+        shown = None
     if until_sure is not None and not json_lines:
-        print(f"{sum(steps) / len(steps):.2f} steps a file on average; {latency(seconds)}")
+        what = "file" if window is None else "window"
+        print(f"{sum(steps) / len(steps):.2f} steps a {what} on average; {latency(seconds)}")
 
 
-def latency(seconds: list[float]) -> str:
-    """Percentiles of the time that steps took.
+def _follow(
+    ckpt: Path,
+    source: str,
+    window: str | None,
+    stride: str | None,
+    sensor: str | None,
+    carry: bool,
+    until_sure: float | None,
+    json_lines: bool,
+    trust: tuple[str, ...],
+) -> None:
+    from estl.training.follow import follow
+
+    steps, waits = list[float](), list[float]()
+    try:
+        for found in follow(ckpt, source, window, stride, sensor, carry, until_sure, trust):
+            print(as_json(found) if json_lines else as_line(found), flush=True)
+            steps += found.seconds
+            waits.append(found.latency or 0.0)
+    finally:
+        if waits:
+            where = sys.stderr if json_lines else sys.stdout
+            print(f"{len(waits)} windows; {latency(steps)}", file=where)
+            print(latency(waits, "from a window's last events to its answer"), file=where)
+
+
+def as_line(found: "Prediction") -> str:
+    """A window's time, in seconds, and what the student says of it."""
+    name, probability = found.steps[-1]
+    begin, end = (f"{time / 1e6:.3f} s" for time in found.span or (0, 0))
+    return f"  {begin} to {end}  {name}  {probability:.3f}"
+
+
+def as_json(found: "Prediction") -> str:
+    """A line of JSON; begin and end are in microseconds since the first event."""
+    name, probability = found.steps[-1]
+    line = {"file": str(found.file), "class": name, "probability": probability}
+    line |= {"step": len(found.steps), "steps": found.steps, "seconds": found.seconds}
+    if found.span is not None:
+        line |= {"begin": found.span[0], "end": found.span[1]}
+    if found.latency is not None:
+        line |= {"latency": found.latency}
+    return json.dumps(line)
+
+
+def latency(seconds: Sequence[float], of: str = "a step") -> str:
+    """Percentiles of the time that something took.
 
     >>> latency([0.001, 0.002, 0.009])
     'milliseconds a step: 2.0 (median), 9.0 (90 %), 9.0 (99 %)'
@@ -56,4 +130,4 @@ def latency(seconds: list[float]) -> str:
         1e3 * ordered[min(len(ordered) - 1, int(share * len(ordered)))]
         for share in (0.5, 0.9, 0.99)
     )
-    return f"milliseconds a step: {median:.1f} (median), {most:.1f} (90 %), {nearly_all:.1f} (99 %)"
+    return f"milliseconds {of}: {median:.1f} (median), {most:.1f} (90 %), {nearly_all:.1f} (99 %)"

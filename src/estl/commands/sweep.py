@@ -38,19 +38,29 @@ def run_sweep(
     jobs: int,
     without: Sequence[str] = (),
     bases: Sequence[str] = (),
-) -> None:
+) -> bool:
     """Keep the recipe in `folder`, run its variants, write and print their table.
 
-    Parts of the recipe named in `without` are left to the variants; those named in `bases` are what
-    the table compares with.
+    Under a launcher such as torchrun, the first process runs as many at a time as it has started on
+    this machine. Parts of the recipe named in `without` are left to the variants; those named in
+    `bases` are what the table compares with.
+
+    Returns:
+        False in all processes but the first, which have done nothing.
     """
     from estl.experiments.sweep import keep_recipe, sweep
     from estl.report.comparison import write
     from estl.report.run import finish
+    from estl.training.processes import take_over
 
+    if jobs < 1:
+        raise ValueError(f"--jobs is {jobs}: give a number at least 1")
+    started = take_over()
+    if not started:
+        return False
     recipe = keep_recipe(args, folder, without)
     variants = variants_of(recipe)
-    found = sweep(recipe, variants, seeds, folder, jobs=jobs)
+    found = sweep(recipe, variants, seeds, folder, jobs=max(jobs, started))
     what = {variant.name: variant.what for variant in variants}
     title = f"{title} on {recipe['data']['class_path'].rpartition('.')[2]}"
     command = " ".join(["estl", *sys.argv[1:]])
@@ -59,3 +69,4 @@ def run_sweep(
     print(f"table, figure and run folders: {folder}")
     if report is not None:
         print(f"report: {report}")
+    return True

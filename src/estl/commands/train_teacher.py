@@ -60,6 +60,8 @@ def train_teacher(
         lr=lr,
         seed=seed,
     )
+    if record is None:  # not the first process
+        return
     for split, accuracy in record.image_accuracy.items():
         print(f"accuracy on the {split} images: {100 * accuracy:.2f} %")
     print(f"teacher: {output_dir}")

@@ -33,9 +33,12 @@ def tune(
     from estl.experiments.sweep import keep_recipe
     from estl.experiments.tune import tune as search
     from estl.report.search import write
+    from estl.training.processes import take_over
 
     if bool(grid_tau_f) != bool(grid_kappa):
         raise ValueError("a grid needs both: give --grid-tau-f and --grid-kappa, or neither")
+    if not take_over():
+        return
     study = search(
         keep_recipe(flags.spell_out(overrides), output_dir),
         output_dir,

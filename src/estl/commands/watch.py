@@ -1,30 +1,39 @@
-"""`estl watch`: the report of a run that is still being trained."""
+"""`estl watch`: the report of runs that are still being trained."""
 
 import time
 from pathlib import Path
+
+NAMES = ("history.csv", "results.json", "report.npz")
+"""What changes in a folder when there is more to see."""
 
 
 def watch(run: Path, *runs: Path, every: float = 10.0) -> None:
     """Write the report again after every epoch, until the runs are finished; reload it to see more.
 
+    It ends when they are, and nothing has changed since the last look.
+
     Args:
-        run: a run folder that estl fit is filling.
+        run: a run folder that estl fit is filling, or that of an ablation or a comparison.
         runs: further ones, to be laid beside it.
         every: seconds between two looks at the folders.
     """
     from estl.report.html import write
-    from estl.report.sources import find_runs
+    from estl.report.sources import finished, runs_in
 
-    paths, seen = [run, *runs], None
-    output = run / "report.html"
+    paths, output = [run, *runs], run / "report.html"
+    for path in paths:
+        if not path.is_dir():
+            raise ValueError(f"no folder {path}: give that of a run or of a sweep")
+    seen: dict[Path, int] | None = None
     while True:
-        folders = find_runs(paths)
-        files = [folder / name for folder in folders for name in ("history.csv", "results.json")]
-        times = [file.stat().st_mtime_ns if file.exists() else 0 for file in files]
-        if times != seen:
-            write(paths, output)
+        begun = [path for path in paths if runs_in(path)]
+        folders = dict.fromkeys(f for path in begun for f in [path, *runs_in(path)])
+        files = [folder / name for folder in folders for name in NAMES]
+        times = {file: file.stat().st_mtime_ns for file in files if file.exists()}
+        if begun and times != seen:
+            write(begun, output)
             print(f"report: {output}, {time.strftime('%H:%M:%S')}", flush=True)
             seen = times
-        if all((folder / "results.json").exists() for folder in folders):
+        elif all(finished(path) for path in paths):
             return
         time.sleep(every)

@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader
 
 from estl.data.columns import COUNTS, PIXELS, Code, Column
 from estl.data.items import Item, fingerprint
+from estl.data.loader import end_alone
 from estl.types import is_static
 
 Load = Callable[[Item], tuple[Tensor, Tensor | None]]
@@ -204,7 +205,9 @@ def load_items(
 
     dataset: Any = items
     attempt = functools.partial(_attempt, load=load)
-    loader: DataLoader[Any] = DataLoader(dataset, None, collate_fn=attempt, num_workers=num_workers)
+    loader: DataLoader[Any] = DataLoader(
+        dataset, None, collate_fn=attempt, num_workers=num_workers, worker_init_fn=end_alone
+    )
     console, silent = Console(stderr=True), not sys.stderr.isatty()
     shown = track(loader, what, len(items), console=console, transient=True, disable=silent)
     yield from zip(items, shown, strict=True)

@@ -28,6 +28,18 @@ _EMPTY = {
 }
 
 
+TITLES = {
+    "lacking": "SPLITS that lack something",
+    "no_image": "recordings without their image",
+    "no_recording": "images without a recording (not used)",
+    "unreadable": "unreadable",
+    "leaks": "LEAKS, the same in two splits",
+    "twice": "the same twice in one split",
+    "near": "near duplicates across splits, to look at",
+}
+"""What `check` looks for."""
+
+
 @dataclass(frozen=True)
 class Member:
     """An item of a split and, if stored in files, which one is meant."""
@@ -205,6 +217,18 @@ class Report:
         leaks = any(group.leak for group in self.same)
         return bool(self.lacking or self.no_image or self.unreadable or leaks)
 
+    def entries(self) -> dict[str, list[str]]:
+        """What was found, under the names of `TITLES`."""
+        return {
+            "lacking": [": ".join(x) for x in self.lacking.items()],
+            "no_image": [str(path) for path in self.no_image],
+            "no_recording": [str(path) for path in self.no_recording],
+            "unreadable": [f"{item}: {error}" for item, error in self.unreadable.items()],
+            "leaks": [f"{g.what}: {g}" for g in self.same if g.leak],
+            "twice": [f"{g.what}: {g}" for g in self.same if not g.leak],
+            "near": [str(group) for group in self.near],
+        }
+
     def lines(self) -> Iterator[str]:
         """The report as text."""
         classes = set().union(*self.counts.values())
@@ -218,26 +242,15 @@ class Report:
             yield from _listed("classes without an item", sorted(classes - counts.keys()))
         total = sum(counts.total() for counts in self.counts.values())
         yield f"decoded: {self.decoded} of {total} items"
-        yield from _listed(
-            "SPLITS that lack something", [": ".join(x) for x in self.lacking.items()]
-        )
-        unreadable = [f"{item}: {error}" for item, error in self.unreadable.items()]
-        leaks, rest = ([f"{g.what}: {g}" for g in self.same if g.leak == x] for x in (True, False))
-        yield from _listed("recordings without their image", self.no_image)
-        yield from _listed("images without a recording (not used)", self.no_recording)
-        yield from _listed("unreadable", unreadable)
-        yield from _listed("LEAKS, the same in two splits", leaks)
-        yield from _listed("the same twice in one split", rest)
-        yield from _listed("near duplicates across splits, to look at", self.near)
+        for name, found in self.entries().items():
+            yield from _listed(TITLES[name], found)
         yield "something is wrong" if self.wrong else "nothing is wrong"
 
 
 def _listed(title: str, entries: Sequence[object]) -> Iterator[str]:
+    more = [f"  and {len(entries) - _SHOWN} more"] if len(entries) > _SHOWN else []
     if entries:
-        yield f"{title}: {len(entries)}"
-        yield from (f"  {entry}" for entry in entries[:_SHOWN])
-        if len(entries) > _SHOWN:
-            yield f"  and {len(entries) - _SHOWN} more"
+        yield from (f"{title}: {len(entries)}", *(f"  {e}" for e in entries[:_SHOWN]), *more)
 
 
 def check(

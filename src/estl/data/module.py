@@ -23,7 +23,7 @@ from estl.data.cache import Content, Load, open_cache
 from estl.data.formats.images import read_rgb
 from estl.data.frames import Normalization, normalize
 from estl.data.items import Item, file_content, fingerprint, list_images
-from estl.data.loader import Loader
+from estl.data.loader import Loader, end_alone
 from estl.data.samples import Sample, Split, collate
 from estl.types import Batch
 
@@ -155,7 +155,7 @@ class EventData(L.LightningDataModule):
         """What all loaders are given."""
         workers = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
         memory = {"collate_fn": collate, "pin_memory": torch.cuda.is_available()}
-        own = {"generator": torch.Generator().manual_seed(self.seed)}  # see `Loader`
+        own = {"generator": torch.Generator().manual_seed(self.seed), "worker_init_fn": end_alone}
         return {"batch_size": self.batch_share(world_size)} | workers | memory | own
 
 

@@ -14,6 +14,9 @@ from estl.data.items import Item
 LISTS = Path(__file__).parent / "lists"
 """The lists that come with the package."""
 
+LONGEST = 10**6
+"""Names of a range."""
+
 WORDS = ("train", "val", "test", "extra")
 """What items of a list are for."""
 
@@ -31,9 +34,14 @@ class Entry(NamedTuple):
         >>> Entry("cat/image_0009-0011", Path("list.yaml"), "train 1").expand()
         ['cat/image_0009', 'cat/image_0010', 'cat/image_0011']
         """
-        if (found := re.fullmatch(r"(.*?)(\d+)-(\d+)", self.name)) is None:
+        found = re.fullmatch(r"(.*?)(\d+)-(\d+)", self.name) if len(self.name) < 256 else None
+        if found is None:
             return []
         head, first, last = found.groups()
+        if int(last) - int(first) >= LONGEST:
+            raise ValueError(
+                f"{self.file} {self.place}: {self.name!r} is more than {LONGEST} names"
+            )
         return [f"{head}{i:0{len(first)}d}" for i in range(int(first), int(last) + 1)]
 
 
@@ -71,7 +79,7 @@ def read_lists(source: str | Path) -> dict[str, list[Entry]]:
     try:  # BaseLoader: 00001 is a name, not a number
         text = _read(path)
         lists = json.loads(text) if path.suffix == ".json" else yaml.load(text, yaml.BaseLoader)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
+    except (json.JSONDecodeError, yaml.YAMLError, RecursionError) as error:
         raise ValueError(
             f"{path}: neither YAML nor JSON ({' '.join(str(error).split())})"
         ) from None

@@ -1,22 +1,18 @@
-"""The files of each set as frames and images: one function a set, used by fit, test and predict.
+"""The files of each set as frames and images: one function a set, used by fit and test.
 
 Such a function takes an item and the set's options and returns (frames, image or None). Lightning
 takes seconds to import and is not imported here.
 """
 
-import inspect
-from collections.abc import Callable, Mapping
 from functools import lru_cache
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from estl.data.catalog import CATALOG
 from estl.data.formats.aedat import DVS128, Between, read_aedat
 from estl.data.formats.atis import read_events
 from estl.data.formats.images import Box, read_rgb, read_size
@@ -45,31 +41,6 @@ Coding = Literal["saccades", "direct"]
 
 Frames = Float[Tensor, "T 2 h w"]
 Image = Float[Tensor, "3 H W"]
-
-
-def read_file(path: Path, class_path: str, init_args: Mapping[str, Any]) -> Tensor:
-    """Frames (T,C,H,W) of one file, as the data set of a recipe or a checkpoint makes them.
-
-    The file is a recording, or for `ImageFolder` an image. A data set that is not of the catalog is
-    imported, and its own `read(path, **init_args)` called.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a broken file, or a data set without event files.
-    """
-    module, _, name = class_path.rpartition(".")
-    if class_path not in {row.class_path for row in CATALOG}:
-        read = getattr(getattr(import_module(module), name, None), "read", None)
-        if read is None:
-            raise ValueError(f"{path}: {class_path} has no function read(path, ...) for files")
-        frames: Tensor = read(path, **init_args)
-        return frames
-    if name not in READERS:
-        raise ValueError(f"{path}: a student of {class_path} has no event files to predict")
-    reader = READERS[name]
-    options = {k: init_args[k] for k in inspect.signature(reader).parameters if k in init_args}
-    kind = "image" if reader is read_photograph else "events"
-    return reader(Item(path.parent.name, path.stem, **{kind: path}), **options)[0]
 
 
 def read_nmnist(item: Item, T: int, by: Slicing) -> tuple[Frames, Image | None]:
@@ -258,14 +229,3 @@ def read_photograph(
     photograph = read_rgb(item.image, sensor)[None]
     fine = simulate(photograph, T, threshold=threshold, amplitude=amplitude * sensor)[0]
     return (4 * F.avg_pool2d(fine, 2)).round(), read_rgb(item.image, rgb)
-
-
-READERS: dict[str, Callable[..., tuple[Tensor, Tensor | None]]] = {
-    "NMNISTPairs": read_nmnist,
-    "NCaltech101Pairs": read_ncaltech101,
-    "CIFAR10DVS": read_cifar10dvs,
-    "DVSGesture": read_gesture,
-    "Recordings": read_own,
-    "ImageFolder": read_photograph,
-}
-"""By their classes; the other sets of the catalog have no event files."""

@@ -10,16 +10,17 @@ import io
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import webdataset as wds
 from jaxtyping import Float
 from PIL import Image
+from pydantic import TypeAdapter
 from torch import Tensor
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
@@ -33,6 +34,31 @@ from estl.types import is_static
 
 INDEX = "index.json"
 _FORMAT = 3
+
+
+@dataclass
+class _Shard:
+    """What an index says of a shard."""
+
+    file: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass
+class _Index:
+    """What an index has to hold."""
+
+    fingerprint: str
+    classes: list[str]
+    T: int
+    frame_size: tuple[int, int]
+    in_channels: int
+    standard: Standard | None
+    allow_leaks: bool
+    splits: dict[Literal["train", "val", "test"], list[_Shard]]
+
 
 Parts = dict[str, bytes]
 """A sample's files in a shard: frames.npy, image.png (in a set with images), item.json."""
@@ -90,8 +116,15 @@ def write_shards(
         "allow_leaks": data.allow_leaks,
         "splits": splits,
     }
+    index["sha256"] = _digest(index)
     (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
     return index
+
+
+def _digest(index: Mapping[str, Any]) -> str:
+    """Checksum of an index, of all but itself."""
+    rest = {name: value for name, value in index.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _write_split(
@@ -196,7 +229,11 @@ def read_index(root: str) -> dict[str, Any]:
     try:
         index: dict[str, Any] = json.loads(_read(url))
         if index["format"] == _FORMAT:
-            return index
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
+            TypeAdapter(_Index).validate_python(index)
+            if index.get("sha256", (found := _digest(index))) == found:
+                return index
+    except (ValueError, KeyError, TypeError, RecursionError):
         pass
-    raise ValueError(f"{url}: not an index of shards in format {_FORMAT}: write the shards again")
+    raise ValueError(
+        f"{url}: not an index of shards in format {_FORMAT}, or damaged: write the shards again"
+    )

@@ -93,7 +93,7 @@ def list_files(root: Path) -> list[Path]:
 def view(path: Path) -> View:
     """A recording with its image, or an image with its recording or simulated events."""
     if not path.is_file():
-        raise FileNotFoundError(f"no file or folder {path}")
+        raise FileNotFoundError(f"no file or folder {path}: give a recording, an image or a set")
     title = "/".join(path.parts[-2:])
     is_image = path.suffix.lower() in IMAGE_SUFFIXES
     if (found := partner(path)) is None:

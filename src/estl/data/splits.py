@@ -118,7 +118,7 @@ def split_items(
     (8, 2, set())
     """
     if not 0 <= fraction < 1:
-        raise ValueError(f"fraction={fraction}: in [0,1)")
+        raise ValueError(f"val_fraction or test_fraction is {fraction}: give a share in [0,1)")
     if group is not None:
         members = sorted(items)
         chosen = set(split_items({group(item) for item in members}, fraction, seed)[1])

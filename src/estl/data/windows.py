@@ -1,10 +1,16 @@
 """Long recordings cut by time, and the sizes and times that a user writes."""
 
 import re
+from collections.abc import Iterator
 
 import numpy as np
 
+from estl.data.formats.events import EVENT
+
 Size = tuple[int, int]
+
+Span = tuple[int, int]
+"""When something begins and ends, in microseconds since the recording's first event."""
 
 _UNITS = {"us": 1, "ms": 1000, "s": 1_000_000}
 
@@ -40,7 +46,7 @@ def sensor_shape(size: str | Size | list[int] | None) -> Size | None:
     return sides[0], sides[1]
 
 
-def windows(t: np.ndarray, window: int, stride: int) -> list[tuple[int, int]]:
+def windows(t: np.ndarray, window: int, stride: int) -> list[Span]:
     """Windows of time [start, stop) since the first event, in microseconds, that have events.
 
     Window k starts at k `stride` and is as long as `window`; what is left at the end is too short
@@ -64,3 +70,57 @@ def windows(t: np.ndarray, window: int, stride: int) -> list[tuple[int, int]]:
         for start, some in zip(starts, (last > first).tolist(), strict=True)
         if some
     ]
+
+
+class Cutter:
+    """Windows of events that come in pieces: those that `windows` finds in all of them together.
+
+    Only the events of windows that are not over yet are kept.
+
+    Args:
+        window: length, in microseconds.
+        stride: from the start of one to the start of the next.
+
+    >>> cutter = Cutter(window=10, stride=10)
+    >>> events = np.zeros(4, EVENT)
+    >>> events["t"] = [5, 9, 25, 34]
+    >>> [span for some in (events[:3], events[3:]) for span, _ in cutter.add(some)]
+    [(0, 10)]
+    >>> [(span, part["t"].tolist()) for span, part in cutter.end()]
+    [((20, 30), [25, 34])]
+    """
+
+    def __init__(self, window: int, stride: int) -> None:
+        self.window, self.stride = window, stride
+        self.first: int | None = None
+        self.start = 0
+        self.given = False
+        self.kept = np.empty(0, EVENT)
+
+    def add(self, events: np.ndarray) -> Iterator[tuple[Span, np.ndarray]]:
+        """The windows that are over with these events, at least one, and their events."""
+        if self.first is None:
+            self.first = int(events["t"][0])
+        self.kept = np.concatenate([self.kept, events])
+        yield from self._until(int(events["t"][-1]) - self.first)
+
+    def end(self) -> Iterator[tuple[Span, np.ndarray]]:
+        """The windows that are over when no more events come."""
+        if self.first is None or not len(self.kept):
+            return
+        yield from self._until(int(self.kept["t"][-1]) - self.first + 1)
+        if not self.given:  # a recording shorter than a window is one
+            yield (0, self.window), self.kept
+
+    def _until(self, now: int) -> Iterator[tuple[Span, np.ndarray]]:
+        while (stop := self.start + self.window) <= now and len(self.kept):
+            t = self.kept["t"] - self.first
+            a, b = np.searchsorted(t, (self.start, stop)).tolist()
+            if b > a:
+                self.given = True
+                yield (self.start, stop), self.kept[a:b]
+            self.start += self.stride
+            if a == b and b < len(t):  # on to the first window that has the next event
+                behind = int(t[b]) - self.window - self.start + 1
+                self.start += max(0, -(-behind // self.stride)) * self.stride
+            self.kept = self.kept[np.searchsorted(t, self.start) :]

@@ -90,11 +90,19 @@ class Activity:
         }
 
 
+def spiking_layers(student: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """`LIF`, and the neurons of SpikingJelly and snnTorch, with their names in the student."""
+    for name, module in student.named_modules():
+        foreign = hasattr(module, "v_threshold") or hasattr(module, "reset_mem")
+        if foreign or isinstance(module, LIF):
+            yield name, module
+
+
 @contextmanager
 def watch(student: nn.Module, activity: Activity, places: int = 1) -> Iterator[None]:
     """Add to `activity` the spikes and operations of all calls of `student` within the context.
 
-    Spiking layers are `LIF` and the neurons of SpikingJelly and snnTorch. Operations are those of
+    Spiking layers are those of `spiking_layers`. Operations are those of
     convolutions, linear layers and `SpikingSelfAttention`. `places` is H*W of the maps that the
     student averages before its head.
 
@@ -107,11 +115,10 @@ def watch(student: nn.Module, activity: Activity, places: int = 1) -> Iterator[N
     """
     pools = [m for m in student.modules() if isinstance(m, nn.AvgPool2d)]
     scales = {1, places} | {_area(m) for m in pools}
-    hooks = []
+    hooks, spiking = [], dict(spiking_layers(student))
     for name, module in student.named_modules():
         hook: Callable[..., None]
-        foreign = hasattr(module, "v_threshold") or hasattr(module, "reset_mem")
-        if foreign or isinstance(module, LIF):
+        if name in spiking:
             hook = partial(_count_spikes, activity, name, isinstance(module, LIF))
         elif isinstance(module, nn.Linear | _ConvNd):
             hook = partial(_count_layer, activity, name, scales)

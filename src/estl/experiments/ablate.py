@@ -110,7 +110,9 @@ def _overlay(recipe: dict[str, Any], name: str) -> dict[str, Any]:
     rung = RUNGS[name]
     arguments = recipe["supervision"].get("init_args", {})
     given = WEIGHTS | (arguments.get("weights") or {})
-    further = [t for t in ("edge_reg", "target_cls") if (arguments.get("weights") or {}).get(t)]
+    # Of the written edges edge_reg is their own, and on rung 2w anyway.
+    asked = ("target_cls",) if arguments.get("edges") == "written" else ("edge_reg", "target_cls")
+    further = [t for t in asked if (arguments.get("weights") or {}).get(t)]
     terms = {*rung.terms, *(further if rung.edges == "learned" else ())}
     rates = recipe.get("learner", {}).get("part_lr") or {}
     target = rung.target or arguments.get("target", "pooled")

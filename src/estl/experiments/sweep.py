@@ -12,8 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
+import torch
 import yaml
 
 from estl.training.recipe import merge, parse, parse_recipe, plain
@@ -40,17 +42,19 @@ class Variant:
 def keep_recipe(args: Sequence[str], folder: Path, without: Sequence[str] = ()) -> dict[str, Any]:
     """Write what a command line gives, without defaults, as `folder/recipe.yaml`; return it.
 
-    Parts named in `without` are left out.
+    Parts named in `without` are left out. A recipe that no run has come to a checkpoint with is
+    overwritten: it may have been wrong.
 
     Raises:
-        ValueError: as `training.recipe.parse`; or the folder holds another recipe.
+        ValueError: as `training.recipe.parse`; or the folder holds runs of another recipe.
     """
     _, given = parse(args)
     recipe = plain(given)
     for part in without:
         recipe.pop(part, None)
     path = folder / "recipe.yaml"
-    if path.exists() and yaml.safe_load(path.read_text()) != recipe:
+    started = any(folder.glob("*/**/*.ckpt"))
+    if started and path.exists() and yaml.safe_load(path.read_text()) != recipe:
         raise ValueError(f"{path} holds another recipe: choose another --output-dir")
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(recipe, sort_keys=False))
@@ -77,7 +81,7 @@ def sweep(
         folder: one folder per variant is made below it, with its overlay, its whole recipe, and a
             run folder per seed.
         jobs: how many runs at a time; each gets its share of the cores, or as many threads
-            as the environment variable OMP_NUM_THREADS says.
+            as the environment variable OMP_NUM_THREADS says, and its GPU where there are several.
 
     Raises:
         ValueError: no seeds, a run failed (the text names its log), or runs saw different data.
@@ -90,10 +94,13 @@ def sweep(
     pairs = [(variant.name, seed) for seed in seeds for variant in variants]
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     environment = {"OMP_NUM_THREADS": threads} | os.environ | {"ESTL_PARENT": str(os.getpid())}
+    places = SimpleQueue[dict[str, str]]()
+    for place in gpus(jobs):
+        places.put(place)
     running: list[subprocess.Popen[bytes]] = []
     found: dict[str, list[Results]] = {variant.name: [] for variant in variants}
     with ThreadPoolExecutor(jobs) as pool:
-        run = partial(_run, environment=environment, running=running, watched=jobs == 1)
+        run = partial(_run, places, environment=environment, running=running, watched=jobs == 1)
         done = pool.map(lambda pair: run(folder / pair[0], pair[1]), pairs)
         try:
             for (name, seed), results in zip(pairs, done, strict=True):
@@ -143,6 +150,18 @@ def rehearse_all(
         print(f"training takes about {duration(total / jobs)} in all", flush=True)
 
 
+def gpus(jobs: int) -> list[dict[str, str]]:
+    """Environments of so many runs at a time: each has one GPU, if there are several.
+
+    A run alone has them all.
+    """
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = listed.split(",") if listed else [str(i) for i in range(torch.cuda.device_count())]
+    if jobs == 1 or len(names) < 2:
+        return [{}] * jobs
+    return [{"CUDA_VISIBLE_DEVICES": names[i % len(names)]} for i in range(jobs)]
+
+
 def _results(folder: Path, seed: int) -> Path:
     return folder / f"seed{seed}" / "results.json"
 
@@ -156,6 +175,7 @@ def _write(recipe: dict[str, Any], variant: Variant, folder: Path) -> None:
 
 
 def _run(
+    places: "SimpleQueue[dict[str, str]]",
     folder: Path,
     seed: int,
     environment: dict[str, str],
@@ -173,12 +193,14 @@ def _run(
         command = [sys.executable, "-m", "estl.commands", "fit", *args]
         if watched:  # one at a time: its lines are on the screen
             print(f"{folder.name}, seed {seed}:", flush=True)
+        place = places.get()
         with (run / "log.txt").open("w") as log:
-            shown = None if watched else log
-            with subprocess.Popen(command, stdout=shown, stderr=log, env=environment) as process:
+            shown, own = None if watched else log, environment | place
+            with subprocess.Popen(command, stdout=shown, stderr=log, env=own) as process:
                 running.append(process)
                 status = process.wait()
                 running.remove(process)
+        places.put(place)
         if status:
             last = (run / "log.txt").read_text().strip().splitlines()[-1:]
             raise ValueError(f"{folder.name}, seed {seed} failed ({run / 'log.txt'}): {last}")

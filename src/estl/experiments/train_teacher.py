@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning import Trainer, seed_everything
+from lightning import seed_everything
 
 from estl.data.augment import Augment
 from estl.data.check import refuse_leaks
@@ -20,8 +20,10 @@ from estl.guidance.teacher import CLIP_MEAN, CLIP_STD, quiet_transformers
 from estl.guidance.tower import BothHeads, ClipTower
 from estl.training.history import History
 from estl.training.learner import Learner
+from estl.training.processes import rank
 from estl.training.results import Json, Provenance, provenance
 from estl.training.screen import progress_bars, quiet
+from estl.training.trainer import make_trainer, plainly
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def train_teacher(
     epochs: int,
     lr: float,
     seed: int = 0,
-) -> TeacherRecord:
+) -> TeacherRecord | None:
     """Train a tower on the images of `pairs`, and save it into `folder`.
 
     Training images are shifted and scaled by up to a tenth.
@@ -74,12 +76,14 @@ def train_teacher(
         seed: of weights, batch order and augmentation.
 
     Returns:
-        What `teacher.json` in the folder holds.
+        What `teacher.json` in the folder holds; None in all processes but the first.
 
     Raises:
         ValueError: the folder already holds a model; see `Photographs` and `ClipTower`.
     """
-    if (folder / "config.json").exists():
+    if epochs < 1:
+        raise ValueError(f"--epochs is {epochs}: give a number at least 1")
+    if rank() == 0 and (folder / "config.json").exists():
         raise ValueError(f"{folder} already holds a model: choose another --output-dir")
     seed_everything(seed, verbose=False)
     augment = Augment(shift=0.1, scale=0.1, flip=0.5 if flip else 0.0)
@@ -90,15 +94,16 @@ def train_teacher(
     recipe = {"seed": seed}
     learner = Learner(student, BothHeads(), lr=lr, weight_decay=0.05, warmup=2.0, recipe=recipe)
     bars = progress_bars()
-    trainer = Trainer(
-        max_epochs=epochs,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=bool(bars),
+    off = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    trainer = make_trainer(
+        {"max_epochs": epochs, "enable_progress_bar": bool(bars), **off},
         callbacks=[History(folder), *bars],
     )
-    trainer.fit(learner, photographs)
+    photographs.batch_share(trainer.world_size)
+    with plainly():
+        trainer.fit(learner, photographs)
+    if not trainer.is_global_zero:
+        return None
     device = trainer.strategy.root_device
     found = {
         split: evaluate(student, photographs.loader(split), device).final

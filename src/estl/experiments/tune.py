@@ -12,6 +12,7 @@ from typing import Any
 import optuna
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from sqlalchemy.exc import SQLAlchemyError
 
 from estl.supervision import TSE
 from estl.training.names import public_path
@@ -80,15 +81,23 @@ def tune(
     folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     values = {name: sorted(set(listed)) for name, listed in (grid or {}).items()}
-    study = optuna.create_study(
-        study_name=folder.name,
-        storage=storage or f"sqlite:///{folder.resolve() / 'study.db'}",
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=3)
-        if prune
-        else optuna.pruners.NopPruner(),
-        direction="maximize",
-        load_if_exists=True,
-    )
+    url = storage or f"sqlite:///{folder.resolve() / 'study.db'}"
+    try:
+        study = optuna.create_study(
+            study_name=folder.name,
+            storage=url,
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=3)
+            if prune
+            else optuna.pruners.NopPruner(),
+            direction="maximize",
+            load_if_exists=True,
+        )
+    except (SQLAlchemyError, ImportError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"the study in {url} cannot be opened ({reason}): give another --storage, or another "
+            "--output-dir"
+        ) from None
     if grid is None:  # a continued study draws other values than it began with
         study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
     else:

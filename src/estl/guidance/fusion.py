@@ -13,6 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from estl.guidance.edges import Edges
+
 CHUNK = 4096
 """Number of edge tokens in memory at once where edges are the queries."""
 
@@ -111,9 +113,7 @@ class EdgeGuidedFusion(nn.Module):
         edge_map: Float[Tensor, "B 1 H W"],
     ) -> Fused:
         """The same, with the mean of the gate over queries and channels (without gradient)."""
-        if self.edge_grid is not None:
-            edge_features = F.adaptive_avg_pool2d(edge_features, self.edge_grid)
-            edge_map = F.adaptive_avg_pool2d(edge_map, self.edge_grid)
+        edge_features, edge_map = self._on_grid(edge_features), self._on_grid(edge_map)
         if self.query == "clip":
             attended = self._attend_to_edges(clip_patches, edge_features, edge_map)
             sums = self._gated_sum(clip_patches, attended)
@@ -123,6 +123,26 @@ class EdgeGuidedFusion(nn.Module):
             count = edge_map[0].numel()
         x, added, gate = (total / count for total in sums)
         return Fused(x + added, added, gate / added.numel())
+
+    @torch.no_grad()
+    def gates(
+        self, clip_patches: Float[Tensor, "B N E"], look: Edges | None, grid: tuple[int, int]
+    ) -> dict[str, Float[Tensor, "B h w"]]:
+        """For pictures, on the `grid` of the patches: "gate", how far it is open at each, the mean
+        of g over channels; and "added", how much it lets in there, |g * a|. Nothing without edges,
+        and where edges are the queries.
+        """
+        if self.query != "clip" or look is None:
+            return {}
+        edges = self._on_grid(look.features), self._on_grid(look.edges)
+        attended = self._attend_to_edges(clip_patches, *edges)
+        gate = self.gate(torch.cat([clip_patches, attended], dim=-1))
+        found = {"gate": gate.mean(-1), "added": (gate * attended).norm(dim=-1)}
+        return {name: values.unflatten(1, grid) for name, values in found.items()}
+
+    def _on_grid(self, x: Tensor) -> Tensor:
+        """Edges, or their features, as the attention sees them."""
+        return x if self.edge_grid is None else F.adaptive_avg_pool2d(x, self.edge_grid)
 
     def _attend_to_edges(self, patches: Tensor, features: Tensor, weights: Tensor) -> Tensor:
         """cross_attn(patches, z, z) without z; see the class."""

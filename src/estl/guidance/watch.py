@@ -15,12 +15,14 @@ BORDER = 3.0  # edge_border
 
 
 class Maps(NamedTuple):
-    """What can be drawn of a batch, see `EdgeGuidedDistillation.maps`."""
+    """What can be drawn of a batch, see `EdgeGuidedDistillation.maps`; None for what it lacks."""
 
     edges: Float[Tensor, "B 1 H W"] | None
     sobel: Float[Tensor, "B 1 h2 w2"]
     teacher: Float[Tensor, "B h w"]
     student: Float[Tensor, "B h w"]
+    gate: Float[Tensor, "B h3 w3"] | None = None
+    added: Float[Tensor, "B h3 w3"] | None = None
 
 
 def correlation(a: Float[Tensor, "B 1 H W"], b: Float[Tensor, "B 1 H W"]) -> Float[Tensor, ""]:

@@ -1,5 +1,6 @@
 """What a run keeps for its report, from the pass over the test split that diagnoses it anyway."""
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from estl.data.check import check
 from estl.data.module import EventData, ItemData
 from estl.data.show import event_picture
 from estl.evaluation.confidence import confusion, predictions, reliability, stopping
@@ -17,12 +19,13 @@ from estl.supervision.steps import eval_mode, of_true_class
 from estl.supervision.tre import tre_keep
 from estl.training.recipe import Parts
 from estl.training.resume import aside
-from estl.types import Batch, Output
+from estl.types import Batch, Output, Supervision
 
 FILE = "report.npz"
 
 _THRESHOLDS = torch.tensor([0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.1])
 _LARGEST = 96  # pixels, the longest side of a picture that is kept
+_DECODED, _TOLD = 20, 3  # items of each split that are decoded; findings of a kind that are told
 
 
 class Collector:
@@ -58,7 +61,7 @@ class Collector:
         K = output.logits.shape[-1]
         if not self.facts:
             self.facts = {"classes": np.array(parts.data.classes, dtype=np.str_)}
-            self.facts |= balance(parts.data)
+            self.facts |= balance(parts.data) | findings(parts)
             self.wanted = set(spread(K, self.samples))
         self.logits.append(output.logits.float().cpu())
         self.labels.append(batch.label.cpu())
@@ -67,7 +70,7 @@ class Collector:
             self.rate = self.rate + batch.events.sum((0, 3, 4)).cpu()
         for i, label in enumerate(batch.label.tolist()):
             if label in self.wanted and label not in self.chosen:
-                self.chosen[label] = sample(parts, output, batch, i)
+                self.chosen[label] = sample(parts.supervision, output, batch, i)
         confidence, predicted = (x[:, -1] for x in predictions(output.logits))
         confidence = confidence.where(predicted != batch.label, -1.0)
         for i in confidence.topk(min(self.mistakes, len(confidence))).indices.tolist():
@@ -140,7 +143,19 @@ def balance(data: EventData) -> dict[str, np.ndarray]:
     }
 
 
-def sample(parts: Parts, output: Output, batch: Batch, i: int) -> dict[str, Any]:
+def findings(parts: Parts) -> dict[str, np.ndarray]:
+    """What `estl data check` finds, as JSON, with a few items of each split decoded."""
+    if not isinstance(parts.data, ItemData):
+        return {}
+    root = (parts.recipe["data"].get("init_args") or {}).get("root")
+    found = check(parts.data, Path(root) if root else None, limit=_DECODED)
+    told = {name: [len(all_), *all_[:_TOLD]] for name, all_ in found.entries().items()}
+    total = sum(counts.total() for counts in found.counts.values())
+    facts = {"wrong": found.wrong, "decoded": found.decoded, "total": total, "found": told}
+    return {"check": np.array(json.dumps(facts))}
+
+
+def sample(supervision: Supervision, output: Output, batch: Batch, i: int) -> dict[str, Any]:
     """Pictures and maps of one sample, each (T, ...)."""
     one = Batch(batch.events[i : i + 1], batch.label[i : i + 1])
     out = Output(
@@ -156,7 +171,7 @@ def sample(parts: Parts, output: Output, batch: Batch, i: int) -> dict[str, Any]
     if not out.pooled_head:
         return kept
     kept["activation"] = activation(out, one)[0].half().cpu()
-    modules = list(parts.supervision.modules())
+    modules = list(supervision.modules())
     tse = next((m for m in modules if isinstance(m, TSE)), None)
     if tse is not None and (past := tse.past(out, one)) is not None:
         kept["map"], kept["threshold"] = past[0][0].half().cpu(), past[1][0].flatten().cpu()

@@ -110,6 +110,33 @@ def cells(rows: int, columns: int, titles: Sequence[str], below: bool = False) -
     return layout(annotations=written, margin=margin, hovermode="closest") | found
 
 
+def beside(names: Sequence[str]) -> list[dict[str, Any]]:
+    """The names of rows, upright at their left, for the annotations of `cells`."""
+    return [
+        {
+            "text": plain(name if len(name) <= 18 else f"{name[:17]}…"),
+            "xref": "paper", "yref": "paper", "x": -0.005, "y": 1 - (i + 0.5) / len(names),
+            "xanchor": "right", "yanchor": "middle", "showarrow": False, "textangle": -90,
+            "font": {"size": 12},
+        }
+        for i, name in enumerate(names)
+    ]  # fmt: skip
+
+
+def moving(moments: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """What a slider shows at each position: of its traces, those that are not always the same.
+
+    >>> moving([[{"z": 1}, {"z": 2}], [{"z": 1}, {"z": 3}]])[1]
+    {'name': '1', 'data': [{'z': 3}], 'traces': [1]}
+    """
+    first = moments[0]
+    traces = [i for i in range(len(first)) if any(data[i] != first[i] for data in moments)]
+    return [
+        {"name": str(t), "data": [data[i] for i in traces], "traces": traces}
+        for t, data in enumerate(moments)
+    ]
+
+
 def picture_grid(
     name: str, kinds: Sequence[np.ndarray], titles: Sequence[str], caption: Text
 ) -> Figure:
@@ -135,5 +162,5 @@ def picture_grid(
         caption,
         height=60 + rows * CELL,
         wide=True,
-        small=True,
+        aspect=1.16 * rows / columns,
     )

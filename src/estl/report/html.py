@@ -55,14 +55,15 @@ def render(variants: Sequence[Variant]) -> str:
         lstrip_blocks=True,
     )
     found = sections_of(variants)
-    names = [variant.name for variant in variants]
+    names, pictures = [variant.name for variant in variants], dict[str, int]()
     of = next((run.results.of for v in variants for run in v.runs if run.results), None)
     return environment.get_template("report.html.j2").render(
         title=variants[0].label if len(names) == 1 else ", ".join(names),
         subtitle=f"{of.data.name}, {of.student}" if of else "",
         sections=found,
         say=say,
-        figures=figures(found),
+        figures=once(figures(found), pictures),
+        pictures=list(pictures),
         library=library(),
     )
 
@@ -82,6 +83,29 @@ def figures(sections: Sequence[Section]) -> dict[str, Any]:
         for part in section.parts
         if isinstance(part, Figure)
     }
+
+
+def once(value: Any, pictures: dict[str, int]) -> Any:
+    """The same with each picture's place in `pictures` for it: a page holds every picture once.
+
+    >>> pictures = {}
+    >>> once([{"source": "a"}, {"source": "b", "z": [1]}, {"source": "a"}], pictures)
+    [{'source': '0'}, {'source': '1', 'z': [1]}, {'source': '0'}]
+    >>> list(pictures)
+    ['a', 'b']
+    """
+    if isinstance(value, dict):
+        return {
+            key: str(pictures.setdefault(inner, len(pictures)))
+            if key == "source"
+            else once(inner, pictures)
+            for key, inner in value.items()
+        }
+    return [once(v, pictures) for v in value] if _of_dictionaries(value) else value
+
+
+def _of_dictionaries(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
 def _names(figure: Figure, language: str) -> list[str]:

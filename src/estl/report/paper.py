@@ -70,7 +70,7 @@ def write(sections: Sequence[Section], folder: Path) -> list[Path]:
 
 def _text(text: str) -> str:
     """Text that was meant for plotly.js; matplotlib reads mathematics between dollars."""
-    return html.unescape(text).replace("$", r"\$")
+    return html.unescape(text).replace("$", r"\$").replace("<br>", "\n")
 
 
 def _label(axes: "Axes", figure: Figure) -> None:
@@ -137,7 +137,7 @@ def _matrix(axes: "Axes", figure: Figure) -> None:
 def _grid(drawing: Any, figure: Figure) -> None:
     """Pictures and maps, where the report has them."""
     axes: dict[str, Any] = {}
-    left, low, high = 0.03, 0.08, 0.94
+    left, low, high = 0.03, 0.08, 1 - 0.3 / drawing.get_figheight()  # titles of two lines
     for trace in figure.data:
         name = trace["xaxis"]
         if name not in axes:

@@ -82,7 +82,7 @@ class Figure:
         start: the position that `data` shows.
         height: in pixels.
         wide: whether it has a row of the page for itself.
-        small: whether its row may be narrower than the page: pictures.
+        aspect: of pictures, the rows over the columns of their grid, which narrows with the screen.
     """
 
     name: str
@@ -96,7 +96,7 @@ class Figure:
     start: int = 0
     height: int = 320
     wide: bool = False
-    small: bool = False
+    aspect: float = 0.0
     kind: Literal["figure"] = "figure"
 
 
@@ -225,7 +225,8 @@ def lines(
         low = max(low, -0.02 * high)
     vertical: dict[str, Any] = {"ticksuffix": unit}
     if log:
-        vertical |= {"type": "log", "exponentformat": "power", "dtick": 1}
+        few = np.max(seen) < 100 * np.min(seen)  # two decades, with 2 and 5 between
+        vertical |= {"type": "log", "exponentformat": "power", "dtick": "D2" if few else 1}
     else:
         vertical |= {"range": [low, high]}
         caption = joined(caption, say("axis", low=f"{low:.3g}", high=f"{high:.3g}{unit}"))
@@ -233,7 +234,7 @@ def lines(
     return Figure(
         name,
         data,
-        layout(xaxis=across, yaxis=vertical, hovermode="x unified"),
+        layout(xaxis=across, yaxis=vertical, hovermode="x unified", hoverdistance=-1),
         caption,
         {"xaxis.title.text": x, "yaxis.title.text": y},
         list(keys.values()),

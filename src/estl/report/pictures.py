@@ -116,6 +116,8 @@ def draw(batch: Batch, maps: Maps, names: Sequence[str], path: Path) -> None:
     * the image, with the class's name;
     * the edges, if there are any, from 0 to 1; beside them Sobel's, and of event frames the counts
       of the whole recording, in shares of the page's largest;
+    * of a fused target, how far its gate is open at each of the teacher's patches, from 0 to 1, and
+      how much it lets into the target there, in shares of the page's largest;
     * the teacher's attention (times the edges) and the student's, in multiples of even attention,
       one over the number of places: both from 0 to 2, or to the most of either on the page;
     * the events of the first third of the steps (ON red, OFF blue), or direct-coded ones.
@@ -132,6 +134,9 @@ def draw(batch: Batch, maps: Maps, names: Sequence[str], path: Path) -> None:
         if batch.events.shape[2] == 2:
             counts = footprint(batch.events)[:, 0]
             columns.append(("event counts", counts / counts.max().clamp(min=1), 1.0))
+    if maps.gate is not None and maps.added is not None:
+        let_in = maps.added / maps.added.max().clamp(min=1e-12)
+        columns += [("gate", maps.gate, 1.0), ("added to target", let_in, 1.0)]
     columns += [(attention, places * maps.teacher, most)]
     columns += [("student attention", places * maps.student, most)]
     columns += [("events", event_picture(first_saccade(batch.events)), 1.0)]

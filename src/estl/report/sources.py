@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import yaml
+from PIL import Image
 
 from estl.evaluation.accuracy import Accuracy
-from estl.report.collect import FILE
+from estl.report import collect, start
 from estl.training.results import CheckpointResults, Results
 
 T = TypeVar("T")
@@ -34,6 +36,7 @@ class Run:
         diagnosis: of `diagnostics.json`.
         robustness: accuracies under attack and noise, of `robustness.json` or `test.json`.
         collected: the arrays of `report.npz` (`report.collect`).
+        start: those of `start.npz` (`report.start`), of the weights before training.
         pages: pictures of guided runs, in the order of their epochs.
         missing: a file, and what is wrong with it.
     """
@@ -45,8 +48,21 @@ class Run:
     diagnosis: dict[str, Any] = field(default_factory=dict)
     robustness: CheckpointResults | None = None
     collected: dict[str, np.ndarray] = field(default_factory=dict)
+    start: dict[str, np.ndarray] = field(default_factory=dict)
     pages: list[Path] = field(default_factory=list)
     missing: list[tuple[str, str]] = field(default_factory=list)
+
+    def arguments(self, part: str) -> dict[str, Any]:
+        """What the recipe gives a part, such as "data"; nothing where it does not say."""
+        spec = self.config.get(part)
+        given = spec.get("init_args") if isinstance(spec, dict) else None
+        return given if isinstance(given, dict) else {}
+
+    def kind(self, part: str) -> str:
+        """The name of a part's class, or ""."""
+        spec = self.config.get(part)
+        path = spec.get("class_path") if isinstance(spec, dict) else None
+        return str(path or "").rpartition(".")[2]
 
     @property
     def seed(self) -> int | None:
@@ -104,17 +120,31 @@ def is_run(folder: Path) -> bool:
     )
 
 
+def runs_in(path: Path) -> list[Path]:
+    """The folder itself if it holds a run, or those that do up to two levels below: a sweep's."""
+    if is_run(path):
+        return [path]
+    return sorted(filter(is_run, [*path.glob("*"), *path.glob("*/*")]))
+
+
+def finished(path: Path) -> bool:
+    """Whether a run has ended, or a sweep, which writes its own results after those of its runs."""
+    of_runs = [folder / "results.json" for folder in runs_in(path)]
+    own = path / "results.json"
+    if not own.exists() or not all(file.exists() for file in of_runs):
+        return False
+    return all(file.stat().st_mtime_ns <= own.stat().st_mtime_ns for file in of_runs)
+
+
 def find_runs(paths: Sequence[Path]) -> list[Path]:
-    """The run folders that are named, or that lie up to two levels below: a sweep's.
+    """The run folders of all paths (`runs_in`).
 
     Raises:
         ValueError: a path without any.
     """
     found: list[Path] = []
     for path in paths:
-        below = (
-            [path] if is_run(path) else sorted(filter(is_run, [*path.glob("*"), *path.glob("*/*")]))
-        )
+        below = runs_in(path)
         if not below:
             raise ValueError(f"no run in {path}: give a run folder, or that of an ablation")
         found += below
@@ -180,8 +210,8 @@ def read_run(folder: Path) -> Run:
             return default
         try:
             return how(path)
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile,
-                yaml.YAMLError) as error:  # fmt: skip
+        except (OSError, ValueError, KeyError, TypeError, EOFError, SyntaxError, zlib.error,
+                zipfile.BadZipFile, yaml.YAMLError) as error:  # fmt: skip
             run.missing.append((name, " ".join(str(error).split())[:160]))
             return default
 
@@ -189,16 +219,20 @@ def read_run(folder: Path) -> Run:
     run.config = read("config.yaml", _mapping, {})
     run.history = read("history.csv", _columns, {})
     run.diagnosis = read("diagnostics.json", _mapping, {})
-    run.collected = read(FILE, _arrays, {})
+    run.collected = read(collect.FILE, _arrays, {})
+    run.start = read(start.FILE, _arrays, {}, needed=False)
     for name in ("robustness.json", "test.json"):
         run.robustness = run.robustness or read(name, CheckpointResults.read, None, needed=False)
-    run.pages = sorted((folder / "pictures").glob("epoch_*.png"))
+    pages = (f"pictures/{path.name}" for path in sorted(folder.glob("pictures/epoch_*.png")))
+    run.pages = [page for name in pages if (page := read(name, _picture, None)) is not None]
     return run
 
 
 def _mapping(path: Path) -> dict[str, Any]:
     """Of a YAML or a JSON file, which is YAML too, but read faster as what it is."""
     text = path.read_text()
+    if path.suffix == ".yaml" and not text.endswith("\n"):  # half a YAML file is often one too
+        raise ValueError("it is cut off")
     found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     if not isinstance(found, dict):
         raise ValueError("it holds no keys")
@@ -207,10 +241,8 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 def _columns(path: Path) -> dict[str, np.ndarray]:
     """The columns of a table; a last line that is cut off is left out."""
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    if rows and None in rows[-1].values():
-        rows.pop()
+    lines = path.read_text().splitlines(keepends=True)
+    rows = list(csv.DictReader(line for line in lines if line.endswith("\n")))
     if not rows or "epoch" not in rows[0]:
         raise ValueError("it holds no epochs")
     return {
@@ -222,6 +254,13 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
         return dict(held)
+
+
+def _picture(path: Path) -> Path:
+    """The path itself, of a picture that is whole."""
+    with Image.open(path) as picture:
+        picture.load()
+    return path
 
 
 def lacks(runs: Iterable[Run]) -> dict[tuple[str, str], list[Path]]:

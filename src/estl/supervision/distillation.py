@@ -1,7 +1,6 @@
 """Edge-guided distillation: a student of events learns from a frozen CLIP that sees the images.
 
-All that only training needs is in here: teacher, edge detector, fusion and projectors. The student
-knows nothing of it.
+What only training needs is in here, teacher to projectors: the student knows nothing of it.
 """
 
 from collections.abc import Iterator
@@ -247,12 +246,13 @@ class EdgeGuidedDistillation(Supervision):
         """
         assert batch.image is not None
         tokens, grid = self._tokens(output)
-        seen, look = self.teacher(batch.image), self._look(batch)
+        seen, look, fusion = self.teacher(batch.image), self._look(batch), self.fusion
         return Maps(
             edges=None if look is None else look.edges,
             sobel=self.sobel.edges(on_frames(batch.image, batch.events)),
             teacher=self._attention(seen, look, grid).unflatten(1, grid),
             student=activation_log_attention(tokens, self.align).exp().unflatten(1, grid),
+            **({} if fusion is None else fusion.gates(seen.patches, look, self.teacher.grid)),
         )
 
     def _tokens(self, output: Output) -> tuple[Float[Tensor, "B N D"], tuple[int, int]]:

@@ -1,19 +1,23 @@
 """One line an epoch, on the screen and in `history.csv`."""
 
 import csv
-import os
+import io
+import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from estl.data.module import EventData
 from estl.training.learner import Learner, owner
+from estl.training.results import peak_memory
+from estl.training.resume import aside
 from estl.types import Supervision
 
-LAST = ("train/loss", "train/acc", "val/acc", "lr", "seconds")
+LAST = ("train/loss", "train/acc", "val/acc", "lr", "seconds", "step_seconds", "memory_mib")
 """Columns after the epoch and the weighted terms."""
 
 SHOWN = ("train/", "watch/", "gradient/")
@@ -28,7 +32,9 @@ class History(Callback):
     norm in the last step that was logged; `lr/PART` of parts with their own rate; `train/loss`;
     `train/acc`, of the training steps themselves (augmented, in training mode, while the weights
     change); `val/acc`, empty where the epoch was not validated; `lr`, of the first parameter group
-    (the student's) in the first step; `seconds`, validation included.
+    (the student's) in the first step; `seconds`, validation included; `step_seconds`, the mean of a
+    step, its data included; `memory_mib`, the most that the process has held so far, on the GPU if
+    there is one.
 
     A resumed run writes over the epochs that it trains again. The first process alone writes.
     """
@@ -47,11 +53,16 @@ class History(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the time and the learning rate."""
         self.start, self.validated = time.monotonic(), False
+        self.steps, self.stepped = 0, self.start
         groups = trainer.optimizers[0].param_groups
         self.lr = float(groups[0]["lr"])
         named = {str(group.get("name", "")).partition("/")[0]: group["lr"] for group in groups}
         own = pl_module.part_lr if isinstance(pl_module, Learner) else {}
         self.rates = {f"lr/{part}": float(named[part]) for part in own if part in named}
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Count the steps, and note when the last one ended."""
+        self.steps, self.stepped = self.steps + 1, time.monotonic()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note that this epoch has been validated: figures of earlier ones stay in the trainer."""
@@ -72,6 +83,8 @@ class History(Callback):
         if self.validated:
             row["val/acc"] = float(metrics["val/acc"])
         row |= self.rates | {"lr": self.lr, "seconds": time.monotonic() - self.start}
+        row["step_seconds"] = (self.stepped - self.start) / max(1, self.steps)
+        row["memory_mib"] = peak_memory()
         write(row, self.path)
         print(line(row, trainer.max_epochs), flush=True)
 
@@ -113,18 +126,25 @@ def write(row: dict[str, float], path: Path) -> None:
     The file is replaced as a whole, so that a run that is killed leaves no half of a line.
     """
     rows: list[dict[str, str]] = []
-    if path.exists():
-        with path.open(newline="") as file:
-            rows = [old for old in csv.DictReader(file) if int(old["epoch"]) < row["epoch"]]
+    try:
+        if path.exists():
+            with path.open(newline="") as file:
+                rows = [old for old in csv.DictReader(file) if int(old["epoch"]) < row["epoch"]]
+    except (KeyError, ValueError, TypeError, csv.Error):
+        pass
+    if len(rows) != (before := int(row["epoch"]) - 1):
+        print(
+            f"{path} is damaged: it has {len(rows)} of the first {before} epochs", file=sys.stderr
+        )
     rows.append({name: f"{value:.6g}" for name, value in row.items()})
     terms = [name for name in dict.fromkeys(n for r in rows for n in r) if name not in LAST]
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, [*terms, *LAST], restval="")
+    writer.writeheader()
+    writer.writerows(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(".csv.new")
-    with new.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*terms, *LAST], restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(new, path)
+    with aside(path) as file:
+        file.write(table.getvalue().encode())
 
 
 def line(row: dict[str, float], epochs: int | None) -> str:

@@ -21,46 +21,10 @@ from estl.guidance.watch import edge_trouble
 from estl.students.recompute import recomputing
 from estl.supervision.schedule import Scheduled
 from estl.training.compiled import compiled
+from estl.training.trouble import FiniteCheck
 from estl.types import Batch, Loss, Output, Supervision
 
 Optimizer = Literal["adamw", "adam", "sgd"]
-
-
-class FiniteCheck:
-    """Watches losses for values that are not finite, without waiting for the device in each step.
-
-    `see` only notes, on the device, which terms of the first bad loss were at fault; `stop` asks.
-
-    >>> check = FiniteCheck()
-    >>> for value in (1.0, float("nan")):
-    ...     term = torch.tensor(value)
-    ...     check.see(Loss(term, {"cls": term}))
-    >>> check.stop()
-    Traceback (most recent call last):
-    FloatingPointError: the loss is not finite (cls): training stopped; ...
-    """
-
-    def __init__(self) -> None:
-        self.names: tuple[str, ...] = ()
-        self.bad: Tensor | None = None
-
-    def see(self, loss: Loss) -> None:
-        """Note the loss of a step."""
-        parts = loss.terms | {"total": loss.total}
-        bad = ~torch.isfinite(torch.stack([x.detach() for x in parts.values()]))
-        self.names = tuple(parts)
-        self.bad = bad if self.bad is None else torch.where(self.bad.any(), self.bad, bad)
-
-    def stop(self) -> None:
-        """Raise FloatingPointError, naming the terms, if a loss since the start was not finite."""
-        if self.bad is None or not self.bad.any():
-            return
-        bad = [name for name, at in zip(self.names, self.bad.tolist(), strict=True) if at]
-        terms = ", ".join(name for name in bad if name != "total") or "total"
-        raise FloatingPointError(
-            f"the loss is not finite ({terms}): training stopped; lower --lr, or look at the "
-            "term's inputs; the last checkpoint is intact"
-        )
 
 
 def cosine(step: int, total: int, warmup: int) -> float:
@@ -137,6 +101,7 @@ class Learner(LightningModule):
             recomputing(student)
         self.compiled = compiled(student) if compile else None
         self.finite = FiniteCheck()
+        self.terms: dict[str, Tensor] = {}  # of the last step, for the progress bar
         self.warned = False
         self.stepped = 0
         self.preparing: int | None = None  # batches that the supervision is prepared on at most
@@ -171,9 +136,9 @@ class Learner(LightningModule):
         batch = self.supervision.extend(batch)
         output: Output = (self.compiled or self.student)(batch.events)
         loss: Loss = self.supervision(output, batch)
-        self.finite.see(loss)
-        if batch_idx % max(1, self.trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
-            self.finite.stop()
+        self.finite.see(loss, batch)
+        self.finite.stop(late=2)
+        self.terms = {name: value.detach() for name, value in loss.terms.items()}
         values = {f"train/{name}": value for name, value in loss.terms.items()}
         values["train/loss"] = loss.total
         size = len(batch.label) - batch.unlabeled
@@ -194,7 +159,12 @@ class Learner(LightningModule):
             warnings.warn(trouble, stacklevel=2)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the gradient's norm of each part: the student, and the children of a supervision."""
+        """Stop at a gradient that is not finite; log its norm by part: the student, and the
+        children of a supervision.
+        """
+        if self.trainer.precision != "16-mixed":  # whose scaler leaves out steps that overflow
+            self.finite.see_gradients(self.named_parameters())
+            self.finite.stop(late=2)
         self.stepped += 1  # in this epoch, so that a resumed run logs what an unbroken one does
         if (self.stepped - 1) % max(1, self.trainer.log_every_n_steps):  # type: ignore[attr-defined]
             return

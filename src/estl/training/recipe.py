@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
-from lightning import Trainer
+from lightning import Callback, Trainer
 from torch import nn
 
 from estl.data.module import EventData
@@ -19,6 +19,7 @@ from estl.supervision import MeanCE
 from estl.training.checkpoint import make
 from estl.training.learner import Learner
 from estl.training.names import public, public_path
+from estl.training.trainer import Logging
 from estl.types import Supervision
 
 SECTIONS = ("data", "student", "supervision", "learner", "trainer", "init_args")
@@ -29,10 +30,12 @@ RANGES = {
         "data.init_args.T": "--T",
         "data.init_args.batch_size": "--batch-size",
         "trainer.max_epochs": "--epochs",
+        "keep_checkpoints": "--keep-checkpoints",
         "trainer.accumulate_grad_batches": "",
         "trainer.check_val_every_n_epoch": "",
     },
     "at least 0": {
+        "seed": "--seed",
         "data.init_args.num_workers": "",
         "learner.weight_decay": "--weight-decay",
         "learner.warmup": "",
@@ -58,6 +61,9 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--output_dir", type=str | None, default=None, help="Run folder (default: a new one)."
     )
+    parser.add_argument(
+        "--keep_checkpoints", type=int, default=2, help="How many of the last epochs' are kept."
+    )
     parser.add_subclass_arguments(
         EventData, "data", skip={"in_channels", "content", "test", "left_out"}
     )
@@ -72,8 +78,11 @@ def make_parser() -> ArgumentParser:
     parser.add_class_arguments(
         Trainer,
         "trainer",
-        skip={"logger", "callbacks", "default_root_dir", "enable_checkpointing", "barebones"},
+        skip={"logger", "default_root_dir", "enable_checkpointing", "barebones"},
         instantiate=False,
+    )
+    parser.add_argument(
+        "--trainer.logger", type=Logging, default="tensorboard", help="Where metrics are written."
     )
     parser.set_defaults(
         {
@@ -231,6 +240,12 @@ def make_learner(config: Namespace, parts: Parts) -> Learner:
         classes=parts.data.classes,
         fingerprint=parts.data.fingerprint,
     )
+
+
+def make_callbacks(config: Namespace) -> list[Callback]:
+    """Lightning's callbacks that a recipe names under `trainer.callbacks`, or a user's own."""
+    found = make(make_parser(), "trainer", config.trainer).callbacks or []
+    return list(found) if isinstance(found, list) else [found]
 
 
 def build_data(config: Namespace, given: Namespace) -> EventData:

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from estl.data.check import refuse_leaks
 from estl.training.history import start_line
 from estl.training.learner import Learner
-from estl.training.recipe import Parts, build, make_learner
+from estl.training.recipe import Parts, build, make_callbacks, make_learner
 from estl.training.results import peak_memory
 from estl.training.screen import quiet
 from estl.training.trainer import make_trainer, plainly
@@ -123,6 +123,7 @@ def rehearse(config: Namespace, given: Namespace) -> Rehearsal:
     once = ONCE | {
         "max_epochs": 1, "max_steps": 2, "limit_val_batches": 1 if parts.data.sizes["val"] else 0,
     }  # fmt: skip
+    make_callbacks(config)  # they are not called: what they write belongs to the run
     options = config.trainer.as_dict()
     trainer = make_trainer(
         options | once, logger=False, enable_checkpointing=False, callbacks=[watch]

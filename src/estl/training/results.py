@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 
 from estl.data.module import EventData
 from estl.evaluation.accuracy import Accuracy
+from estl.evaluation.early import EarlyExit
 
 Weights = Literal["final", "best_on_validation"]
 
@@ -114,6 +115,7 @@ class CheckpointResults(Json):
         test: accuracy on the test split.
         eps: size of the attacks, a share of each sample's range.
         robustness: accuracy by disturbance, the undisturbed one as "clean"; empty if not measured.
+        early: what answering early gives on the test split; None if not measured.
     """
 
     of: Provenance
@@ -121,6 +123,7 @@ class CheckpointResults(Json):
     test: Accuracy
     eps: float
     robustness: dict[str, float]
+    early: EarlyExit | None = None
 
 
 def provenance(

@@ -3,14 +3,16 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 import torch
+import yaml
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from estl.training.checkpoint import read_checkpoint
+from estl.training.processes import rank
 
 STATE = ("epoch", "loops", "optimizer_states", "lr_schedulers", "supervision")
 """What a checkpoint has for going on, beside what `load_student` needs."""
@@ -47,15 +49,47 @@ def _refusal(error: BaseException | None) -> OSError | None:
 class Aside(TorchCheckpointIO):
     """Writes checkpoints `aside`: Lightning's own go through the folder for temporary files, from
     where they are copied if that is another file system, and a kill leaves half of one.
+
+    Args:
+        keep: how many of the last epochs' checkpoints there are, `last.ckpt` among them.
     """
+
+    def __init__(self, keep: int = 1) -> None:
+        self.keep = keep
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
         """Write the checkpoint; what was there before stays until it is complete."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with aside(Path(path)) as file:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.name == "last.ckpt":
+            keep_before(path, checkpoint["epoch"], self.keep)
+        with aside(path) as file:
             torch.save(checkpoint, file)
+
+
+def keep_before(last: Path, epoch: int, keep: int) -> None:
+    """Give `last.ckpt`, which is about to be replaced, the name of its epoch, `epoch-012.ckpt`.
+
+    Args:
+        last: the file.
+        epoch: number of its epoch, counted from 1: that of the next one, counted from 0.
+        keep: how many checkpoints there are to be when it has been replaced; older ones go.
+    """
+    if keep > 1 and last.exists():
+        kept = last.with_name(f"epoch-{epoch:03d}.ckpt")
+        kept.unlink(missing_ok=True)
+        try:
+            os.link(last, kept)
+        except OSError:  # a file system without links
+            with aside(kept) as file:
+                file.write(last.read_bytes())
+    for path in last.parent.glob("epoch-*.ckpt"):
+        if (number := path.stem.removeprefix("epoch-")).isdigit() and int(
+            number
+        ) <= epoch + 1 - keep:
+            path.unlink()
 
 
 @contextmanager
@@ -75,6 +109,41 @@ def going_on(folder: Path) -> Iterator[None]:
         raise kind(f"estl fit --resume {folder}") from None
 
 
+def kept_recipe(folder: Path) -> Path:
+    """The recipe of a run that is to be continued, written anew from a checkpoint if it is damaged.
+
+    Where it only differs from what the run was trained with so far, the screen says in what.
+
+    Raises:
+        ValueError: no run folder, or one without a whole recipe.
+    """
+    path = folder / "config.yaml"
+    if not path.exists() and not taken(folder):
+        raise ValueError(f"--resume {folder}: give a run folder (one that holds config.yaml)")
+    try:
+        recipe = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        recipe = None
+    saved, source = None, folder
+    newest = sorted(folder.glob("epoch-*.ckpt"), reverse=True)
+    for source in (folder / "last.ckpt", *newest, *folder.glob("best*.ckpt")):
+        with suppress(ValueError):
+            saved = read_checkpoint(source)["recipe"]
+            break
+    if not isinstance(recipe, dict) or not {"data", "student"} <= recipe.keys():
+        if saved is None:
+            raise ValueError(f"{path} is damaged, and no checkpoint has the recipe: train anew")
+        if rank() == 0:
+            with aside(path) as file:
+                file.write(yaml.safe_dump(saved, sort_keys=False).encode())
+        print(f"{path} was damaged: written anew from {source}", file=sys.stderr)
+    elif saved is not None:
+        for key, old, new in _differences(saved, recipe, ""):
+            told = f"{path} has {key[1:]} {str(new)[:60]}, and {source.name} was trained with"
+            print(f"{told} {str(old)[:60]}: {str(new)[:60]} counts", file=sys.stderr)
+    return path
+
+
 def taken(folder: Path) -> bool:
     """Whether a folder holds a run: from its first checkpoint on."""
     return any(folder.glob("*.ckpt")) or (folder / "results.json").exists()
@@ -89,7 +158,8 @@ def newest_whole(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     Raises:
         ValueError: checkpoints were written, and none is whole.
     """
-    last, others = folder / "last.ckpt", sorted(folder.glob("best*.ckpt"))
+    last = folder / "last.ckpt"
+    others = [path for path in sorted(folder.glob("*.ckpt")) if path != last]
     problem = f"{last} is missing"
     if last.exists():
         try:
@@ -130,7 +200,7 @@ def _with_state(path: Path) -> dict[str, Any]:
 def _epochs(folder: Path) -> int:
     """How many epochs `history.csv` has."""
     path = folder / "history.csv"
-    return len(path.read_text().splitlines()) - 1 if path.exists() else 0
+    return path.read_bytes().count(b"\n") - 1 if path.exists() else 0
 
 
 def refuse_another(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:

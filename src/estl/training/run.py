@@ -1,7 +1,8 @@
 """What the commands do: train into a run folder, test a checkpoint, predict files.
 
 A run folder holds `config.yaml` (the resolved recipe), `best*.ckpt` and `last.ckpt`, `history.csv`,
-TensorBoard events, and `results.json`, which is written once, at the end.
+what the logger writes (TensorBoard's events), and `results.json`, which is written once, at the
+end.
 """
 
 import itertools
@@ -17,22 +18,23 @@ import yaml
 from jsonargparse import Namespace
 from lightning import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from estl.data.check import refuse_leaks
 from estl.evaluation.accuracy import Accuracy, evaluate
 from estl.evaluation.attacks import attack, noise, robustness
 from estl.evaluation.diagnostics import diagnose, summary
+from estl.evaluation.early import at, check_threshold, confidences
 from estl.training.checkpoint import read_checkpoint
 from estl.training.history import History
-from estl.training.recipe import Parts, build, make_learner, parse_recipe, plain
+from estl.training.processes import rank
+from estl.training.recipe import Parts, build, make_callbacks, make_learner, parse_recipe, plain
 from estl.training.reopen import reopen
 from estl.training.results import CheckpointResults, Results, Weights, peak_memory, provenance
 from estl.training.resume import Aside, aside, going_on, newest_whole, refuse_another, taken
 from estl.training.screen import progress_bars, quiet
-from estl.training.trainer import make_trainer, plainly
+from estl.training.trainer import make_logger, make_trainer, plainly
+from estl.training.trouble import Firing, NotFiniteError
 from estl.types import Batch, Output
 
 
@@ -54,24 +56,18 @@ class ValidateLast(Callback):
             trainer.check_val_every_n_epoch = 1
 
 
-def rank() -> int:
-    """Number of this process among those that train together, 0 if it is alone."""
-    return int(getattr(rank_zero_only, "rank", 0))
-
-
 def run_folder(config: Namespace) -> Path:
     """The folder of a new run, not made yet: the one asked for, or the next free one in `runs/`.
 
     Raises:
         ValueError: the folder asked for already holds a run.
     """
-    if rank() > 0:  # the first process has made it
-        folder = os.environ.get("ESTL_RUN_FOLDER", config.output_dir)
-        if folder is None:
-            raise ValueError("several processes share a run: say where with --output-dir FOLDER")
-        return Path(folder)
+    if rank() > 0:  # the first process chooses, and Lightning tells the others
+        return Path(os.environ.get("ESTL_RUN_FOLDER") or config.output_dir or "runs")
     if config.output_dir is not None:
         path = Path(config.output_dir)
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{path} is no folder: choose another --output-dir")
         if taken(path):
             raise ValueError(
                 f"{path} already holds a run: continue it with estl fit --resume {path}, or "
@@ -106,7 +102,7 @@ def fit(
         given: the part of it that was written down, by file or flag.
         resume: a run folder to continue from its `last.ckpt`, or from another checkpoint there
             where that is damaged (`training.resume`).
-        callbacks: of Lightning, beside the run's own.
+        callbacks: of Lightning, beside the run's own and the recipe's.
         test: whether the test split is read at the end, and the student diagnosed on it.
         see: is called with what the final weights make of every batch of the test split.
 
@@ -126,6 +122,7 @@ def fit(
     if not parts.data.allow_leaks:
         refuse_leaks(parts.data)
     learner = make_learner(config, parts)
+    learner.groups()  # refuses rates of parts that there are not, before anything is written
     folder = resume or run_folder(config)
     start = newest_whole(folder) if resume else None
     if start is not None:
@@ -145,7 +142,6 @@ def fit(
         enable_version_counter=False,  # a resumed run writes the same file again
     )
     selects = parts.data.sizes["val"] > 0
-    timer = Timer()
     options = config.trainer.as_dict() | ({} if selects else {"limit_val_batches": 0})
     bars = [] if options["enable_progress_bar"] is False else progress_bars()
     options["enable_progress_bar"] = bool(bars)
@@ -154,22 +150,24 @@ def fit(
     options["enable_model_summary"] = bool(options["enable_model_summary"])  # None: a line instead
     trainer = make_trainer(
         options,
-        plugins=[*plugins, Aside()],
+        plugins=[*plugins, Aside(config.keep_checkpoints)],
         default_root_dir=folder,
-        logger=TensorBoardLogger(str(folder), name="", version="tensorboard"),
+        logger=make_logger(config.trainer.logger, folder),
         callbacks=[
             *([best, ValidateLast()] if selects else []),
             last,
-            timer,
+            Timer(),
             History(folder),
+            Firing(),
             *bars,
             *callbacks,
+            *make_callbacks(config),
         ],
     )
     parts.data.batch_share(trainer.world_size)  # before other processes are started
     if rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        for rest in folder.glob("*.ckpt.new"):  # of a run that was killed while it wrote
+        for rest in folder.glob("*.new"):  # of a run that was killed while it wrote
             rest.unlink()
         with aside(folder / "config.yaml") as file:
             file.write(yaml.safe_dump(parts.recipe, sort_keys=False).encode())
@@ -181,6 +179,8 @@ def fit(
     try:
         with going_on(folder), plainly():
             trainer.fit(learner, parts.data, ckpt_path=start[0] if start else None)
+    except NotFiniteError as error:
+        raise error.kept(Path(last.dirpath or folder)) from None
     finally:
         torch.set_flush_denormal(False)
     if not trainer.is_global_zero:
@@ -188,12 +188,13 @@ def fit(
     paths: dict[Weights, Path] = {"final": folder / "last.ckpt"}
     if selects:
         paths["best_on_validation"] = Path(best.best_model_path)
+    saved = read_checkpoint(paths["final"])  # with `ddp_spawn`, the trainer here knows nothing
     with going_on(folder):
         found, diagnosis = _evaluate(parts, paths, trainer.strategy.root_device, test, folder, see)
     results = Results(
         provenance(parts.data, parts.student, parts.supervision, parts.recipe),
-        epochs=trainer.current_epoch,
-        train_seconds=round(timer.time_elapsed("train"), 1),
+        epochs=saved["epoch"] + 1,
+        train_seconds=round(saved["callbacks"]["Timer"]["time_elapsed"]["train"], 1),
         peak_memory_mib=peak_memory(),
         val=found["val"],
         test=found["test"] or None,
@@ -236,6 +237,7 @@ def test(
     attacks: Sequence[str] = (),  # noqa: PT028
     eps: float = 8 / 255,  # noqa: PT028
     noisy: bool = False,  # noqa: PT028
+    until_sure: float | None = None,  # noqa: PT028
     trust: Sequence[str] = (),  # noqa: PT028
 ) -> CheckpointResults:
     """Test the checkpoint `path` on its own data, or on another root of the same layout.
@@ -246,11 +248,14 @@ def test(
         attacks: names of `attacks.attack`, under which accuracy is measured besides.
         eps: their size, a share of each sample's range.
         noisy: whether it is also measured under noise and with a frame dropped.
+        until_sure: probability at which a sample is answered early, for a second accuracy.
         trust: modules that the checkpoint may name beside ESTL's own.
 
     Raises:
-        ValueError: no checkpoint of ESTL, a class that is not trusted, data of other classes.
+        ValueError: no checkpoint of ESTL, a class that is not trusted, data of other classes, a
+            threshold that is no probability.
     """
+    check_threshold(until_sure)
     opened = reopen(path, data_path, trust=trust)
     student, data, recipe = opened.student, opened.data, opened.recipe
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -259,10 +264,14 @@ def test(
         rows = {k: v for name in attacks for k, v in attack(name, eps).items()}
         rows |= noise(sigma=0.1, rate=0.05, dropped=1) if noisy else {}
         disturbed = robustness(student, data.loader("test"), device, rows, recipe["seed"])
+    early = None
+    if until_sure is not None:
+        early = at(*confidences(student, data.loader("test"), device), until_sure)
     return CheckpointResults(
         provenance(data, student, opened.supervision, recipe),
         checkpoint=str(path),
         test=evaluate(student, data.loader("test"), device),
         eps=eps,
         robustness=disturbed,
+        early=early,
     )

@@ -3,24 +3,39 @@
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from lightning import LightningModule, Trainer
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import RichProgressBar
+from torch import Tensor
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's, with epochs counted from 1, and the loss beside it: the rest is in the line."""
+    """Lightning's, with epochs counted from 1, and beside it the loss and its largest terms."""
 
-    def get_metrics(self, *args: Any) -> dict[str, Any]:
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """What the bar shows beside the speed."""
-        metrics = super().get_metrics(*args)
-        return {name: metrics[name] for name in metrics if name == "loss"}
+        metrics = super().get_metrics(trainer, pl_module)
+        loss = {name: metrics[name] for name in metrics if name == "loss"}
+        return loss | largest(getattr(pl_module, "terms", {}))
 
     def _get_train_description(self, current_epoch: int) -> str:
         return f"Epoch {current_epoch + 1}/{self.trainer.max_epochs}"
+
+
+def largest(terms: Mapping[str, Tensor], n: int = 4) -> dict[str, float]:
+    """The `n` terms that the loss consists of most, in their order; none where it is one term.
+
+    >>> from torch import tensor
+    >>> largest({"cls": tensor(1.5), "kl": tensor(0.1), "edge": tensor(2.0)}, 2)
+    {'cls': 1.5, 'edge': 2.0}
+    """
+    values = {name: float(term) for name, term in terms.items()}
+    kept = sorted(values, key=lambda name: -abs(values[name]))[:n] if len(values) > 1 else []
+    return {name: values[name] for name in values if name in kept}
 
 
 def progress_bars() -> list[ProgressBar]:

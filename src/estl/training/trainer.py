@@ -1,15 +1,25 @@
 """Lightning's trainer for a recipe's options; what it refuses is a ValueError of one line."""
 
+import itertools
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
 
+import torch.distributed as dist
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+
+from estl.training.processes import launched, stale_store
+
+Logging = Literal["tensorboard", "csv", "wandb"]
 
 
 def make_trainer(options: dict[str, Any], **own: Any) -> Trainer:
-    """A trainer.
+    """A trainer, over all processes if a launcher such as torchrun has started several.
 
     Args:
         options: of the recipe.
@@ -22,9 +32,13 @@ def make_trainer(options: dict[str, Any], **own: Any) -> Trainer:
     Traceback (most recent call last):
     ValueError: trainer.accelerator cpu with trainer.devices 0: `Trainer(devices=0)` value is ...
     """
+    found = launched()
+    if found is not None and options.get("devices", "auto") == "auto":
+        nodes = {"num_nodes": found.size // found.here} if found.size > found.here else {}
+        options = options | {"devices": found.here} | nodes
     try:
         return Trainer(**options | own)
-    except (MisconfigurationException, RuntimeError, ImportError) as error:
+    except (MisconfigurationException, RuntimeError, ImportError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
             f"trainer.accelerator {options.get('accelerator')} with trainer.devices "
@@ -32,10 +46,61 @@ def make_trainer(options: dict[str, Any], **own: Any) -> Trainer:
         ) from None
 
 
+def make_logger(name: Logging, folder: Path) -> Logger:
+    """Lightning's logger of this name, which writes into a run folder.
+
+    Weights & Biases obeys its own variables: WANDB_MODE=offline keeps a run on this machine.
+
+    Raises:
+        ValueError: wandb is not installed.
+    """
+    if name == "wandb":
+        if find_spec("wandb") is None:
+            raise ValueError("trainer.logger wandb needs wandb: pip install 'estl[wandb]'")
+        return WandbLogger(folder.name, save_dir=folder, project="estl")
+    if name == "csv":  # which empties its folder: a resumed run takes the next one
+        names = itertools.chain(["csv"], (f"csv-{i}" for i in itertools.count(2)))
+        free = next(version for version in names if not (folder / version).exists())
+        return CSVLogger(folder, name="", version=free)
+    return TensorBoardLogger(str(folder), name="", version="tensorboard")
+
+
 @contextmanager
 def plainly() -> Iterator[None]:
-    """Turn Lightning's complaints about options into ValueErrors."""
+    """Turn what ends a training into errors of one line.
+
+    Raises:
+        ValueError: options that Lightning complains of; what a process that loads says of the data.
+        OSError: the same of a file; a process is gone, of those that load or those that train.
+    """
     try:
         yield
     except MisconfigurationException as error:
         raise ValueError(f"{error}: correct the keys of the trainer") from None
+    except (OSError, ValueError) as error:
+        if (said := _of_loader(str(error))) is None:
+            raise
+        raise (OSError if isinstance(error, OSError) else ValueError)(said) from None
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        if gone := re.search(r"DataLoader worker \(.*?\) (exited \w+|is killed[^.]*)", text):
+            raise OSError(
+                f"a {gone[0]}: it may have run out of memory, give a smaller --data.init_args."
+                "num_workers"
+            ) from None
+        if isinstance(error, dist.DistError) or "gloo" in text:
+            what = "another process of this training is gone, or cannot be reached"
+            raise OSError(f"{what} ({text[:80]}){stale_store()}") from None
+        raise
+
+
+def _of_loader(text: str) -> str | None:
+    """The message of an error of a process that loads, out of the traceback that comes with it.
+
+    >>> _of_loader("Caught OSError in DataLoader worker process 0.\\nOriginal Traceback (most "
+    ...            "recent call last):\\n  File ...\\nOSError: no file x\\n")
+    'no file x'
+    """
+    if "\nOriginal Traceback" not in text:
+        return None
+    return text.strip().splitlines()[-1].partition(": ")[2]

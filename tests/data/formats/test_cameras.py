@@ -265,6 +265,11 @@ def test_hdf5_of_other_layouts_or_without_its_filter_is_refused(tmp_path: Path) 
         with pytest.raises(ValueError, match=rf"e\.h5: .*{message}") as error:
             read_recording(path)
         assert "\n" not in str(error.value)
+    encoders.hdf5(path, ONE, SIZE)
+    text = path.read_bytes()
+    path.write_bytes(text.replace(b"\x19\x01\x01\0\x10", b"\x19\0\x01\0\x10"))  # a text is a list
+    with pytest.raises(ValueError, match=r"attribute geometry is neither a text nor a number"):
+        read_recording(path)
     with h5py.File(path, "w") as file:  # chunks as Prophesee's ECF leaves them, unreadable here
         plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         plan.set_chunk((4,))

@@ -44,6 +44,7 @@ BROKEN = {
     # A SyntaxError of Pillow: the pixels' chunk ends early, and no other follows.
     "no chunk where one is due": encoded("PNG")[:33] + chunk(b"IDAT", b"x\x01") + b"\xff" * 40,
     "a short head": encoded("PNG")[:8] + chunk(b"IHDR", b"\0" * 5),  # a ValueError of Pillow
+    "forty million pixels": encoded("BMP")[:18] + b"\x40\x9c\0\0\xe8\x03\0\0" + encoded("BMP")[26:],
     "two billion pixels": encoded("BMP")[:18] + b"\xff\xff\0\0" * 2 + encoded("BMP")[26:],
 }
 

@@ -330,8 +330,8 @@ def test_frames_of_a_file_need_neither_lightning_nor_the_sets_class(tmp_path: Pa
     path = tmp_path / "N-MNIST/Test/0/60001.bin"
     options = {"T": 3, "by": "count", "root": "ignored"}
     code = (
-        "import sys; from pathlib import Path; from estl.data.reading import read_file; "
-        f"frames = read_file(Path({str(path)!r}), 'estl.data.NMNISTPairs', {options}); "
+        "import sys; from pathlib import Path; from estl.data.recorded import read_parts; "
+        f"((_, frames),) = read_parts(Path({str(path)!r}), 'estl.data.NMNISTPairs', {options}); "
         "print(*frames.shape, int(frames.sum()), 'lightning' in sys.modules, "
         "any(name.startswith('estl.data.sets.') for name in sys.modules))"
     )
@@ -341,11 +341,10 @@ def test_frames_of_a_file_need_neither_lightning_nor_the_sets_class(tmp_path: Pa
 
 @pytest.mark.slow
 def test_frames_of_a_file_are_those_of_its_item(tmp_path: Path) -> None:
-    from estl.data.reading import READERS, read_file
+    from tests.tiny_sets import read_file
 
     first = dict(reversed(layouts()))
     for name in ("nmnist", "ncaltech101", "cifar10dvs", "dvsgesture", "recordings", "folder"):
-        assert BY_NAME[name].class_path.rpartition(".")[2] in READERS
         root = copy(name, first[name], tmp_path / name)
         run = build(*parse(spelled_out(chosen(root, name))))
         recipe = yaml.safe_load(yaml.safe_dump(run.recipe))["data"]
@@ -360,10 +359,10 @@ def test_frames_of_a_file_are_those_of_its_item(tmp_path: Path) -> None:
 def test_a_set_without_files_and_a_set_of_ones_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from estl.data.reading import read_file
+    from tests.tiny_sets import read_file
 
-    for name in ("digits", "cifar10", "shards"):
-        with pytest.raises(ValueError, match=r"x\.bin: a student of .* has no event files"):
+    for name in ("cifar10", "cifar100", "shards"):
+        with pytest.raises(ValueError, match=r"x\.bin: a student of .* has no recordings"):
             read_file(Path("x.bin"), BY_NAME[name].class_path, {})
     module = tmp_path / "own_set.py"
     module.write_text(

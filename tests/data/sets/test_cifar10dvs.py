@@ -5,9 +5,9 @@ import torch
 
 from estl.data.frames import Slicing
 from estl.data.items import Item
-from estl.data.reading import read_cifar10dvs, read_file
+from estl.data.reading import read_cifar10dvs
 from estl.data.sets.cifar10dvs import CIFAR10DVS, find_recordings
-from tests.tiny_sets import EVENTS, write_aedat, write_cifar10dvs, write_npz
+from tests.tiny_sets import EVENTS, read_file, write_aedat, write_cifar10dvs, write_npz
 
 
 def read_frames(path: Path, T: int, size: int, by: Slicing) -> torch.Tensor:

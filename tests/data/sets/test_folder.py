@@ -11,10 +11,10 @@ from estl.data.check import refuse_leaks
 from estl.data.formats.images import read_rgb
 from estl.data.frames import Standard
 from estl.data.items import list_images
-from estl.data.reading import read_file
 from estl.data.sets.folder import ImageFolder
 from estl.data.simulator import simulate
 from estl.types import is_static
+from tests.tiny_sets import read_file
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from estl.data import reading
-from estl.data.reading import GESTURES, interval, read_file, read_labels
+from estl.data.reading import GESTURES, interval, read_labels
 from estl.data.sets.gesture import DVSGesture
-from tests.tiny_sets import TITLE, write_gestures, write_recording
+from tests.tiny_sets import TITLE, read_file, write_gestures, write_recording
 
 
 def read_whole(path: Path, **options: Any) -> torch.Tensor:

@@ -14,7 +14,8 @@ from estl.data.formats.events import (
 )
 
 _BYTES = 5
-_WRAP = 1 << 23
+WRAP = 1 << 23
+"""Period of the clock, in microseconds."""
 
 
 def read_events(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -42,9 +43,9 @@ def read_events(path: str | Path, size: tuple[int, int] | None = None) -> np.nda
     at = range(0, len(raw), _BYTES)
     # The last four bytes of each event as one number: y, polarity, time.
     word = np.ndarray(len(at), ">u4", raw.data, offset=1, strides=(_BYTES,)).astype(np.uint32)
-    clock = word & (_WRAP - 1)
-    check_order(path, clock, lambda i: f"byte {at[i]}", _WRAP)
+    clock = word & (WRAP - 1)
+    check_order(path, clock, lambda i: f"byte {at[i]}", WRAP)
     x, y = np.ascontiguousarray(raw[::_BYTES]), np.ascontiguousarray(raw[1::_BYTES])
     if size is not None:
         check_inside(x, y, size, lambda i: f"{path}: event at byte {at[i]}")
-    return event_array(unwrap(clock, _WRAP), x, y, word >> 23 & 1)
+    return event_array(unwrap(clock, WRAP), x, y, word >> 23 & 1)

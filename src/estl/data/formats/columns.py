@@ -1,7 +1,7 @@
 """Columns t, x, y, p as events, whatever file they come from, and the text files among these."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,26 +62,8 @@ def read_csv(path: str | Path) -> tuple[np.ndarray, tuple[int, int] | None]:
     """
     path = Path(path)
     checked_length(path)
-    size, names, skip = None, list[str](), 0
     with path.open(encoding="latin1") as file:
-        for line in file:
-            if line[0] not in "%#":
-                break
-            skip += 1
-            if found := re.match(r"[%#]\s*geometry:\s*(\d+),(\d+)\s*$", line):
-                size, names = (int(found[2]), int(found[1])), list(_METAVISION)
-    if not names:
-        words = [word.strip().lower().partition("@") for word in line.split(",")]
-        names = [_NAMES.get(word, "") for word, _, _ in words]
-        sides = {word: int(side) for word, _, side in words if side.isdecimal()}
-        size = (sides["y"], sides["x"]) if {*"xy"} <= sides.keys() else None
-        skip += 1
-        if sorted(filter(None, names)) != sorted("txyp"):
-            raise ValueError(
-                f"{path}: line {skip} is {line.strip()[:60]!r}: "
-                "let it name the columns, such as t,x,y,p"
-            )
-    use = [names.index(name) for name in "txyp"]
+        size, use, skip = read_head(path, file)
     how: dict[str, Any] = {
         "delimiter": ",",
         "skiprows": skip,
@@ -99,6 +81,36 @@ def read_csv(path: str | Path) -> tuple[np.ndarray, tuple[int, int] | None]:
         reason = " ".join(str(error).split())[:200]
         raise broken(path, f"below line {skip} not four whole numbers a line ({reason})") from None
     return from_columns(path, dict(zip("txyp", table.T, strict=True)), size)
+
+
+def read_head(
+    path: str | Path, lines: Iterable[str]
+) -> tuple[tuple[int, int] | None, list[int], int]:
+    """What the first lines of a text file say: the sensor's (H,W), the numbers of the columns t,
+    x, y and p, and how many lines they are.
+
+    >>> read_head("x.csv", ["x@4,y@3,t,p", "0,0,17,1"])
+    ((3, 4), [2, 0, 1, 3], 1)
+    """
+    size, names, skip, line = None, list[str](), 0, ""
+    for line in lines:
+        if line[0] not in "%#":
+            break
+        skip += 1
+        if found := re.match(r"[%#]\s*geometry:\s*(\d+),(\d+)\s*$", line):
+            size, names = (int(found[2]), int(found[1])), list(_METAVISION)
+    if not names:
+        words = [word.strip().lower().partition("@") for word in line.split(",")]
+        names = [_NAMES.get(word, "") for word, _, _ in words]
+        sides = {word: int(side) for word, _, side in words if side.isdecimal()}
+        size = (sides["y"], sides["x"]) if {*"xy"} <= sides.keys() else None
+        skip += 1
+        if sorted(filter(None, names)) != sorted("txyp"):
+            raise ValueError(
+                f"{path}: line {skip} is {line.strip()[:60]!r}: "
+                "let it name the columns, such as t,x,y,p"
+            )
+    return size, [names.index(name) for name in "txyp"], skip
 
 
 def _is_bare(path: Path, skip: int) -> bool:

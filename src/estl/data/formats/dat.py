@@ -27,18 +27,24 @@ def read_dat(path: str | Path) -> tuple[np.ndarray, tuple[int, int] | None]:
     checked_length(path)
     raw = np.memmap(path, np.uint8, "r")
     head, start = read_header(path, bytes(raw[:_HEADER_BYTES]))
-    if (version := head.get("version", "none")) != "2":
-        raise ValueError(f"{path}: version {version[:20]!r} of DAT is not 2")
-    if len(raw) < start + 2:
-        raise broken(path, f"truncated at byte {len(raw)}, where the type of the events should be")
-    kind, each = int(raw[start]), int(raw[start + 1])
-    if kind not in _CD or each != 8:
-        raise ValueError(
-            f"{path}: events of type {kind} and {each} bytes at byte {start} are not "
-            "of type 0 or 12 and 8 bytes"
-        )
+    read_kind(path, head, bytes(raw[start : start + 2]), start)
     check_whole(path, len(raw), 8, start + 2)
     t, word = np.frombuffer(raw[start + 2 :].tobytes(), "<u4").reshape(-1, 2).T
     events = event_array(t, word & 0x3FFF, word >> 14 & 0x3FFF, word >> 28 > 0)
     size = header_size(path, head)
     return finish(path, events, size, lambda i: f"byte {start + 2 + 8 * i}", 1 << 32)
+
+
+def read_kind(path: Path, head: dict[str, str], two: bytes, start: int) -> None:
+    """Raise ValueError unless the header and two bytes at `start` are of events of 8 bytes."""
+    if (version := head.get("version", "none")) != "2":
+        raise ValueError(f"{path}: version {version[:20]!r} of DAT is not 2")
+    if len(two) < 2:
+        end = start + len(two)
+        raise broken(path, f"truncated at byte {end}, where the type of the events should be")
+    kind, each = two
+    if kind not in _CD or each != 8:
+        raise ValueError(
+            f"{path}: events of type {kind} and {each} bytes at byte {start} are not "
+            "of type 0 or 12 and 8 bytes"
+        )

@@ -22,7 +22,8 @@ from estl.data.formats.events import (
 )
 
 _HEADER_BYTES = 1 << 16
-_WORD = {"2": 4, "2.1": 8, "3": 2}
+WORD = {"2": 4, "2.1": 8, "3": 2}
+"""Bytes of a word."""
 
 Columns = tuple[Any, Any, Any, Any, np.ndarray]
 """t, x, y, p, and the number of the word that each event is from."""
@@ -46,14 +47,8 @@ def read_evt(path: str | Path) -> tuple[np.ndarray, tuple[int, int] | None]:
     checked_length(path)
     raw = np.memmap(path, np.uint8, "r")
     head, start = read_header(path, bytes(raw[:_HEADER_BYTES]))
-    named = re.match(r"EVT(\d)(?:\.?(\d))?", head.get("format", "")) or re.match(
-        r"(\d)(?:\.(\d))?", head.get("evt", "")
-    )
-    version = "" if named is None else named[1] + (".1" if named[2] == "1" else "")
-    if version not in _WORD:
-        known = head.get("format", head.get("evt", "none"))
-        raise ValueError(f"{path}: version {known[:40]!r} of EVT is not 2.0, 2.1 or 3.0")
-    each = _WORD[version]
+    version = read_version(path, head)
+    each = WORD[version]
     check_whole(path, len(raw), each, start)
     words = np.frombuffer(raw[start:].tobytes(), f"<u{each}")
 
@@ -61,16 +56,28 @@ def read_evt(path: str | Path) -> tuple[np.ndarray, tuple[int, int] | None]:
         return f"byte {start + each * word}"
 
     if version == "2":
-        *columns, at = _read_2(words)
+        *columns, at = read_2(words)
     elif version == "2.1":
         if "endianness=legacy" in head.get("format", ""):
             words = words << np.uint64(32) | words >> np.uint64(32)
-        *columns, at = _read_21(words)
+        *columns, at = read_21(words)
     else:
-        *columns, at = _read_3(path, words, place)
+        *columns, at = read_3(path, words, place)
     events = event_array(*columns)
     period = None if version == "3" else 1 << 34
     return finish(path, events, header_size(path, head), lambda i: place(int(at[i])), period)
+
+
+def read_version(path: Path, head: dict[str, str]) -> str:
+    """Version of a header: "2", "2.1" or "3", or ValueError for another."""
+    named = re.match(r"EVT(\d)(?:\.?(\d))?", head.get("format", "")) or re.match(
+        r"(\d)(?:\.(\d))?", head.get("evt", "")
+    )
+    version = "" if named is None else named[1] + (".1" if named[2] == "1" else "")
+    if version not in WORD:
+        known = head.get("format", head.get("evt", "none"))
+        raise ValueError(f"{path}: version {known[:40]!r} of EVT is not 2.0, 2.1 or 3.0")
+    return version
 
 
 def read_header(path: Path, start: bytes) -> tuple[dict[str, str], int]:
@@ -114,7 +121,7 @@ def _last(chosen: np.ndarray) -> np.ndarray:
     return np.maximum.accumulate(np.where(chosen, number, np.int32(-1)))
 
 
-def _read_2(words: np.ndarray) -> Columns:
+def read_2(words: np.ndarray) -> Columns:
     """Type 0 or 1 (OFF, ON): 6 bits of time, 11 of x, 11 of y. Type 8: 28 bits of time."""
     kind = words >> 28
     high = _last(kind == 8)
@@ -125,10 +132,10 @@ def _read_2(words: np.ndarray) -> Columns:
     return t, word >> 11 & 0x7FF, word & 0x7FF, word >> 28, at
 
 
-def _read_21(words: np.ndarray) -> Columns:
+def read_21(words: np.ndarray) -> Columns:
     """As version 2 in the upper half of 64 bits; below, which of 32 pixels from x on have one."""
     upper, lower = (words >> np.uint64(32)).astype(np.uint32), words.astype(np.uint32)
-    t, x, y, p, at = _read_2(upper)
+    t, x, y, p, at = read_2(upper)
     which, pixel = _set_bits(lower[at].astype("<u4"))
     return t[which], x[which].astype(np.int64) + pixel, y[which], p[which], at[which]
 
@@ -139,7 +146,7 @@ def _set_bits(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.divmod(at, 8 * masks.itemsize)
 
 
-def _read_3(path: Path, words: np.ndarray, place: Any) -> Columns:
+def read_3(path: Path, words: np.ndarray, place: Any) -> Columns:
     """Types: 0 a row; 2 an event; 3 where vectors start; 4 and 5 vectors of 12 and 8 pixels; 6 the
     lower and 8 the upper 12 bits of time, of which a new upper part sets the lower to 0.
     """

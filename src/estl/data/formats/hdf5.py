@@ -64,13 +64,19 @@ def _columns(file: Any, path: Path) -> dict[str, np.ndarray]:
         _affordable(path, table[name])
     columns = {name: np.asarray(table[name][:]) for name in "txyp"}
     if "t_offset" in file and np.issubdtype(columns["t"].dtype, np.integer):
+        if file["t_offset"].dtype.kind not in "iu":
+            raise ValueError(f"{path}: t_offset is no whole number")
         columns["t"] = columns["t"].astype(np.int64) + int(file["t_offset"][()])
     return columns
 
 
 def _affordable(path: Path, data: Any) -> None:
-    """Raise ValueError for a data set that is too large, or packed by a filter that is not here."""
-    if data.ndim != 1 or data.nbytes > 8 * MAX_BYTES:
+    """Raise ValueError for a data set that is too large, or packed by a filter that is not here.
+
+    Or of no numbers: of others HDF5 follows addresses in the file, and bad ones end the process.
+    """
+    kinds = [data.dtype[name] for name in data.dtype.names or ()] or [data.dtype]
+    if data.ndim != 1 or data.nbytes > 8 * MAX_BYTES or any(k.kind not in "iubf" for k in kinds):
         raise ValueError(f"{path}: {data.name} has shape {data.shape} of {data.dtype}")
     import h5py
 
@@ -83,6 +89,13 @@ def _affordable(path: Path, data: Any) -> None:
 
 
 def _size(attributes: Any) -> tuple[int, int] | None:
+    import h5py
+
+    for name in ("geometry", "width", "height"):
+        if name in attributes:
+            kind = attributes.get_id(name).get_type().get_class()
+            if kind not in (h5py.h5t.STRING, h5py.h5t.INTEGER):
+                raise ValueError(f"its attribute {name} is neither a text nor a number")
     geometry = attributes.get("geometry", "")
     text = geometry.decode("latin1") if isinstance(geometry, bytes) else str(geometry)
     if found := re.fullmatch(r"(\d+)x(\d+)", text):

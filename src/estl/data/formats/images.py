@@ -1,5 +1,6 @@
 """Image files as tensors."""
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,9 @@ from torch import Tensor
 Box = tuple[float, float, float, float]
 """Left, upper, right and lower edge of a part of an image, as fractions of its width and height."""
 
+LARGEST = 1 << 25
+"""Pixels of an image: those of a screen of 8K. As floats they take 400 MB."""
+
 
 def read_rgb(path: Path, size: int | None = None, box: Box | None = None) -> Float[Tensor, "3 H W"]:
     """An image file as RGB in [0,1], resized (bicubic, not keeping its aspect) to a square.
@@ -23,9 +27,11 @@ def read_rgb(path: Path, size: int | None = None, box: Box | None = None) -> Flo
         box: the part of the image that is resized, all of it if None; it needs a `size`.
 
     Raises:
-        ValueError: not an image; the text names the file.
+        ValueError: not an image, or one of more than `LARGEST` pixels; the text names the file.
     """
     with _opened(path) as file:
+        if file.width * file.height > LARGEST:
+            raise ValueError(f"{file.width} x {file.height} pixels, the limit is {LARGEST}")
         image = file.convert("RGB")
     if size is not None:
         pixels = None
@@ -33,7 +39,7 @@ def read_rgb(path: Path, size: int | None = None, box: Box | None = None) -> Flo
             W, H = image.size
             pixels = (box[0] * W, box[1] * H, box[2] * W, box[3] * H)
         image = image.resize((size, size), Image.Resampling.BICUBIC, pixels)
-    return torch.from_numpy(np.array(image)).movedim(-1, 0).float() / 255
+    return torch.from_numpy(np.array(image)).movedim(-1, 0).float().div_(255)
 
 
 def read_size(path: Path) -> tuple[int, int]:
@@ -46,7 +52,8 @@ def read_size(path: Path) -> tuple[int, int]:
 def _opened(path: Path) -> Iterator[Image.Image]:
     """An image file; what Pillow raises for broken bytes becomes one line that names the file."""
     try:
-        with Image.open(path) as file:
+        # From memory: of a file, Pillow takes as much as a damaged length in it says.
+        with Image.open(io.BytesIO(path.read_bytes())) as file:
             yield file
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split())

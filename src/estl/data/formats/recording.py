@@ -29,7 +29,8 @@ _LINES = re.compile(rb"(?:%[\t\r\x20-\x7e]*\n)+")
 """What a file of Prophesee's begins with."""
 
 
-def _atis(path: Path) -> tuple[np.ndarray, None]:
+def read_atis(path: Path) -> tuple[np.ndarray, None]:
+    """Events of an ATIS file, which tells no sensor."""
     return read_events(path), None
 
 
@@ -44,8 +45,8 @@ _STARTS: dict[bytes, Read] = {
     HDF5: read_hdf5,
     b"PK\x03\x04": _npz,
 }
-_SUFFIXES: dict[str, Read] = {
-    ".bin": _atis,
+SUFFIXES: dict[str, Read] = {
+    ".bin": read_atis,
     ".aedat": read_aedat,
     ".aedat4": read_aedat4,
     ".npz": _npz,
@@ -75,18 +76,18 @@ def read_recording(path: str | Path) -> tuple[np.ndarray, tuple[int, int] | None
     checked_length(path)
     with path.open("rb") as file:
         head = file.read(_HEAD)
-    read = _told(head) or _SUFFIXES.get(path.suffix.lower())
+    read = told(head) or SUFFIXES.get(path.suffix.lower())
     if read is not None:
         return read(path)
     try:
-        return _atis(path)
+        return read_atis(path)
     except ValueError:
         raise ValueError(
             f"{path}: its first bytes {head[:12]!r} begin no recording that is read: {KNOWN}"
         ) from None
 
 
-def _told(head: bytes) -> Read | None:
+def told(head: bytes) -> Read | None:
     """The reader of a file that begins so, None if it may be of any format without a head."""
     for start, read in _STARTS.items():
         if head.startswith(start):

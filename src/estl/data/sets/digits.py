@@ -45,9 +45,14 @@ class Digits(SplitData):
             partial(load_digit, frames=frames, images=images),
             T=T,
             frame_size=(size, size),
-            content=lambda item: [scans[int(item.number)].tobytes()],
+            content=partial(scan_bytes, scans=scans),
             **loading,
         )
+
+
+def scan_bytes(item: Item, scans: np.ndarray) -> list[bytes]:
+    """The scan that the item's number names."""
+    return [scans[int(item.number)].tobytes()]
 
 
 def load_digit(

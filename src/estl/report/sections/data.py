@@ -1,13 +1,26 @@
 """What the data are: classes, events a recording and a step, samples."""
 
+import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from estl.report.drawing import picture_grid
-from estl.report.parts import Figure, Line, Part, Section, layout, lines, numbers, plain
+from estl.report.parts import (
+    Figure,
+    Line,
+    Note,
+    Part,
+    Section,
+    Table,
+    layout,
+    lines,
+    numbers,
+    plain,
+)
 from estl.report.sources import COLORS, Run, Variant
-from estl.report.words import say
+from estl.report.words import same, say
 
 SPLITS = ("train", "val", "test")
 
@@ -18,13 +31,28 @@ def section(variants: Sequence[Variant]) -> Section | None:
     if run is None:
         return None
     parts: list[Part] = []
+    found = json.loads(str(run.collected["check"])) if "check" in run.collected else None
+    if found and found["wrong"]:
+        parts.append(Note(say("check_wrong"), warning=True))
     if any(f"balance_{split}" in run.collected for split in SPLITS):
         parts.append(balance(run))
     if "events_count" in run.collected:
         parts += [recordings(run), rate(run)]
     if "sample_events" in run.collected:
         parts.append(samples(run))
+    if found:
+        parts.append(checked(found))
     return Section("data_section", parts) if parts else None
+
+
+def checked(facts: dict[str, Any]) -> Table:
+    """What `estl data check` found."""
+    rows = [[say("check_decoded"), same(f"{facts['decoded']} / {facts['total']}")]]
+    for name, (count, *told) in facts["found"].items():
+        more = ["…"] if count > len(told) else []
+        shown = f": {'; '.join([*told, *more])}" if told else ""
+        rows.append([say(f"check_{name}"), same(f"{count}{shown}")])
+    return Table([], rows, say("check_caption"), facts=True)
 
 
 def balance(run: Run) -> Figure:

@@ -5,14 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from estl.report.drawing import CELL, cells, erased, heat_map, picture
-from estl.report.parts import Figure, Line, Part, Section, heat, lines, plain
+from estl.report.collect import spread
+from estl.report.drawing import CELL, beside, cells, erased, heat_map, moving, picture
+from estl.report.parts import Figure, Line, Part, Section, heat, lines
+from estl.report.sections.changes import SHOWN, changes
 from estl.report.sections.learning import over
 from estl.report.sources import Run, Variant
 from estl.report.words import Text, joined, same, say
-
-SHOWN = 4
-"""Samples of a figure with a slider."""
 
 
 def section(variants: Sequence[Variant]) -> Section | None:
@@ -30,7 +29,11 @@ def section(variants: Sequence[Variant]) -> Section | None:
     for variant in variants[:8]:
         run = variant.first(lambda run: "sample_activation" in run.collected)
         if run is not None:
-            parts.append(slides(variant, run))
+            changed = changes(variant, run, variants)
+            if changed is None or "sample_map" in run.collected:
+                parts.append(slides(variant, run))
+            if changed is not None:
+                parts.append(changed)
         run = variant.first(lambda run: "sample_channels" in run.collected)
         if run is not None:
             parts.append(channels(variant, run))
@@ -60,19 +63,12 @@ def slides(variant: Variant, run: Run) -> Figure:
     if erases:
         kinds[1:1] = [say("class_map"), say("erased_places")]
     columns, T = len(kinds), held["sample_activation"].shape[1]
-    chosen = np.linspace(0, len(held["sample_label"]) - 1, min(SHOWN, len(held["sample_label"])))
-    rows = [round(i) for i in chosen]
+    rows = spread(len(held["sample_label"]), SHOWN)
     moments = [_moment(held, rows, t, columns) for t in range(T)]
-    frames = [
-        {"name": str(t), "data": data, "traces": list(range(len(data)))}
-        for t, data in enumerate(moments)
-    ]
     start = 1 if erases and T > 1 else 0  # nothing is erased at t = 1
     layout = cells(len(rows), columns, [" "] * columns)
-    for i, row in enumerate(rows):
-        layout["annotations"].append(
-            _beside(i, len(rows), columns, str(held["classes"][held["sample_label"][row]]))
-        )
+    layout["margin"]["t"] = 42  # titles of two lines
+    layout["annotations"] += beside([str(held["classes"][held["sample_label"][r]]) for r in rows])
     texts = {f"annotations[{i}].text": kind for i, kind in enumerate(kinds)}
     caption = say("slides_caption" if erases else "activation_caption", name=variant.name)
     return Figure(
@@ -81,12 +77,12 @@ def slides(variant: Variant, run: Run) -> Figure:
         layout,
         joined(caption, _lowest(held) if erases else same("")),
         texts,
-        frames=frames,
+        frames=moving(moments),
         steps=[_step(held, rows, t) for t in range(T)],
         start=start,
-        height=60 + len(rows) * CELL,
+        height=78 + len(rows) * CELL,
         wide=True,
-        small=True,
+        aspect=len(rows) / columns,
     )
 
 
@@ -123,16 +119,6 @@ def _lowest(held: dict[str, np.ndarray]) -> Text:
     """Whether any of the samples is erased at all."""
     share = 100 * float(1 - held["sample_keep"][:, 1:].mean()) if held["sample_keep"].size else 0.0
     return say("slides_erased", n=len(held["sample_keep"]), percent=f"{share:.1f}")
-
-
-def _beside(i: int, rows: int, columns: int, name: str) -> dict[str, Any]:
-    """The name of a row's class, upright at its left."""
-    return {
-        "text": plain(name if len(name) <= 18 else f"{name[:17]}…"),
-        "xref": "paper", "yref": "paper", "x": -0.005, "y": 1 - (i + 0.5) / rows,
-        "xanchor": "right", "yanchor": "middle", "showarrow": False, "textangle": -90,
-        "font": {"size": 12},
-    }  # fmt: skip
 
 
 def channels(variant: Variant, run: Run) -> Figure:

@@ -43,7 +43,10 @@ def section(variants: Sequence[Variant]) -> Section | None:
             some = [v for v in guided if v.logs(column)]
             if some:
                 name, title = f"guidance_{metric}", same(metric)
-                parts.append(over(some, name, column, title, caption=say(metric)))
+                span = whole(
+                    [run.history[column] for v in some for run in v.runs if column in run.history]
+                )
+                parts.append(over(some, name, column, title, caption=say(metric), span=span))
     if (weights := _weights(guided)) is not None:
         parts.append(weights)
     for variant in guided[:4]:
@@ -51,6 +54,16 @@ def section(variants: Sequence[Variant]) -> Section | None:
         if drawn is not None:
             parts.append(pages(variant, drawn))
     return Section("guidance", parts)
+
+
+def whole(columns: Sequence[Sequence[float] | np.ndarray]) -> tuple[float, float]:
+    """An axis of shares and correlations: from 0, or from -1 where any is below, to 1.
+
+    >>> whole([np.array([0.971, 0.972])]), whole([np.array([-0.1, 0.9])])
+    ((-0.02, 1.02), (-1.02, 1.02))
+    """
+    below = any((np.asarray(column) < 0).any() for column in columns)
+    return (-1.02 if below else -0.02), 1.02
 
 
 def _watched(run: Run) -> list[str]:
@@ -72,8 +85,8 @@ def _watched_curves(run: Run) -> list[Part]:
             caption, span = say(f"guidance_{group}_caption"), None
             if group == "border":  # with the limit in view
                 span = (0.0, 1.1 * max(BORDER, *(float(np.max(line.y)) for line in drawn)))
-            if group == "attention":  # shares, all of them
-                span = (0.0, 1.0)
+            if group in ("edges", "attention"):
+                span = whole([line.y for line in drawn])
             title = same(present[0] if len(present) == 1 else "")
             parts.append(
                 lines(
@@ -88,13 +101,13 @@ def _weights(variants: Sequence[Variant]) -> Table | None:
     found = {}
     for variant in variants:
         run = variant.first(lambda run: run.config)
-        arguments = (run.config.get("supervision") or {}).get("init_args") if run else None
-        if arguments and isinstance(arguments.get("weights"), dict):
-            found[variant.name] = arguments["weights"]
+        weights = run.arguments("supervision").get("weights") if run else None
+        if isinstance(weights, dict):
+            found[variant.name] = weights
     if not found:
         return None
     terms = list(dict.fromkeys(term for weights in found.values() for term in weights))
-    rows = [[name, *(f"{weights.get(t, 0):g}" for t in terms)] for name, weights in found.items()]
+    rows = [[name, *(f"{weights.get(t) or 0:g}" for t in terms)] for name, weights in found.items()]
     head = [same(""), *map(same, terms)]
     return Table(head, [[same(cell) for cell in row] for row in rows], say("weights_caption"))
 

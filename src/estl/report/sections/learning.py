@@ -1,5 +1,6 @@
 """How the training went: accuracy, loss terms, learning rates, gradients, time."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,8 +25,17 @@ def section(variants: Sequence[Variant]) -> Section | None:
             over(variants, "curve_val", "val/acc", say("val_accuracy"), 100.0, " %"),
             over(variants, "curve_train", "train/acc", say("train_accuracy"), 100.0, " %"),
             over(variants, "curve_loss", "train/loss", say("loss")),
+            *shared_terms(variants),
+            over(variants, "curve_lr", "lr", say("learning_rate")),
+            over(variants, "curve_gradient", "gradient/student", say("gradient_norm"), log=True),
         ]
-    parts.append(over(variants, "curve_seconds", "seconds", say("seconds_epoch"), span_zero=True))
+    parts += [
+        over(variants, "curve_seconds", "seconds", say("seconds_epoch"), span_zero=True),
+        over(variants, "curve_step", "step_seconds", say("seconds_step"), span_zero=True),
+        over(
+            variants, "curve_memory", "memory_mib", say("memory"), 1 / 1024, " GiB", span_zero=True
+        ),
+    ]
     return Section(
         "learning", [part for part in parts if not isinstance(part, Figure) or part.data]
     )
@@ -56,6 +66,24 @@ def terms(run: Run) -> Figure:
     ]
     positive = all(np.nanmin(line.y) > 0 for line in drawn if len(line.y))
     return _epochs("learning_terms", drawn, say("loss"), say("terms_caption"), log=positive)
+
+
+def shared_terms(variants: Sequence[Variant]) -> list[Figure]:
+    """The weighted terms that more than one variant has, and the sum has more of."""
+    logged = Counter(
+        name.removeprefix("train/")
+        for variant in variants
+        for name in dict.fromkeys(n for run in variant.runs for n in run.history)
+        if name.startswith("train/") and name not in ("train/acc", "train/loss")
+    )
+    shared = [name for name, n in logged.items() if n > 1] if len(logged) > 1 else []
+    return [
+        over(
+            variants, f"curve_term_{name}", f"train/{name}", same(name),
+            caption=say("curve_term_caption", name=name),
+        )
+        for name in shared[:8]
+    ]  # fmt: skip
 
 
 def rates(run: Run) -> list[Figure]:
@@ -95,7 +123,9 @@ def over(
     unit: str = "",
     *,
     caption: Text | None = None,
+    span: tuple[float, float] | None = None,
     span_zero: bool = False,
+    log: bool = False,
 ) -> Figure:
     """A column of all runs; with several seeds each is thin, and their mean is thick."""
     drawn: list[Line] = []
@@ -115,7 +145,7 @@ def over(
         values = [[dict(zip(line.x, line.y, strict=True))[e] for e in x] for line in found]
         drawn.append(Line(label, variant.color, x, np.mean(values, axis=0)))
     top = max((float(np.max(line.y)) for line in drawn), default=1.0)
-    span = (0.0, 1.1 * top) if span_zero else None
+    span = (0.0, 1.1 * top) if span_zero else span
     return _epochs(
         name,
         drawn,
@@ -123,6 +153,7 @@ def over(
         caption or say(f"{name}_caption"),
         unit,
         span=span,
+        log=log,
     )
 
 

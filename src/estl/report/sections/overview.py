@@ -30,7 +30,7 @@ def section(variants: Sequence[Variant]) -> Section:
 def warnings(variants: Sequence[Variant]) -> list[Note]:
     """Files that are missing or broken, and accuracies at chance."""
     runs = [run for variant in variants for run in variant.runs]
-    found = []
+    found = [note for run in runs if (note := unfinished(run)) is not None]
     for (name, why), folders in lacks(runs).items():
         some = ", ".join(str(folder) for folder in folders[:3]) + (", …" if folders[3:] else "")
         where = {"file": name, "n": len(folders), "folders": some}
@@ -43,6 +43,16 @@ def warnings(variants: Sequence[Variant]) -> list[Note]:
         if warning:
             found.insert(0, Note(same(warning), warning=True))
     return found
+
+
+def unfinished(run: Run) -> Note | None:
+    """How far a run is that has no results yet."""
+    trainer = run.config.get("trainer")
+    wanted = trainer.get("max_epochs") if isinstance(trainer, dict) else None
+    if run.results is not None or not run.history:
+        return None
+    done = int(run.history["epoch"][-1])
+    return Note(say("unfinished", folder=run.folder, n=done, all=wanted or "?"))
 
 
 def interval(variant: Variant, weights: Weights = "final") -> Interval | None:
@@ -131,16 +141,17 @@ def chance(variants: Sequence[Variant]) -> Text:
 def facts(run: Run, variants: Sequence[Variant]) -> list[list[Text]]:
     """What figures stand on: data, student, supervision, seeds, versions, machine, command."""
     assert run.results is not None
-    of, data = run.results.of, run.config.get("data", {})
-    options = {k: v for k, v in (data.get("init_args") or {}).items() if v is not None}
+    of = run.results.of
+    options = {k: v for k, v in run.arguments("data").items() if v is not None}
     sizes = ", ".join(f"{split} {n}" for split, n in of.data.sizes.items())
+    epochs = sorted({r.results.epochs for v in variants for r in v.runs if r.results})
     seeds = sorted({r.seed for v in variants for r in v.runs if r.seed is not None})
     rows = [
         ("data", f"{of.data.name}, {of.data.fingerprint}; {sizes}"),
         ("options", ", ".join(f"{k} {v}" for k, v in options.items() if not isinstance(v, dict))),
         ("student", f"{of.student}, {of.parameters:,}"),
         *(("supervision", f"{v.name}: {supervision(v)}") for v in variants),
-        ("epochs", str(run.results.epochs)),
+        ("epochs", ", ".join(map(str, epochs))),
         ("seeds", ", ".join(map(str, seeds))),
         ("versions", ", ".join(f"{name} {number}" for name, number in of.versions.items())),
         ("machine", of.machine),
@@ -154,12 +165,11 @@ def facts(run: Run, variants: Sequence[Variant]) -> list[list[Text]]:
 def supervision(variant: Variant) -> str:
     """The class of a variant's supervision and its options in one line."""
     run = variant.first(lambda run: run.config)
-    spec = run.config.get("supervision") if run else None
-    if not isinstance(spec, dict):
+    if run is None or not run.kind("supervision"):
         return "?"
-    arguments = spec.get("init_args") or {}
+    arguments = run.arguments("supervision")
     weights = arguments.get("weights")
     if isinstance(weights, dict):
         arguments = {k: v for k, v in weights.items() if v}
     options = ", ".join(f"{k} {v}" for k, v in arguments.items() if v not in (None, {}, []))
-    return f"{str(spec.get('class_path')).rpartition('.')[2]}({options})"
+    return f"{run.kind('supervision')}({options})"

@@ -1,0 +1,137 @@
+"""Commands under torchrun: they share their work, or their first process does it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from estl.training.checkpoint import read_checkpoint
+from tests.small_runs import same
+
+DATA = [
+    *("--dataset=digits", "--T=3", "--data.init_args.size=16", "--data.init_args.per_class=4"),
+    "--batch-size=16",
+]
+STUDENT = ["--arch=vggsnn-pooled", "--student.init_args.layers=[4,AP,4]"]
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+TOWER = ["--image-size=16", "--patch=8", "--dim=16", "--depth=1", "--heads=2"]
+EPOCHS = 25
+
+
+def launch(words: list[str], folder: Path, *options: str) -> subprocess.Popen[str]:
+    """`torchrun OPTIONS estl WORDS` in a folder."""
+    return subprocess.Popen(
+        [*TWO, *options, "-m", "estl.commands", *words],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """What it said."""
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, said
+    assert "Traceback" not in said
+    return said
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of two processes, which has chosen it itself."""
+    place = tmp_path_factory.mktemp("launched")
+    said = finish(launch(["fit", *DATA, *STUDENT, f"--epochs={EPOCHS}"], place))
+    assert said.count("16 samples, 8 for each of 2 processes") == 1
+    (folder,) = (place / "runs").iterdir()
+    assert said.count("run folder: ") == 1
+    assert read_checkpoint(folder / "last.ckpt")["epoch"] == EPOCHS - 1
+    return folder
+
+
+def processes_of(folder: Path) -> dict[int, int]:
+    """Process numbers by rank of those whose command names a folder."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            words, environment = ((path / name).read_bytes() for name in ("cmdline", "environ"))
+        except OSError:
+            continue
+        variables = dict(v.split(b"=", 1) for v in environment.split(b"\0") if b"=" in v)
+        if str(folder).encode() in words and b"RANK" in variables:
+            found[int(variables[b"RANK"])] = int(path.name)
+    return found
+
+
+@pytest.mark.slow
+def test_a_lost_process_is_started_again_and_the_run_goes_on(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    words = ["fit", *DATA, *STUDENT, f"--epochs={EPOCHS}", f"--output-dir={folder}"]
+    run = launch(words, tmp_path, "--max-restarts=1")
+    try:
+        deadline = time.monotonic() + 200
+        while not (folder / "last.ckpt").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(processes_of(folder)[1], signal.SIGKILL)
+        said = run.communicate(timeout=300)[0]
+    finally:
+        run.terminate()  # torchrun ends its processes, too
+        run.wait()
+    assert run.returncode == 0, said
+    one, two = (read_checkpoint(path / "last.ckpt") for path in (whole, folder))
+    for part in ("epoch", "state_dict", "optimizer_states"):
+        assert same(one[part], two[part]), part
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "made"),
+    [
+        (["train-teacher", *DATA, *TOWER, "--epochs=1"], ["config.json", "teacher.json"]),
+        (["tune", *DATA, *STUDENT, "--epochs=1", "--trials=2"], ["trial001/results.json"]),
+        (
+            ["compare", *DATA, *STUDENT, "--epochs=1", "--only=plain", "--seeds=0"],
+            ["plain/seed0/results.json", "results.md"],
+        ),
+        (
+            [
+                *("ablate", "--config=digits_guided", "--data.init_args.bridge=null", "--epochs=1"),
+                *("--rungs=1", "--seeds=0", *STUDENT, *DATA),
+            ],
+            ["1/seed0/results.json", "results.md"],
+        ),
+    ],
+    ids=lambda words: words[0],
+)
+def test_other_commands_end_well(words: list[str], made: list[str], tmp_path: Path) -> None:
+    said = finish(launch([*words, f"--output-dir={tmp_path / 'out'}"], tmp_path))
+    for name in made:
+        assert (tmp_path / "out" / name).is_file()
+    shared = "8 for each of 2 processes" in said
+    assert shared == (words[0] == "train-teacher")
+
+
+@pytest.mark.slow
+def test_a_mistake_is_said_once(tmp_path: Path) -> None:
+    run = launch(["fit", *DATA, *STUDENT, "--T=0"], tmp_path)
+    said = run.communicate(timeout=120)[0]
+    assert run.returncode != 0
+    assert said.count("estl fit: --T (data.init_args.T) is 0: give a number at least 1") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_processes_may_be_spawned(tmp_path: Path) -> None:
+    strategy = ["--devices=2", "--trainer.strategy=ddp_spawn", "--trainer.accelerator=cpu"]
+    words = ["fit", *DATA, *STUDENT, "--epochs=2", *strategy, f"--output-dir={tmp_path}"]
+    command = [sys.executable, "-m", "estl.commands", *words]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stderr
+    assert "8 for each of 2 processes" in said.stdout
+    assert '"epochs": 2' in (tmp_path / "results.json").read_text()

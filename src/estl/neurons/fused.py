@@ -1,12 +1,11 @@
 """The scan of `neurons.lif`, fused into one pass forward and one backward.
 
 Autograd through the plain scan keeps three tensors a step and passes over memory once for every
-operation. Here the backward pass is written out, so that only the potential before the reset is
-kept, and both directions are pure functions that `torch.compile` turns into one loop over the
-neurons: C++ on the CPU, Triton on CUDA. Operations and their order are those of the plain scan, and
-contraction is off, so that the results are the same, with two exceptions in the last bit: gradients
-through an exponential, which eager code computes in two ways, and a threshold that is not
-representable in the low precision used.
+operation. Here the backward pass is written out and computes the potential again, so that only the
+input is kept, and both directions are pure functions that `torch.compile` turns into one loop over
+the neurons: C++ on the CPU, Triton on CUDA. Operations and their order are those of the plain scan,
+and contraction is off, so that the results are the same, but for the last bit of gradients through
+an exponential, which eager code computes in two ways.
 
 Each direction is compiled once: half a minute in all the first time on a machine, two or three
 seconds in a later process (inductor keeps its results on disk). One compilation serves all layer
@@ -94,16 +93,17 @@ class _FusedLIF(torch.autograd.Function):
         ctx.order, ctx.options = memory_order(x), options
         decay, gain, threshold, hard, _, _, inclusive = options
         flat = rows(x.detach(), ctx.order)
-        spikes, v = run(_forward, flat, decay, gain, threshold, hard, inclusive)
-        ctx.save_for_backward(v)
+        spikes = run(_forward, flat, decay, gain, threshold, hard, inclusive)
+        ctx.save_for_backward(x)
         return unrows(spikes, x.shape, ctx.order)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
-        (v,) = ctx.saved_tensors
+        (x,) = ctx.saved_tensors
         (grad,) = grads
-        grad_x = run(_backward, rows(grad.detach(), ctx.order), v, *ctx.options)
+        flat = (rows(tensor.detach(), ctx.order) for tensor in (grad, x))
+        grad_x = run(_backward, *flat, *ctx.options)
         return unrows(grad_x, grad.shape, ctx.order), *(None for _ in ctx.options)
 
 
@@ -117,10 +117,10 @@ def refuse_second_derivative() -> None:
 
 def _forward(
     x: Tensor, decay: float, gain: float, threshold: float, hard: bool, inclusive: bool
-) -> tuple[Tensor, Tensor]:
-    """Spikes and potential before the reset, both (T,M), of x (T,M)."""
-    spikes, potential = scan(list(x), decay, gain, threshold, hard, inclusive)
-    return torch.stack(spikes), torch.stack(potential)
+) -> Tensor:
+    """Spikes (T,M) of x (T,M)."""
+    spikes = scan(list(x.to(precision_of(x))), decay, gain, threshold, hard, inclusive)[0]
+    return torch.stack(spikes).to(x.dtype)
 
 
 def scan(
@@ -144,7 +144,7 @@ def scan(
 
 def _backward(
     grad: Tensor,
-    potential: Tensor,
+    x: Tensor,
     decay: float,
     gain: float,
     threshold: float,
@@ -153,9 +153,11 @@ def _backward(
     surrogate: Callable[[Tensor], Tensor],
     inclusive: bool,
 ) -> Tensor:
-    """Gradient of x from the gradient of the spikes, both (T,M)."""
+    """Gradient of x (T,M) from the gradient of the spikes."""
+    precision = precision_of(x)
+    potential = scan(list(x.to(precision)), decay, gain, threshold, hard, inclusive)[1]
     options = (decay, gain, threshold, hard, detach_reset, surrogate, inclusive)
-    return torch.stack(scan_back(list(grad), list(potential), *options))
+    return torch.stack(scan_back(list(grad.to(precision)), potential, *options)).to(x.dtype)
 
 
 def scan_back(
@@ -198,6 +200,15 @@ def _fires(u: Tensor, inclusive: bool) -> Tensor:
     return ((u >= 0) if inclusive else (u > 0)).to(u.dtype)
 
 
+def precision_of(x: Tensor) -> torch.dtype:
+    """What the potential of neurons that read `x` is computed in: float32 at least.
+
+    >>> precision_of(torch.zeros(1, dtype=torch.bfloat16))
+    torch.float32
+    """
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def memory_order(x: Tensor) -> tuple[int, ...]:
     """The dimensions of `x` (T,...), those after T in the order in which they lie in memory.
 
@@ -227,7 +238,7 @@ def unrows(flat: Tensor, shape: torch.Size, order: tuple[int, ...]) -> Tensor:
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     # T and the options are constants of the generated code; M is marked dynamic. The limit is on
     # the number of such variants: the default of 8 is too small for a study of T or decay.
-    # emulate_precision_casts: round as the plain scan does, without FMA, also in low precision.
+    # emulate_precision_casts: round as the plain scan does, without FMA.
     # cpp.dynamic_threads: otherwise the first layer's size decides if all run on one thread.
     return torch.compile(  # type: ignore[call-overload]  # its overloads lack recompile_limit
         function,

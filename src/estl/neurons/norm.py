@@ -12,7 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from estl.neurons.fused import refuse_second_derivative, run, scan, scan_back, worthwhile
+from estl.neurons.fused import (
+    precision_of,
+    refuse_second_derivative,
+    run,
+    scan,
+    scan_back,
+    worthwhile,
+)
 from estl.neurons.lif import LIF, carried
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
@@ -64,7 +71,7 @@ def norm_lif(norm: Norm, neuron: LIF, x: Float[Tensor, "B T *shape"]) -> Float[T
     channels = 2 if isinstance(norm, nn.BatchNorm2d) else 3
     last = steps.movedim(channels, -1)  # (T,B,...,C), the order of memory
     training = torch.is_grad_enabled() and x.requires_grad
-    same = norm.weight.dtype == x.dtype  # in bfloat16 one pass was slower than two modules
+    same = norm.weight.dtype == precision_of(x)
     values = x.numel() // x.shape[channels]
     if not (training and same and values > 1 and worthwhile(x)):
         folded = steps.flatten(0, 1) if channels == 2 else steps.flatten(0, 2)
@@ -148,8 +155,9 @@ class _NormLIF(torch.autograd.Function):
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean over T and sum of squared deviations from it, both (M,C)."""
-    mean = _sum(list(x)) / len(x)
-    return mean, _sum([(x_t - mean).square() for x_t in x])
+    steps = list(x.to(precision_of(x)))
+    mean = _sum(steps) / len(x)
+    return mean, _sum([(x_t - mean).square() for x_t in steps])
 
 
 def _currents(x: Tensor, alpha: Tensor, beta: Tensor) -> list[Tensor]:
@@ -159,7 +167,7 @@ def _currents(x: Tensor, alpha: Tensor, beta: Tensor) -> list[Tensor]:
 
 def _forward(x: Tensor, alpha: Tensor, beta: Tensor, *options: Any) -> Tensor:
     """Spikes (T,M,C) of x (T,M,C)."""
-    return torch.stack(scan(_currents(x, alpha, beta), *options)[0])
+    return torch.stack(scan(_currents(x, alpha, beta), *options)[0]).to(x.dtype)
 
 
 def _backward(
@@ -181,9 +189,9 @@ def _backward(
     """
     potential = scan(_currents(x, alpha, beta), decay, gain, threshold, hard, inclusive)[1]
     options = (decay, gain, threshold, hard, detach_reset, surrogate, inclusive)
-    grad_y = scan_back(list(grad), potential, *options)
+    grad_y = scan_back(list(grad.to(precision_of(x))), potential, *options)
     products = [g * (x_t - mean) for g, x_t in zip(grad_y, x, strict=True)]
-    return torch.stack(grad_y), _sum(grad_y), _sum(products)
+    return torch.stack(grad_y).to(x.dtype), _sum(grad_y), _sum(products)
 
 
 def _through_statistics(

@@ -25,18 +25,21 @@ from torch import Tensor
 LARGE = 2**20
 """Number of input values from which compiling pays in training on the CPU."""
 
+LONG = 64
+"""Most steps to compile for: each is code of its own, and takes half a second to compile."""
+
 _no_compiler: set[str] = set()  # device types on which compilation failed: not tried again
 _lock = threading.Lock()
 
 
 def worthwhile(x: Tensor) -> bool:
-    """Whether `LIF` takes the fused scan for `x`. Both scans give the same spikes.
+    """Whether `LIF` takes the fused scan for `x` (T,...). Both scans give the same spikes.
 
-    In training it does on CUDA, and on the CPU for at least `LARGE` values. Without a gradient it
-    does so only in a process that has compiled before: validation during training gains, and a
-    prediction does not wait for the compiler. The environment variable ESTL_COMPILE overrides this:
-    0 for never, 1 for always. Within another `torch.compile` the plain scan is used, and compiled
-    with everything around it.
+    In training it does on CUDA, and on the CPU for at least `LARGE` values, of at most `LONG` steps
+    in any case. Without a gradient it does so only in a process that has compiled before:
+    validation during training gains, and a prediction does not wait for the compiler. The
+    environment variable ESTL_COMPILE overrides this: 0 for never, 1 for always. Within another
+    `torch.compile` the plain scan is used, and compiled with everything around it.
 
     >>> worthwhile(torch.zeros(4, 8))
     False
@@ -50,7 +53,8 @@ def worthwhile(x: Tensor) -> bool:
         return choice == "1"
     training = torch.is_grad_enabled() and x.requires_grad
     compiled_before = _compiled.cache_info().currsize > 0
-    return (training or compiled_before) and (x.is_cuda or (x.is_cpu and x.numel() >= LARGE))
+    large = x.is_cuda or (x.is_cpu and x.numel() >= LARGE)
+    return large and len(x) <= LONG and (training or compiled_before)
 
 
 def fused_lif(

@@ -73,7 +73,7 @@ def norm_lif(norm: Norm, neuron: LIF, x: Float[Tensor, "B T *shape"]) -> Float[T
     training = torch.is_grad_enabled() and x.requires_grad
     same = norm.weight.dtype == precision_of(x)
     values = x.numel() // x.shape[channels]
-    if not (training and same and values > 1 and worthwhile(x)):
+    if not (training and same and values > 1 and worthwhile(steps)):
         folded = steps.flatten(0, 1) if channels == 2 else steps.flatten(0, 2)
         spikes: Tensor = neuron(norm(folded).view_as(steps).transpose(0, 1))
         return spikes

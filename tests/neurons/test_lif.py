@@ -241,6 +241,22 @@ def test_spikes_keep_the_dtype() -> None:
         assert set(spikes.unique().tolist()) <= {0.0, 1.0}
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("neuron", [LIF.tet(), LIF.spikformer()], ids=["tet", "spikformer"])
+def test_the_potential_of_low_precision_is_that_of_float32(neuron: LIF, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x, grad = (torch.randn(2, 20, 500).to(dtype) for _ in range(2))
+    low, full = x.clone().requires_grad_(), x.float().requires_grad_()
+    spikes = neuron(low)
+    reference = neuron(full)
+    assert torch.equal(spikes.float(), reference)
+    spikes.backward(grad)
+    reference.backward(grad.float())
+    assert low.grad is not None
+    assert full.grad is not None
+    assert torch.equal(low.grad, full.grad.to(dtype))
+
+
 def test_copies_and_pickles_compute_the_same() -> None:
     neuron = LIF.spikformer(threshold=0.6)
     x = torch.randn(2, 4, 5) * 2

@@ -1,12 +1,11 @@
 """The scan of `neurons.lif`, fused into one pass forward and one backward.
 
 Autograd through the plain scan keeps three tensors a step and passes over memory once for every
-operation. Here the backward pass is written out, so that only the potential before the reset is
-kept, and both directions are pure functions that `torch.compile` turns into one loop over the
-neurons: C++ on the CPU, Triton on CUDA. Operations and their order are those of the plain scan, and
-contraction is off, so that the results are the same, with two exceptions in the last bit: gradients
-through an exponential, which eager code computes in two ways, and a threshold that is not
-representable in the low precision used.
+operation. Here the backward pass is written out and computes the potential again, so that only the
+input is kept, and both directions are pure functions that `torch.compile` turns into one loop over
+the neurons: C++ on the CPU, Triton on CUDA. Operations and their order are those of the plain scan,
+and contraction is off, so that the results are the same, but for the last bit of gradients through
+an exponential, which eager code computes in two ways.
 
 Each direction is compiled once: half a minute in all the first time on a machine, two or three
 seconds in a later process (inductor keeps its results on disk). One compilation serves all layer
@@ -17,7 +16,7 @@ import functools
 import os
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -26,18 +25,21 @@ from torch import Tensor
 LARGE = 2**20
 """Number of input values from which compiling pays in training on the CPU."""
 
+LONG = 64
+"""Most steps to compile for: each is code of its own, and takes half a second to compile."""
+
 _no_compiler: set[str] = set()  # device types on which compilation failed: not tried again
 _lock = threading.Lock()
 
 
 def worthwhile(x: Tensor) -> bool:
-    """Whether `LIF` takes the fused scan for `x`. Both scans give the same spikes.
+    """Whether `LIF` takes the fused scan for `x` (T,...). Both scans give the same spikes.
 
-    In training it does on CUDA, and on the CPU for at least `LARGE` values. Without a gradient it
-    does so only in a process that has compiled before: validation during training gains, and a
-    prediction does not wait for the compiler. The environment variable ESTL_COMPILE overrides this:
-    0 for never, 1 for always. Within another `torch.compile` the plain scan is used, and compiled
-    with everything around it.
+    In training it does on CUDA, and on the CPU for at least `LARGE` values, of at most `LONG` steps
+    in any case. Without a gradient it does so only in a process that has compiled before:
+    validation during training gains, and a prediction does not wait for the compiler. The
+    environment variable ESTL_COMPILE overrides this: 0 for never, 1 for always. Within another
+    `torch.compile` the plain scan is used, and compiled with everything around it.
 
     >>> worthwhile(torch.zeros(4, 8))
     False
@@ -51,7 +53,8 @@ def worthwhile(x: Tensor) -> bool:
         return choice == "1"
     training = torch.is_grad_enabled() and x.requires_grad
     compiled_before = _compiled.cache_info().currsize > 0
-    return (training or compiled_before) and (x.is_cuda or (x.is_cpu and x.numel() >= LARGE))
+    large = x.is_cuda or (x.is_cpu and x.numel() >= LARGE)
+    return large and len(x) <= LONG and (training or compiled_before)
 
 
 def fused_lif(
@@ -94,40 +97,58 @@ class _FusedLIF(torch.autograd.Function):
         ctx.order, ctx.options = memory_order(x), options
         decay, gain, threshold, hard, _, _, inclusive = options
         flat = rows(x.detach(), ctx.order)
-        spikes, v = _run(_forward, flat, decay, gain, threshold, hard, inclusive)
-        ctx.save_for_backward(v)
+        spikes = run(_forward, flat, decay, gain, threshold, hard, inclusive)
+        ctx.save_for_backward(x)
         return unrows(spikes, x.shape, ctx.order)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # create_graph=True
-            raise RuntimeError(
-                "the fused LIF has no second derivative: set ESTL_COMPILE=0, the plain scan has one"
-            )
-        (v,) = ctx.saved_tensors
+        refuse_second_derivative()
+        (x,) = ctx.saved_tensors
         (grad,) = grads
-        grad_x = _run(_backward, rows(grad.detach(), ctx.order), v, *ctx.options)
+        flat = (rows(tensor.detach(), ctx.order) for tensor in (grad, x))
+        grad_x = run(_backward, *flat, *ctx.options)
         return unrows(grad_x, grad.shape, ctx.order), *(None for _ in ctx.options)
+
+
+def refuse_second_derivative() -> None:
+    """RuntimeError within a backward pass with `create_graph`."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "the fused LIF has no second derivative: set ESTL_COMPILE=0, the plain scan has one"
+        )
 
 
 def _forward(
     x: Tensor, decay: float, gain: float, threshold: float, hard: bool, inclusive: bool
-) -> tuple[Tensor, Tensor]:
-    """Spikes and potential before the reset, both (T,M), of x (T,M)."""
+) -> Tensor:
+    """Spikes (T,M) of x (T,M)."""
+    spikes = scan(list(x.to(precision_of(x))), decay, gain, threshold, hard, inclusive)[0]
+    return torch.stack(spikes).to(x.dtype)
+
+
+def scan(
+    x: Sequence[Tensor], decay: float, gain: float, threshold: float, hard: bool, inclusive: bool
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Spikes and potential before the reset of each step.
+
+    >>> scan([torch.tensor([0.8])] * 3, 0.5, 1.0, 1.0, True, False)[0]
+    [tensor([0.]), tensor([1.]), tensor([0.])]
+    """
     r = torch.zeros_like(x[0])
     spikes, potential = [], []
-    for t in range(x.shape[0]):
-        v = decay * r + gain * x[t]
+    for x_t in x:
+        v = decay * r + gain * x_t
         s = _fires(v - threshold, inclusive)
         spikes.append(s)
         potential.append(v)
         r = v * (1.0 - s) if hard else v - threshold * s
-    return torch.stack(spikes), torch.stack(potential)
+    return spikes, potential
 
 
 def _backward(
     grad: Tensor,
-    potential: Tensor,
+    x: Tensor,
     decay: float,
     gain: float,
     threshold: float,
@@ -136,31 +157,60 @@ def _backward(
     surrogate: Callable[[Tensor], Tensor],
     inclusive: bool,
 ) -> Tensor:
-    """Gradient of x from the gradient of the spikes, both (T,M).
+    """Gradient of x (T,M) from the gradient of the spikes."""
+    precision = precision_of(x)
+    potential = scan(list(x.to(precision)), decay, gain, threshold, hard, inclusive)[1]
+    options = (decay, gain, threshold, hard, detach_reset, surrogate, inclusive)
+    return torch.stack(scan_back(list(grad.to(precision)), potential, *options)).to(x.dtype)
+
+
+def scan_back(
+    grad: Sequence[Tensor],
+    potential: Sequence[Tensor],
+    decay: float,
+    gain: float,
+    threshold: float,
+    hard: bool,
+    detach_reset: bool,
+    surrogate: Callable[[Tensor], Tensor],
+    inclusive: bool,
+) -> list[Tensor]:
+    """Gradient of each step's x from those of the spikes.
 
         ds = grad_t - dr * v_t            (hard;  soft: dr * threshold;  detached: nothing)
         dv = ds * surrogate(v_t - threshold) + dr * (1 - s_t)                  (soft: + dr)
         dx = gain * dv,    dr of step t-1 = decay * dv
 
     from the last step, whose dr is 0, to the first.
+
+    >>> from estl.neurons import Triangle
+    >>> one = torch.tensor([1.0])
+    >>> scan_back([one, one], [one, one], 0.5, 1.0, 1.0, True, False, Triangle(), False)
+    [tensor([1.]), tensor([1.])]
     """
-    steps = potential.shape[0]
     grad_x = []
     dr = torch.zeros_like(grad[0])
-    for t in reversed(range(steps)):
-        v = potential[t]
+    for v, ds in zip(reversed(potential), reversed(grad), strict=True):
         u = v - threshold
-        ds = grad[t]
         if not detach_reset:
             ds = ds - (dr * v if hard else dr * threshold)
         dv = ds * surrogate(u) + (dr * (1.0 - _fires(u, inclusive)) if hard else dr)
         grad_x.append(gain * dv)
         dr = decay * dv
-    return torch.stack(grad_x[::-1])
+    return grad_x[::-1]
 
 
 def _fires(u: Tensor, inclusive: bool) -> Tensor:
     return ((u >= 0) if inclusive else (u > 0)).to(u.dtype)
+
+
+def precision_of(x: Tensor) -> torch.dtype:
+    """What the potential of neurons that read `x` is computed in: float32 at least.
+
+    >>> precision_of(torch.zeros(1, dtype=torch.bfloat16))
+    torch.float32
+    """
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def memory_order(x: Tensor) -> tuple[int, ...]:
@@ -192,7 +242,7 @@ def unrows(flat: Tensor, shape: torch.Size, order: tuple[int, ...]) -> Tensor:
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     # T and the options are constants of the generated code; M is marked dynamic. The limit is on
     # the number of such variants: the default of 8 is too small for a study of T or decay.
-    # emulate_precision_casts: round as the plain scan does, without FMA, also in low precision.
+    # emulate_precision_casts: round as the plain scan does, without FMA.
     # cpp.dynamic_threads: otherwise the first layer's size decides if all run on one thread.
     return torch.compile(  # type: ignore[call-overload]  # its overloads lack recompile_limit
         function,
@@ -203,15 +253,21 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
-def _run(function: Callable[..., Any], *args: Any) -> Any:
-    """`function(*args)`, compiled if that is possible."""
-    flat: Tensor = args[0]
-    device = flat.device.type
-    if device in _no_compiler or flat.shape[1] < 2:  # 0 and 1 cannot be dynamic
+def run(function: Callable[..., Any], *args: Any) -> Any:
+    """`function(*args)`, compiled if that is possible.
+
+    Tensors are (T,...), one compilation for any sizes after T, or vectors of any length.
+
+    >>> run(torch.add, torch.ones(2, 1), torch.ones(2, 1)).tolist()    # too small to compile for
+    [[2.0], [2.0]]
+    """
+    device = args[0].device.type
+    tensors = [arg for arg in args if isinstance(arg, Tensor)]
+    dims = [(tensor, d) for tensor in tensors for d in range(min(1, tensor.ndim - 1), tensor.ndim)]
+    if device in _no_compiler or any(x.shape[d] < 2 for x, d in dims):  # these cannot be dynamic
         return function(*args)
-    for arg in args:
-        if isinstance(arg, Tensor):
-            torch._dynamo.mark_dynamic(arg, 1)
+    for tensor, d in dims:
+        torch._dynamo.mark_dynamic(tensor, d)
     try:
         with torch.autocast(device, enabled=False):  # or its state would cause a recompilation
             return _compiled(function)(*args)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from estl.neurons.fused import fused_lif, memory_order, rows, unrows, worthwhile
+from estl.neurons.fused import fused_lif, memory_order, precision_of, rows, unrows, worthwhile
 
 Surrogate = Callable[[Tensor], Tensor]
 """Derivative in place of the step's, as a function of u = v - threshold."""
@@ -102,7 +102,8 @@ def lif(
         r_t = v_t * (1 - s_t)                   (hard;  soft: v_t - threshold * s_t)
 
     In the backward pass ds/dv is `surrogate(v - threshold)`; with `detach_reset` the reset passes
-    no gradient to s. No state is kept between calls.
+    no gradient to s. No state is kept between calls. For x in bfloat16 or float16 the potential is
+    computed in float32, and spikes have the type of x.
 
     Args:
         x: input current (T, ...).
@@ -156,15 +157,17 @@ def lif_from(
     _check(decay, gain, threshold, reset)
     if x.shape[0] == 0:
         raise ValueError(f"x of shape {tuple(x.shape)} has no time steps: dimension 0 is T")
-    r = torch.zeros_like(x[0]) if r is None else r
+    precision = precision_of(x)
+    r = torch.zeros_like(x[0], dtype=precision) if r is None else r
     spikes = []
-    for x_t in x:
+    for x_t in x.to(precision):
         v = decay * r + (x_t if gain == 1 else gain * x_t)
         s = _spike(v - threshold, surrogate, inclusive)
         spikes.append(s)
         s_reset = s.detach() if detach_reset else s
         r = v * (1.0 - s_reset) if reset == "hard" else v - threshold * s_reset
-    return torch.stack(spikes) if len(spikes) > 1 else spikes[0].unsqueeze(0), r
+    stacked = torch.stack(spikes) if len(spikes) > 1 else spikes[0].unsqueeze(0)
+    return stacked.to(x.dtype), r
 
 
 class Potentials:
@@ -206,6 +209,15 @@ class Potentials:
 
 
 _carried: ContextVar[Potentials | None] = ContextVar("potentials", default=None)
+
+
+def carried() -> Potentials | None:
+    """The potentials from which calls of a `LIF` go on, if any.
+
+    >>> carried() is None
+    True
+    """
+    return None if torch.compiler.is_dynamo_compiling() else _carried.get()
 
 
 def _check(decay: float, gain: float, threshold: float, reset: str) -> None:
@@ -270,14 +282,14 @@ class LIF(nn.Module):
     def forward(self, x: Float[Tensor, "B T *shape"]) -> Float[Tensor, "rows T *shape"]:
         """Spikes of `x` over dimension 1; more rows than `x` where `Potentials` carries more."""
         x = x.transpose(0, 1)
-        carried = None if torch.compiler.is_dynamo_compiling() else _carried.get()
-        if carried is None and worthwhile(x):
+        potentials = carried()
+        if potentials is None and worthwhile(x):
             return fused_lif(x, **self.options).transpose(0, 1)
         order = memory_order(x)  # which the spikes keep
-        if carried is None:
+        if potentials is None:
             spikes = unrows(lif(rows(x, order), **self.options), x.shape, order)
         else:
-            spikes = carried.scan(x, **self.options)
+            spikes = potentials.scan(x, **self.options)
             spikes = unrows(rows(spikes, order), spikes.shape, order)
         return spikes.transpose(0, 1)
 

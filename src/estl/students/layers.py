@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from estl.neurons import LIF
+from estl.neurons.norm import Norm, hooked, norm_lif, pairs
 from estl.types import direct_code, is_static
 
 
@@ -97,6 +99,35 @@ class PerStep(nn.Sequential):
             y = cast(Tensor, super().forward(x[:, 0]))
             return y.unsqueeze(1).expand(B, T, *y.shape[1:])
         return per_step(super().forward, x, folded=folds(self.training))
+
+
+class Layers(nn.Sequential):
+    """Modules one after the other, of which batch norms and the neurons after them are one pass in
+    training where that pays (`estl.neurons.norm`). Otherwise an `nn.Sequential`.
+
+    >>> Layers(conv_norm(2, 8), LIF.tet())(torch.rand(2, 4, 2, 6, 6)).shape
+    torch.Size([2, 4, 8, 6, 6])
+    """
+
+    def forward(self, x: Float[Tensor, "B T *shape"]) -> Float[Tensor, "B T *out"]:
+        """Every module, in their order."""
+        layers = list(self)
+        while layers:
+            layer = layers.pop(0)
+            if layers and _one_pass(layer, layers[0], x):
+                layer, norm, neuron = *cast(PerStep, layer), layers.pop(0)
+                y = per_step(layer, x, folded=True)
+                x = norm_lif(cast(Norm, norm), cast(LIF, neuron), y)
+            else:
+                x = layer(x)
+        return x
+
+
+def _one_pass(layer: nn.Module, neuron: nn.Module, x: Tensor) -> bool:
+    """Whether `layer` of `x` ends with a norm that `neuron` may be fused with."""
+    if not isinstance(layer, PerStep) or len(layer) != 2:
+        return False
+    return pairs(layer[1], neuron) and not hooked(layer) and not is_static(x)
 
 
 class Readout(nn.Linear):

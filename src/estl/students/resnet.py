@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from estl.neurons import LIF
-from estl.students.layers import PerStep, Readout, conv_norm, time_first
+from estl.students.layers import Layers, PerStep, Readout, conv_norm, time_first
 from estl.students.recompute import through
 from estl.types import Output
 
@@ -42,10 +42,10 @@ class ResidualBlock(nn.Module):
         if bottleneck:
             first, middle = conv_norm(in_channels, width, 1), conv_norm(width, width, stride=stride)
             last = conv_norm(width, out_channels, 1)
-            self.residual = nn.Sequential(first, neuron(), middle, neuron(), last)
+            self.residual = Layers(first, neuron(), middle, neuron(), last)
         else:
             first, last = conv_norm(in_channels, width, stride=stride), conv_norm(width, width)
-            self.residual = nn.Sequential(first, neuron(), last)
+            self.residual = Layers(first, neuron(), last)
         same = stride == 1 and in_channels == out_channels
         self.shortcut = (
             nn.Identity() if same else conv_norm(in_channels, out_channels, 1, stride=stride)
@@ -107,9 +107,9 @@ class ResNet(nn.Module):
             )
         lif = partial(LIF.tet, **(neuron or {}))
         if stem == "3x3":
-            self.stem = nn.Sequential(conv_norm(in_channels, stem_width), lif())
+            self.stem = Layers(conv_norm(in_channels, stem_width), lif())
         else:
-            self.stem = nn.Sequential(
+            self.stem = Layers(
                 conv_norm(in_channels, stem_width, 7, stride=2),
                 lif(),
                 PerStep(nn.MaxPool2d(3, stride=2, padding=1)),

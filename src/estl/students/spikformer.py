@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from estl.neurons import LIF
-from estl.students.layers import PerStep, Readout, conv_norm, folds, per_step, time_first
+from estl.students.layers import Layers, PerStep, Readout, conv_norm, folds, per_step, time_first
 from estl.students.recompute import ending_with_neurons, through
 from estl.types import Output
 
@@ -164,8 +164,8 @@ class PatchSplitting(nn.Module):
             stages += [conv_norm(widths[i], widths[i + 1], weight=WEIGHT), neuron()]
             if i >= 4 - poolings:
                 stages.append(PerStep(nn.MaxPool2d(3, stride=2, padding=1)))
-        self.stages = nn.Sequential(*stages)
-        self.position = nn.Sequential(conv_norm(dim, dim, weight=WEIGHT), neuron())
+        self.stages = Layers(*stages)
+        self.position = Layers(conv_norm(dim, dim, weight=WEIGHT), neuron())
 
     def forward(self, x: Float[Tensor, "B T C H W"]) -> Float[Tensor, "B T D h w"]:
         """Maps of spike sums; each place is a token."""

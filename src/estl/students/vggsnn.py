@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from estl.neurons import LIF
-from estl.students.layers import PerStep, Readout, conv_norm, time_first
+from estl.students.layers import Layers, PerStep, Readout, conv_norm, time_first
 from estl.students.recompute import ending_with_neurons, through
 from estl.types import Output
 
@@ -70,7 +70,7 @@ class VGGSNN(nn.Module):
         self.frame_size, self.pooled = tuple(frame_size), pooled
         self.poolings = list(layers).count("AP")
         H, W = self._grid(*frame_size)
-        self.layers = nn.Sequential(*stages)
+        self.layers = Layers(*stages)
         self.head = Readout(width if pooled else width * H * W, classes)
         if pooled:
             # It reads rates of about 0.1: with PyTorch's initialization its logits are too small to

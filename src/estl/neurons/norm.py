@@ -1,0 +1,211 @@
+"""Batch norm and the neuron after it fused into one pass over what they read, in training.
+
+Apart they keep what the norm reads and the potential, and write and read the normalized current in
+between. Here only what the norm reads is kept; the current and the potential are computed again in
+the backward pass, within the processor's registers. Compiled as in `fused.py`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from estl.neurons.fused import (
+    precision_of,
+    refuse_second_derivative,
+    run,
+    scan,
+    scan_back,
+    worthwhile,
+)
+from estl.neurons.lif import LIF, carried
+
+Norm = nn.BatchNorm1d | nn.BatchNorm2d
+
+
+def pairs(norm: nn.Module, neuron: nn.Module) -> bool:
+    """Whether `norm_lif` may take these modules: a batch norm in training that keeps running
+    statistics, and a `LIF` that starts from 0. Not where hooks wait for what the norm gives.
+
+    >>> norm = nn.BatchNorm2d(4)
+    >>> pairs(norm, LIF.tet()), pairs(norm.eval(), LIF.tet())
+    (True, False)
+    """
+    if torch.compiler.is_compiling() or type(neuron) is not LIF or carried() is not None:
+        return False
+    if not isinstance(norm, Norm) or type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d):
+        return False
+    counts = norm.training and norm.affine and norm.track_running_stats
+    return counts and norm.momentum is not None and not hooked(norm) and not hooked(neuron)
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether somebody looks at a module's calls.
+
+    >>> module = nn.Identity()
+    >>> hooked(module), module.register_forward_hook(print) is None, hooked(module)
+    (False, False, True)
+    """
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or torch.nn.modules.module._has_any_global_hook()
+    )
+
+
+def norm_lif(norm: Norm, neuron: LIF, x: Float[Tensor, "B T *shape"]) -> Float[Tensor, "B T *out"]:
+    """`neuron` of `norm` of `x`, with statistics over all but the channels: (B,T,C,H,W) for a
+    `BatchNorm2d`, (B,T,N,C) for a `BatchNorm1d`. Both of a kind that `pairs` takes.
+
+    One pass in the norm's own precision where `fused.worthwhile` says that it pays, or else one
+    after the other.
+
+    >>> norm_lif(nn.BatchNorm2d(8), LIF.tet(), torch.rand(2, 4, 8, 6, 6)).shape
+    torch.Size([2, 4, 8, 6, 6])
+    """
+    steps = x.transpose(0, 1)
+    channels = 2 if isinstance(norm, nn.BatchNorm2d) else 3
+    last = steps.movedim(channels, -1)  # (T,B,...,C), the order of memory
+    training = torch.is_grad_enabled() and x.requires_grad
+    same = norm.weight.dtype == precision_of(x)
+    values = x.numel() // x.shape[channels]
+    if not (training and same and values > 1 and worthwhile(steps)):
+        folded = steps.flatten(0, 1) if channels == 2 else steps.flatten(0, 2)
+        spikes: Tensor = neuron(norm(folded).view_as(steps).transpose(0, 1))
+        return spikes
+    flat, mean, variance = fused_norm_lif(
+        last.flatten(1, -2), norm.weight, norm.bias, norm.eps, **neuron.options
+    )
+    with torch.no_grad():
+        _track(norm, mean, variance * (values / (values - 1)))
+    return flat.view(last.shape).movedim(-1, channels).transpose(0, 1)
+
+
+def _track(norm: Norm, mean: Tensor, variance: Tensor) -> None:
+    """Running statistics, as the norm's own forward pass keeps them."""
+    assert norm.momentum is not None
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    for running, new in ((norm.running_mean, mean), (norm.running_var, variance)):
+        assert running is not None
+        running.mul_(1 - norm.momentum).add_(new, alpha=norm.momentum)
+
+
+def fused_norm_lif(
+    x: Float[Tensor, "T M C"],
+    weight: Float[Tensor, " C"],
+    bias: Float[Tensor, " C"],
+    eps: float,
+    **options: Any,
+) -> tuple[Float[Tensor, "T M C"], Float[Tensor, " C"], Float[Tensor, " C"]]:
+    """Spikes of the normalized x, with the options of `lif`; mean and biased variance of x.
+
+    >>> x = torch.tensor([0.0, 1.0, 0.0, 3.0]).view(4, 1, 1)
+    >>> spikes, mean, variance = fused_norm_lif(
+    ...     x, torch.ones(1), torch.zeros(1), 1e-5, **LIF.tet().options)
+    >>> spikes.flatten(), mean, variance
+    (tensor([0., 0., 0., 1.]), tensor([1.]), tensor([1.5000]))
+    """
+    order = ("decay", "gain", "threshold", "reset", "detach_reset", "surrogate", "inclusive")
+    values = [options[name] for name in order]
+    values[3] = values[3] == "hard"
+    spikes, mean, variance = _NormLIF.apply(x, weight, bias, eps, *values)
+    return spikes, mean, variance
+
+
+class _NormLIF(torch.autograd.Function):
+    """The pure functions below as one node of the autograd graph."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, *options: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        x, weight, bias = x.detach().contiguous(), weight.detach(), bias.detach()
+        decay, gain, threshold, hard, _, _, inclusive = options
+        # In two stages: over T in one pass, then over what is left, where compilers are slow.
+        means, squares = run(_moments, x)
+        mean = means.mean(0)
+        variance = squares.mean(0).div_(len(x)) + (means - mean).square_().mean(0)
+        invstd = (variance + eps).rsqrt()
+        alpha = weight * invstd
+        beta = bias - mean * alpha
+        spikes = run(_forward, x, alpha, beta, decay, gain, threshold, hard, inclusive)
+        ctx.options = options
+        ctx.save_for_backward(x, alpha, beta, mean, invstd)
+        ctx.mark_non_differentiable(mean, variance)
+        return spikes, mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative()
+        x, alpha, beta, mean, invstd = ctx.saved_tensors
+        grad = grads[0].detach().contiguous()
+        grad_y, sums, products = run(_backward, grad, x, alpha, beta, mean, *ctx.options)
+        grad_bias = sums.sum(0)
+        grad_weight = products.sum(0) * invstd
+        n = x.shape[0] * x.shape[1]
+        slope = invstd * grad_weight / n
+        grad_x = run(_through_statistics, grad_y, x, alpha, mean, grad_bias / n, slope)
+        return grad_x, grad_weight, grad_bias, None, *(None for _ in ctx.options)
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over T and sum of squared deviations from it, both (M,C)."""
+    steps = list(x.to(precision_of(x)))
+    mean = _sum(steps) / len(x)
+    return mean, _sum([(x_t - mean).square() for x_t in steps])
+
+
+def _currents(x: Tensor, alpha: Tensor, beta: Tensor) -> list[Tensor]:
+    """What the neuron reads at each step."""
+    return [x_t * alpha + beta for x_t in x]
+
+
+def _forward(x: Tensor, alpha: Tensor, beta: Tensor, *options: Any) -> Tensor:
+    """Spikes (T,M,C) of x (T,M,C)."""
+    return torch.stack(scan(_currents(x, alpha, beta), *options)[0]).to(x.dtype)
+
+
+def _backward(
+    grad: Tensor,
+    x: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    mean: Tensor,
+    decay: float,
+    gain: float,
+    threshold: float,
+    hard: bool,
+    detach_reset: bool,
+    surrogate: Callable[[Tensor], Tensor],
+    inclusive: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient of the current (T,M,C); its sum over T and that of its product with x - mean, both
+    (M,C).
+    """
+    potential = scan(_currents(x, alpha, beta), decay, gain, threshold, hard, inclusive)[1]
+    options = (decay, gain, threshold, hard, detach_reset, surrogate, inclusive)
+    grad_y = scan_back(list(grad.to(precision_of(x))), potential, *options)
+    products = [g * (x_t - mean) for g, x_t in zip(grad_y, x, strict=True)]
+    return torch.stack(grad_y).to(x.dtype), _sum(grad_y), _sum(products)
+
+
+def _through_statistics(
+    grad_y: Tensor, x: Tensor, alpha: Tensor, mean: Tensor, offset: Tensor, slope: Tensor
+) -> Tensor:
+    """Gradient of x: alpha * (dy - mean(dy) - xhat * mean(dy * xhat)), in the memory of dy, since
+    fresh memory costs more than the computation.
+    """
+    return grad_y.copy_(alpha * (grad_y - offset - (x - mean) * slope))
+
+
+def _sum(steps: list[Tensor]) -> Tensor:
+    """Sum over the steps, without a list of them in memory."""
+    total = steps[0]
+    for x_t in steps[1:]:
+        total = total + x_t
+    return total

@@ -1,0 +1,323 @@
+"""Batch norm and neuron in one pass against the modules one after the other, the oracle; and when
+each of the two ways is taken. What is compiled here is kept to a few variants, since each takes
+seconds."""
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+from estl.neurons import LIF, Sigmoid
+from estl.neurons import fused as kernels
+from estl.neurons.lif import Potentials
+from estl.neurons.norm import norm_lif, pairs
+from estl.students import VGGSNN, ResNet
+from estl.students.layers import Layers, conv_norm, time_first
+from estl.students.recompute import recomputing
+from estl.types import direct_code
+
+NEURONS = {
+    "tet": LIF.tet(),
+    "tet, detached": LIF.tet(detach_reset=True),
+    "spikformer": LIF.spikformer(),
+    "soft": LIF.tet(reset="soft", decay=0.9, gain=0.3, threshold=0.75, surrogate=Sigmoid(2.0)),
+}
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fused functions everywhere, without the compiler."""
+    monkeypatch.setattr(kernels, "_no_compiler", {"cpu"})
+    monkeypatch.setenv("ESTL_COMPILE", "1")
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A test in which falling back is a failure."""
+    monkeypatch.setattr(kernels, "_no_compiler", set())
+    monkeypatch.setenv("ESTL_COMPILE", "1")
+    yield
+    assert not kernels._no_compiler
+
+
+def maps(B: int, T: int, C: int, H: int, W: int) -> Tensor:
+    """(B,T,C,H,W) as a convolution leaves it, with a mean and a deviation that are not 0 and 1."""
+    x = 3 * torch.randn(B, T, C, H, W, dtype=torch.float64) + 5 * torch.randn(C, 1, 1)
+    return time_first(x, C)
+
+
+def norm_of(C: int) -> nn.BatchNorm2d:
+    """A norm whose parameters and statistics are not the initial ones."""
+    norm = nn.BatchNorm2d(C).double()
+    for values in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+        values.data.copy_(0.5 + torch.rand(C))
+    return norm
+
+
+def one_after_the_other(norm: nn.BatchNorm2d, neuron: LIF, x: Tensor) -> Tensor:
+    """The modules themselves; the neuron by the plain scan."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ESTL_COMPILE", "0")
+        steps = x.transpose(0, 1)
+        return neuron(norm(steps.flatten(0, 1)).view_as(steps).transpose(0, 1))
+
+
+def both(norm: nn.BatchNorm2d, neuron: LIF, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Spikes, gradients and statistics of the one pass, which must have been taken, and of the
+    modules one after the other."""
+    weights = torch.randn(x.shape).to(x.dtype)
+    results = []
+    for way in (norm_lif, one_after_the_other):
+        twin, source = deepcopy(norm), x.detach().requires_grad_()
+        spikes = way(twin, neuron, source)
+        assert is_one_pass(spikes) == (way is norm_lif)
+        (spikes * weights).sum().backward()
+        gradients = [x.grad for x in (source, *twin.parameters()) if x.grad is not None]
+        assert len(gradients) == 3
+        results.append([spikes.detach(), *gradients, *twin.buffers()])
+    return results[0], results[1]
+
+
+def is_one_pass(spikes: Tensor) -> bool:
+    """Whether the last operation but views is the fused one."""
+    node = spikes.grad_fn
+    while node.name() in ("TransposeBackward0", "PermuteBackward0", "ViewBackward0"):
+        node = node.next_functions[0][0]
+    return node.name() == "_NormLIFBackward"
+
+
+def assert_same(norm: nn.BatchNorm2d, neuron: LIF, x: Tensor) -> None:
+    """Spikes and memory order exactly, the rest to 1e-9, in float64: sums are taken in another
+    order, and no potential here comes within 1e-12 of the threshold."""
+    fused, expected = both(norm, neuron, x)
+    assert torch.equal(fused[0], expected[0])
+    assert fused[0].stride() == expected[0].stride()
+    assert 0 < expected[0].mean() < 1
+    for a, b in zip(fused[1:], expected[1:], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * float(b.abs().max()))
+
+
+# --- the functions, uncompiled ------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("neuron", NEURONS)
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_one_pass_equals_the_modules(neuron: str, steps: int) -> None:
+    torch.manual_seed(0)
+    assert_same(norm_of(7), NEURONS[neuron], maps(3, steps, 7, 5, 4))
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("neuron", NEURONS)
+def test_one_pass_over_bfloat16_computes_in_float32(neuron: str) -> None:
+    torch.manual_seed(0)
+    x, weights = (maps(3, 4, 7, 5, 4).bfloat16() for _ in range(2))
+    results = []
+    given = norm_of(7).float()
+    for source in (x.requires_grad_(), x.detach().float().requires_grad_()):
+        norm = deepcopy(given)
+        spikes = norm_lif(norm, NEURONS[neuron], source)
+        (spikes * weights).float().sum().backward()
+        results.append((spikes, source.grad, norm.weight.grad, norm.bias.grad, norm.running_var))
+    (spikes, grad, *sums), (expected, expected_grad, *expected_sums) = results
+    assert spikes.dtype == grad.dtype == torch.bfloat16
+    assert torch.equal(spikes.float(), expected)
+    # The gradient is rounded twice, before and after it goes through the statistics: 2^-9 each.
+    bound = 2**-8 * float(expected_grad.abs().max())
+    torch.testing.assert_close(grad.float(), expected_grad, rtol=2**-8, atol=bound)
+    for a, b in zip(sums, expected_sums, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_memory_in_another_order_is_brought_into_it() -> None:
+    torch.manual_seed(0)
+    x = 3 * torch.randn(2, 4, 3, 5, 6, dtype=torch.float64)
+    fused, expected = both(norm_of(3), LIF.tet(), x)
+    assert torch.equal(fused[0], expected[0])
+    torch.testing.assert_close(fused[1], expected[1], rtol=1e-9, atol=1e-12)
+
+
+def assert_same_but_for_ties(neuron: LIF, steps: int) -> None:
+    """In float32 both ways round a current of a few units by some 1e-6, and the potential sums at
+    most 1 / (1 - decay) = 2 of them: where it stays 1e-4 away from the threshold at all steps, no
+    spike may differ. A neuron that fires at another step has other gradients; the sums over all
+    are those of the rest, within what one neuron adds."""
+    norm, x = norm_of(8), maps(4, steps, 8, 6, 6)
+    fused, expected = both(norm.float(), neuron, x.float())
+    current = norm.double()(x.transpose(0, 1).flatten(0, 1)).view(steps, 4, 8, 6, 6)
+    options, r = neuron.options, torch.zeros_like(current[0])
+    margin = torch.full_like(r, torch.inf)
+    for current_t in current.detach():
+        v = options["decay"] * r + options["gain"] * current_t
+        margin = torch.minimum((v - options["threshold"]).abs(), margin)
+        r = v * (v <= options["threshold"])
+    clear = (margin > 1e-4).unsqueeze(1).expand_as(expected[0])
+    assert clear.double().mean() > 0.99
+    assert torch.equal(fused[0][clear], expected[0][clear])
+    if torch.equal(fused[0], expected[0]):
+        for a, b in zip(fused[1:4], expected[1:4], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
+    for a, b in zip(fused[4:], expected[4:], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("neuron", [LIF.tet(), LIF.spikformer()], ids=["tet", "spikformer"])
+def test_float32_differs_only_next_to_the_threshold(neuron: LIF) -> None:
+    torch.manual_seed(0)
+    assert_same_but_for_ties(neuron, 4)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_one_tensor_of_the_inputs_size_is_kept() -> None:
+    kept: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    x = maps(2, 4, 3, 5, 5).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        norm_lif(norm_of(3), LIF.tet(), x)
+    assert [tensor.numel() for tensor in kept if tensor.numel() > 3] == [x.numel()]
+    assert kept[0].data_ptr() == x.data_ptr()
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_second_derivative_is_refused() -> None:
+    x = maps(2, 4, 3, 5, 5).requires_grad_()
+    with pytest.raises(RuntimeError, match="no second derivative: set ESTL_COMPILE=0"):
+        torch.autograd.grad(norm_lif(norm_of(3), LIF.tet(), x).sum(), x, create_graph=True)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_one_value_a_channel_is_refused_as_by_the_norm() -> None:
+    x = maps(1, 1, 3, 1, 1).requires_grad_()
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        norm_lif(norm_of(3), LIF.tet(), x)
+
+
+# --- compiled -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiled")
+def test_one_compilation_serves_all_sizes_and_equals_the_modules() -> None:
+    torch.manual_seed(0)
+    assert_same(norm_of(16), LIF.tet(), maps(3, 3, 16, 5, 4))
+    before = counters["stats"]["unique_graphs"]
+    assert before > 0
+    for B, C, H, W in ((2, 7, 9, 8), (4, 33, 4, 4), (5, 2, 3, 2), (2, 32, 4, 4), (3, 3, 7, 7)):
+        assert_same(norm_of(C), LIF.tet(), maps(B, 3, C, H, W))
+    assert counters["stats"]["unique_graphs"] == before
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiled")
+def test_compiled_float32_differs_only_next_to_the_threshold() -> None:
+    torch.manual_seed(0)
+    assert_same_but_for_ties(LIF.spikformer(), 3)
+
+
+# --- which way a layer takes ----------------------------------------------------------------------
+
+
+def layers() -> Layers:
+    """A convolution, its norm and neuron."""
+    return Layers(conv_norm(2, 4), LIF.tet())
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_layers_in_training_take_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = time_first(torch.rand(2, 3, 2, 6, 6), 2)
+    assert is_one_pass(layers()(x))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert is_one_pass(layers()(x))
+    assert not is_one_pass(layers().bfloat16()(x.bfloat16()))
+    monkeypatch.setenv("ESTL_COMPILE", "0")
+    assert not is_one_pass(layers()(x))
+    monkeypatch.delenv("ESTL_COMPILE")
+    assert not is_one_pass(layers()(x))  # too small to pay
+    monkeypatch.setattr(kernels, "LARGE", x.numel())
+    assert is_one_pass(layers()(x))
+
+
+CHANGES: dict[str, Callable[[Layers], Any]] = {
+    "eval": lambda net: net.eval(),
+    "a norm in eval": lambda net: net[0][1].eval(),
+    "a hook on the neuron": lambda net: net[1].register_forward_hook(lambda *_: None),
+    "a hook on the norm": lambda net: net[0][1].register_full_backward_hook(lambda *_: None),
+    "another norm": lambda net: net[0].__setitem__(1, nn.SyncBatchNorm(4)),
+    "a norm without parameters": lambda net: net[0].__setitem__(1, nn.BatchNorm2d(4, affine=False)),
+    "a norm that averages": lambda net: net[0].__setitem__(1, nn.BatchNorm2d(4, momentum=None)),
+    "a norm without statistics": lambda net: net[0].__setitem__(
+        1, nn.BatchNorm2d(4, track_running_stats=False)
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_other_modules_are_left_apart(change: str) -> None:
+    net = layers()
+    assert pairs(net[0][1], net[1])
+    CHANGES[change](net)
+    assert not pairs(net[0][1], net[1])
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_hooks_see_every_call() -> None:
+    x, net = time_first(torch.rand(2, 3, 2, 6, 6), 2), layers()
+    for module in (net[0], *net[0], net[1]):
+        seen: list[Any] = []
+        handle = module.register_forward_hook(lambda *args, seen=seen: seen.append(args[2]))
+        net(x)
+        handle.remove()
+        assert len(seen) == 1
+    assert is_one_pass(net(x))  # without hooks
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_potentials_static_images_and_no_gradient_take_the_ordinary_path() -> None:
+    x = time_first(torch.rand(2, 3, 2, 6, 6), 2)
+    net = layers()
+    with Potentials(None) as potentials:
+        net(x)
+    assert len(potentials.after) == 1
+    assert not is_one_pass(net(time_first(direct_code(x[:, 0], 3), 2)))
+    with torch.no_grad():
+        before = net[0][1].num_batches_tracked.item()
+        net(x)
+        assert net[0][1].num_batches_tracked.item() == before + 1
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: VGGSNN(layers=(8, "AP", 16, "AP", 8), frame_size=(12, 12)),
+        lambda: ResNet((1, 1), (8, 16), in_channels=2),
+    ],
+    ids=["vggsnn", "resnet"],
+)
+def test_recomputed_layers_count_once_and_give_the_same(
+    build: Callable[[], nn.Module],
+) -> None:
+    torch.manual_seed(0)
+    kept = build()
+    again = deepcopy(kept)
+    recomputing(again)
+    x = torch.poisson(torch.rand(3, 4, 2, 12, 12))
+    for student in (kept, again):
+        student(x).logits.square().sum().backward()
+    for p, q in zip(kept.parameters(), again.parameters(), strict=True):
+        assert p.grad is not None
+        assert q.grad is not None
+        assert torch.equal(p.grad, q.grad)
+    for a, b in zip(kept.buffers(), again.buffers(), strict=True):
+        assert torch.equal(a, b)

@@ -1,6 +1,12 @@
-"""Draw the pictures of the documents, from the embedded digits: python docs/make_pictures.py."""
+"""Draw the pictures of the documents: python docs/make_pictures.py [runs/bench/bench.json].
 
+From the embedded digits, and with a file, from what `estl bench` has measured.
+"""
+
+import json
+import sys
 from pathlib import Path
+from statistics import median
 
 import matplotlib as mpl
 import numpy as np
@@ -143,8 +149,31 @@ def data_path() -> None:
     plt.close(figure)
 
 
+def steps(bench: Path) -> None:
+    """Time and memory of a training step by the number of steps T, kept and recomputed."""
+    found = json.loads(bench.read_text())["found"]["steps"]
+    what = {
+        "ms": {name: 1e3 * median(turns) for name, turns in found["seconds"].items()},
+        "MiB": found["mebibytes"],
+    }
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    for ax, (unit, values) in zip(axes, what.items(), strict=True):
+        for way, label, color in zip(
+            ("", ", recomputed"), ("kept", "recomputed"), SACCADES[:2], strict=True
+        ):
+            T = [1, 2, 4, 8, 16, 32]
+            ax.plot(T, [values[f"T = {t}{way}"] for t in T], "o-", color=color, label=label)
+        ax.set(xlabel="T", ylabel=unit, xlim=(0, None), ylim=(0, None), xticks=[1, 8, 16, 32])
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False)
+    figure.savefig(FOLDER / "steps.png", dpi=150, metadata={"Software": None})
+    plt.close(figure)
+
+
 if __name__ == "__main__":
     mpl.use("Agg")
     mpl.rcParams.update({"font.size": 12.5, "text.color": INK, "lines.linewidth": 1.2})
     FOLDER.mkdir(exist_ok=True)
     data_path()
+    for bench in sys.argv[1:]:
+        steps(Path(bench))

@@ -205,6 +205,7 @@ WORK = (
     "estl.experiments.sweep.sweep",
     "estl.experiments.tune.tune",
     "estl.experiments.bench.bench.bench",
+    "estl.experiments.bench.memory.memory",
     "estl.data.download.prepare",
     "estl.data.show.show",
 )

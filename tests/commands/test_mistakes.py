@@ -139,6 +139,7 @@ train-teacher --dataset=digits --lr=-1 {HERE}                       | lr is -1.0
 train-teacher --dataset=digits --images={{t}}/nowhere {HERE}        | point --data-path at a folder
 train-teacher --dataset=digits                                      | --output-dir requires an arg
 bench nosuch                                         | no comparison nosuch: choose from
+bench --memory nosuch                                | --config nosuch cannot be read: give a
 fitt                                                 | Did you mean "fit"? Available commands
 """
 

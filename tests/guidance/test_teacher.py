@@ -43,6 +43,13 @@ def teacher(folder: Path) -> ClipTeacher:
     return ClipTeacher(folder)
 
 
+def test_a_tower_itself_is_a_teacher(teacher: ClipTeacher) -> None:
+    image = torch.rand(2, 3, 20, 24)
+    own = ClipTeacher(copy.deepcopy(teacher.tower).train())
+    assert torch.equal(own(image).pooled, teacher(image).pooled)
+    assert not any(p.requires_grad for p in own.tower.parameters())
+
+
 def literal(folder: Path, pixels: torch.Tensor) -> SimpleNamespace:
     """The three outputs of a whole eager forward that returns every attention matrix."""
     from transformers import CLIPVisionModel

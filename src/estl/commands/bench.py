@@ -2,9 +2,15 @@
 
 from pathlib import Path
 
+from estl.commands.flags import RECIPES, TrainingFlags
+
 
 def bench(
-    *names: str, rounds: int = 7, threads: int | None = None, output_dir: Path | None = None
+    *names: str,
+    rounds: int = 7,
+    threads: int | None = None,
+    memory: bool = False,
+    output_dir: Path | None = None,
 ) -> int:
     """Compare times and memory side by side in one run. The machine must be idle.
 
@@ -14,11 +20,21 @@ def bench(
 
     Args:
         names: some of the comparisons (default: all, about an hour on two cores); an unknown one
-            lists them.
+            lists them. With memory: recipes (default: all of ESTL's own).
         rounds: turns of each candidate.
         threads: of every operation (default: one for each core).
+        memory: compute what batches of recipes fit GPUs of 8, 24 and 80 GiB. It needs neither a GPU
+            nor data nor much memory, and runs nothing.
         output_dir: gets bench.md and bench.json.
     """
+    if memory:
+        from estl.experiments.bench.memory import memory as fitting
+
+        chosen = names or [path.stem for path in sorted(RECIPES.glob("*.yaml"))]
+        recipes = {name: TrainingFlags(config=(name,)).spell_out() for name in chosen}
+        print(f"\n{fitting(recipes, output_dir)}")
+        return 0
+
     import torch
 
     from estl.experiments.bench.bench import bench as run

@@ -44,6 +44,7 @@ class ClipTeacher(nn.Module):
     Args:
         name_or_folder: a name on the Hugging Face hub, or a folder written by `save_pretrained`
             (a whole CLIP model or its vision tower). A name is looked up in the local cache first.
+            Or the tower itself, a `CLIPVisionModel`.
 
     Raises:
         FileNotFoundError: if a path is given and no such folder exists.
@@ -58,15 +59,20 @@ class ClipTeacher(nn.Module):
     std: Tensor
     tower: Any
 
-    def __init__(self, name_or_folder: str | Path = "openai/clip-vit-base-patch16") -> None:
+    def __init__(
+        self, name_or_folder: str | Path | nn.Module = "openai/clip-vit-base-patch16"
+    ) -> None:
         super().__init__()
-        tower, preprocessor = _load(name_or_folder)
+        if isinstance(name_or_folder, nn.Module):
+            tower, preprocessor = name_or_folder, dict[str, Any]()
+        else:
+            tower, preprocessor = _load(name_or_folder)
         object.__setattr__(self, "tower", tower.eval().requires_grad_(False))  # no child: see above
         mean = preprocessor.get("image_mean", CLIP_MEAN)
         std = preprocessor.get("image_std", CLIP_STD)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
-        self.name_or_folder = str(name_or_folder)
+        self.name_or_folder = "" if tower is name_or_folder else str(name_or_folder)
 
     @property
     def dim(self) -> int:

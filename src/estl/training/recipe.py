@@ -215,8 +215,17 @@ def build(config: Namespace, given: Namespace) -> Parts:
     Raises:
         ValueError: an argument that contradicts the data, such as a wrong class count.
     """
-    parser = make_parser()
     data = build_data(config, given)
+    return Parts(data, *networks(config, given, data), plain(config))
+
+
+def networks(config: Namespace, given: Namespace, data: EventData) -> tuple[nn.Module, Supervision]:
+    """The student and the supervision of a configuration, for data of these facts.
+
+    Raises:
+        ValueError: as `build`.
+    """
+    parser = make_parser()
     facts = {
         "classes": len(data.classes),
         "in_channels": data.in_channels,
@@ -226,8 +235,7 @@ def build(config: Namespace, given: Namespace) -> Parts:
     student = make(parser, "student", config.student)
     known = {"student_dim": getattr(student, "dim", None), "T": data.T, "classes": facts["classes"]}
     _fill(config, given, "supervision", known, of=f"{type(data).__name__} and its student")
-    supervision = make(parser, "supervision", config.supervision)
-    return Parts(data, student, supervision, plain(config))
+    return student, make(parser, "supervision", config.supervision)
 
 
 def make_learner(config: Namespace, parts: Parts) -> Learner:

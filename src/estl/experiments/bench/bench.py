@@ -100,7 +100,7 @@ def bench(names: Sequence[str], rounds: int, threads: int, folder: Path | None) 
     torch.set_num_threads(threads)
     results: list[Result] = []
     try:
-        head = machine(rounds, threads)
+        head = machine() | {"threads": threads, "rounds": rounds}
         print("\n".join(f"{key}: {value}" for key, value in head.items()), flush=True)
         for name in names or COMPARISONS:
             comparison = COMPARISONS[name]
@@ -111,14 +111,15 @@ def bench(names: Sequence[str], rounds: int, threads: int, folder: Path | None) 
             results.append(Result(comparison, timed, memory))
             print(f"\n{results[-1].markdown()}", flush=True)
             if folder is not None:
-                _write(folder, head, results)
+                tables = "\n".join(result.markdown() for result in results)
+                write(folder, head, tables, _found(results))
     finally:
         torch.set_num_threads(before)
     return results
 
 
-def machine(rounds: int, threads: int) -> dict[str, Any]:
-    """What the figures stand with."""
+def machine() -> dict[str, Any]:
+    """What figures stand with."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -127,23 +128,26 @@ def machine(rounds: int, threads: int) -> dict[str, Any]:
             continue
     return {
         "command": " ".join(["estl", *sys.argv[1:]]),
-        "processor": f"{processor()}, {os.cpu_count()} cores, {threads} threads used",
+        "processor": f"{processor()}, {os.cpu_count()} cores",
         "load": " ".join(f"{load:.1f}" for load in os.getloadavg()[:2]),
         "allocator": " ".join(f"{k}={v}" for k, v in os.environ.items() if k.startswith("MALLOC_")),
         "versions": ", ".join(
             [f"python {platform.python_version()}", *(f"{k} {v}" for k, v in versions.items())]
         ),
-        "rounds": rounds,
         "when": time.strftime("%Y-%m-%d"),
     }
 
 
-def _write(folder: Path, head: dict[str, Any], results: list[Result]) -> None:
+def write(folder: Path, head: dict[str, Any], tables: str, found: dict[str, Any]) -> None:
+    """Write `bench.md` and `bench.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     facts = "\n".join(f"* {key}: {value}" for key, value in head.items())
-    tables = "\n".join(result.markdown() for result in results)
     (folder / "bench.md").write_text(f"# Benchmarks\n\n{facts}\n\n{tables}")
-    found = {
+    (folder / "bench.json").write_text(json.dumps({"machine": head, "found": found}, indent=2))
+
+
+def _found(results: list[Result]) -> dict[str, Any]:
+    return {
         result.comparison.name: {
             "what": result.comparison.what,
             "seconds": result.timed.wall,
@@ -154,4 +158,3 @@ def _write(folder: Path, head: dict[str, Any], results: list[Result]) -> None:
         }
         for result in results
     }
-    (folder / "bench.json").write_text(json.dumps({"machine": head, "found": found}, indent=2))

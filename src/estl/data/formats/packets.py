@@ -9,7 +9,7 @@ import numpy as np
 
 from estl.data.formats.aedat4 import MAGIC, find_stream, packet_events, read_table, unpacked
 from estl.data.formats.event_stream import BODY, EVENT, read_size
-from estl.data.formats.events import broken, check_inside, event_array
+from estl.data.formats.events import MAX_BYTES, broken, check_inside, event_array
 
 Pieces = Iterator[np.ndarray]
 
@@ -46,7 +46,7 @@ def aedat4_pieces(
     """
     path, coming = Path(name), Bytes(head, data)
     start = coming.take(len(MAGIC) + 4) or b""
-    table = coming.take(int.from_bytes(start[-4:], "little"))
+    table = coming.take(min(int.from_bytes(start[-4:], "little"), MAX_BYTES))
     try:
         compression, contents, text = read_table(table or b"")
     except (struct.error, IndexError, UnicodeDecodeError):
@@ -60,7 +60,7 @@ def aedat4_pieces(
             number, size = struct.unpack("<ii", coming.take(8) or struct.pack("<ii", -1, 0))
             if number not in known:
                 return
-            if size < 0:
+            if not 0 <= size <= MAX_BYTES:
                 raise broken(path, f"the packet at byte {at} has {size} bytes")
             if (packed := coming.take(size)) is None:
                 return

@@ -1,5 +1,6 @@
 """What is exported gives the student's logits where something else reads it."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,7 @@ def test_a_file_that_gives_other_logits_is_refused(
         export(checkpoint, ["safetensors"], tmp_path / "out", samples=40)
 
 
+DEPLOY = Path(__file__).parents[2] / "docs" / "deploy.md"
 STEPPED = {
     "vggsnn": VGGSNN(4, 2, (9, 9), layers=(5, "AP", 6), neuron={"reset": "soft"}),
     "resnet": ResNet((1, 1), (5, 6), 4, 2, hidden=7),
@@ -92,13 +94,24 @@ STEPPED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STEPPED)
-def test_what_is_stepped_elsewhere_equals_the_whole_recording(name: str, tmp_path: Path) -> None:
+def test_what_is_stepped_elsewhere_equals_the_whole_recording(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("onnx", reason="onnx is not installed")
     events = torch.poisson(torch.rand(3, 200, 2, 9, 9))
     net = settled(STEPPED[name], events[:, :6])
     # An ONNX model is made of the program that torch-export-step saves.
-    write_onnx(net, events[:1, :2], tmp_path / "student.onnx", stepwise=True)
-    found = read_onnx(tmp_path / "student.onnx", stepwise=True)(events)
+    (tmp_path / "OUT").mkdir()
+    file = tmp_path / "OUT" / "student-step.onnx"
+    write_onnx(net, events[:1, :2], file, stepwise=True)
+    found = read_onnx(file, stepwise=True)(events)
+    # As docs/deploy.md steps it.
+    (code,) = re.findall(r"^```py\n(.*?)^```$", DEPLOY.read_text(), re.MULTILINE | re.DOTALL)
+    names = {"frames": [frame.contiguous().numpy() for frame in events[:1].unbind(1)]}
+    monkeypatch.chdir(tmp_path)
+    exec(code, names)
+    mean = found[0].mean(0, keepdim=True)
+    torch.testing.assert_close(torch.from_numpy(names["answer"]), mean, rtol=0, atol=1e-5)
     with torch.no_grad():
         expected = net(events).logits
         fresh = torch.stack([net(frame[:, None]).logits[:, 0] for frame in events.unbind(1)], 1)

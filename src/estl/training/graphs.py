@@ -25,6 +25,10 @@ from torch import Tensor, nn
 from estl.neurons.lif import Potentials
 from estl.students.adapters import Adapter
 
+# They warn that torchvision and Triton are not installed, which no student needs.
+for _name in ("torch.onnx._internal.exporter._registration", "torch._library.triton"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
+
 Run = Callable[[Tensor], Tensor]
 """Events (B,T,C,H,W) to logits (B,T,K)."""
 
@@ -165,8 +169,6 @@ def write_onnx(student: nn.Module, events: Tensor, file: Path, *, stepwise: bool
     """Write a student as an ONNX model; see `to_program`."""
     program = to_program(student, events, stepwise=stepwise)
     names = ["logits", "state_after"] if stepwise else ["logits"]
-    # Of torchvision, whose operators no student has.
-    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what torch's exporter calls of itself is deprecated
         found = torch.onnx.export(program, dynamo=True, verbose=False, output_names=names)

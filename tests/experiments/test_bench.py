@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from estl.experiments.bench import bench, guided, live, scans, students
+from estl.experiments.bench import bench, guided, scans, students
 from estl.experiments.bench.comparisons import COMPARISONS, RECIPE
 from estl.experiments.bench.race import Bound, Comparison, Timed, Work, race
 from estl.neurons import LIF
@@ -80,11 +80,14 @@ def test_peers_compute_what_estl_computes() -> None:
         assert torch.equal(peer(x), spikes)
 
 
-def test_a_live_student_and_a_peer_answer_the_same() -> None:
+@pytest.mark.slow
+def test_a_live_student_exports_and_a_peer_answer_the_same() -> None:
     pytest.importorskip("spikingjelly", reason="SpikingJelly is not installed")
-    answers = [live.frames("ESTL")(), live.frames("folded")(), live.peer_frames()()]
-    for answer in answers[1:]:
-        torch.testing.assert_close(answer, answers[0], rtol=1e-3, atol=1e-3)
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    for name in ("live", "exported"):
+        first, *others = (make()() for make in COMPARISONS[name].candidates.values())
+        for answer in others:
+            torch.testing.assert_close(answer, first, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.slow

@@ -160,6 +160,12 @@ def test_a_whole_clip_model_loads_without_a_word(
     with torch.no_grad():
         expected = model.vision_model(pixel_values=normalize(image))
     torch.testing.assert_close(teacher(image).pooled, expected.pooler_output)
+    for own in (model, model.vision_model):
+        teacher = ClipTeacher(own)
+        torch.testing.assert_close(teacher(image).pooled, expected.pooler_output)
+        assert not any(p.requires_grad for p in teacher.tower.parameters())
+    with pytest.raises(ValueError, match="teacher Linear is no CLIP vision tower"):
+        ClipTeacher(nn.Linear(2, 2))
 
 
 def test_a_holder_s_state_has_no_teacher_and_loads_strictly(folder: Path) -> None:

@@ -19,6 +19,7 @@ from estl.commands.flags import RECIPES, DataFlags, read_recipe
 from estl.data.formats.archives import unpack
 from estl.data.formats.cifar import read_batch, read_names
 from estl.data.formats.images import LARGEST, read_rgb
+from estl.data.formats.pieces import read_pieces
 from estl.data.formats.recording import read_recording
 from estl.data.items import Item
 from estl.data.published import pick_items, read_lists
@@ -58,6 +59,7 @@ def parsers(folder: Path) -> dict[str, Parser]:
     made.mkdir(parents=True)
     return {
         "recording": Parser(read_recording, list(recordings(made))),
+        "pieces": Parser(_pieces, list(followed())),
         "image": Parser(
             read_rgb,
             [picture(kind) for kind in ("PNG", "JPEG", "BMP", "GIF", "TIFF")],
@@ -83,16 +85,31 @@ def parsers(folder: Path) -> dict[str, Parser]:
     }
 
 
-def recordings(made: Path) -> Iterator[bytes]:
-    """One in each format."""
-    size = (30, 40)
+def some_events() -> list[encoders.Event]:
     places = np.random.default_rng(0).integers(0, 30, (40, 2)).tolist()
-    events = [(50 * t, x, y, t % 2) for t, (x, y) in enumerate(places)]
+    return [(50 * t, x, y, t % 2) for t, (x, y) in enumerate(places)]
+
+
+def followed() -> Iterator[bytes]:
+    """One in each format that can be followed."""
+    size, events = (30, 40), some_events()
     for packed in encoders.PACKED:
         yield encoders.aedat4(events, size, each=9, packed=packed)
     yield from (f(events, size) for f in (encoders.evt2, encoders.evt21, encoders.evt3))
     yield from (encoders.dat(events, size), encoders.csv(events, size), tiny_sets.encode(events))
     yield encoders.event_stream(events, size)
+
+
+def _pieces(path: Path) -> None:
+    data = path.read_bytes()
+    cut = (data[start : start + 300] for start in range(0, len(data), 300))
+    assert sum(map(len, read_pieces("live", cut)[1])) < 1 << 20
+
+
+def recordings(made: Path) -> Iterator[bytes]:
+    """One in each format."""
+    size, events = (30, 40), some_events()
+    yield from followed()
     for layout in ("cd", "events", "plain"):
         yield encoders.hdf5(made / layout, events, size, layout).read_bytes()
     yield tiny_sets.write_npz(made / "e.npz", events).read_bytes()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from estl.students import VGGSNN, Spikformer, resnet18, resnet19, resnet34, resnet50
-from estl.students.adapters import Adapter, from_snntorch, from_spikingjelly
+from estl.students.adapters import Adapter, from_snntorch, from_spikingjelly, from_torch
 from estl.supervision import TSE
 from estl.types import Batch
 
@@ -240,6 +240,14 @@ def test_state_is_cleared_when_the_network_fails() -> None:
     with pytest.raises(RuntimeError):
         student(torch.rand(2, 3, 5, 6, 6))
     assert torch.equal(student(events).logits, expected)
+
+
+def test_a_plain_network_sees_each_step_by_itself() -> None:
+    maps = nn.Sequential(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU())
+    net = nn.ModuleDict({"maps": maps, "head": nn.Linear(6, 4)}).eval()
+    student, events = from_torch(net, features=maps, head=net["head"]), torch.rand(3, 5, 2, 8, 8)
+    whole = net["head"](maps(events.flatten(0, 1)).mean((-2, -1))).unflatten(0, (3, 5))
+    torch.testing.assert_close(student(events).logits, whole)
 
 
 def test_layers_of_different_step_modes_are_refused() -> None:

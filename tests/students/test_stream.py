@@ -1,7 +1,10 @@
 """One frame at a time gives what the whole recording gives, bit for bit."""
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -88,6 +91,32 @@ def test_a_thousand_steps_equal_the_whole_and_the_state_does_not_grow(name: str)
     state = compare(name, B=2, T=1001, restarts=2)
     early = compare(name, B=2, T=3, restarts=0)
     assert [x.shape for x in state.potentials] == [x.shape for x in early.potentials]
+
+
+GROWTH = """
+import torch
+from pathlib import Path
+from estl.students import VGGSNN, step
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4  # KiB
+
+net = VGGSNN(frame_size=(16, 16), layers=(16, "AP", 16)).eval()
+frames, state = torch.rand(50, 1, 2, 16, 16), None
+for n in range(3050):
+    logits, state = step(net, frames[n % 50], state)
+    if n == 1049:
+        before = resident()
+print(resident() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not tell")
+def test_memory_of_a_stream_does_not_grow() -> None:
+    # The states of these 2,000 frames would be 40 MB.
+    done = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, check=True)
+    assert int(done.stdout) < 4096
 
 
 @pytest.mark.parametrize("name", ["vggsnn", "resnet", "spikformer"])

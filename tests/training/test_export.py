@@ -1,5 +1,6 @@
 """What is exported gives the student's logits where something else reads it."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,13 @@ from torch import Tensor, nn
 
 from estl.data import Digits
 from estl.students import VGGSNN, ResNet, Spikformer
+from estl.students.adapters import Adapter
 from estl.training.export import FILES, READERS, WRITERS, Format, export
+from estl.training.graphs import Run, read_onnx, to_program, write_onnx
 from estl.training.hub import Pretrained
 from estl.training.nir import to_nir
 from estl.training.reopen import Reopened
+from estl.types import Output
 
 SMALL = {"layers": [6, "AP", 5], "pooled": True, "classes": 10, "frame_size": [16, 16]}
 DATA = {"T": 3, "size": 16, "per_class": 4}
@@ -46,20 +50,23 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["safetensors", "torch-export", "onnx", "nir"])
+@pytest.mark.parametrize("name", FILES)
 def test_each_format_is_read_back_and_gives_the_same_logits(
     name: Format, checkpoint: Path, tmp_path: Path
 ) -> None:
     if name == "nir":
         pytest.importorskip("spikingjelly", reason="SpikingJelly is not installed")
-    if name in ("onnx", "nir"):
-        pytest.importorskip(name, reason=f"{name} is not installed")
+    if name in ("onnx", "onnx-step", "nir"):
+        package = name.partition("-")[0]
+        pytest.importorskip(package, reason=f"{package} is not installed")
     card = export(checkpoint, [name], tmp_path / "out", samples=40, license="CC0-1.0")
     assert card.differs[name] is not None
     assert (tmp_path / "out" / FILES[name]).stat().st_size > 1000
     assert card.input == ["batch", 3, 2, 16, 16]
     assert card.samples == 40
     assert card.license == "CC0-1.0"
+    # Potentials of 6 maps of 16x16 and, behind the pooling, 5 of 8x8.
+    assert card.state == (6 * 16 * 16 + 5 * 8 * 8 if name.endswith("-step") else None)
     assert card == type(card).read(tmp_path / "out" / "card.json")
 
 
@@ -75,6 +82,91 @@ def test_a_file_that_gives_other_logits_is_refused(
     )
     with pytest.raises(ValueError, match=r"on 40 of 40 recordings, by up to 2.*e-05"):
         export(checkpoint, ["safetensors"], tmp_path / "out", samples=40)
+
+
+DEPLOY = Path(__file__).parents[2] / "docs" / "deploy.md"
+STEPPED = {
+    "vggsnn": VGGSNN(4, 2, (9, 9), layers=(5, "AP", 6), neuron={"reset": "soft"}),
+    "resnet": ResNet((1, 1), (5, 6), 4, 2, hidden=7),
+    "spikformer": Spikformer(4, 2, dim=16, depth=1, heads=2, scale=1.0, readout="token"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STEPPED)
+def test_what_is_stepped_elsewhere_equals_the_whole_recording(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    events = torch.poisson(torch.rand(3, 200, 2, 9, 9))
+    net = settled(STEPPED[name], events[:, :6])
+    # An ONNX model is made of the program that torch-export-step saves.
+    (tmp_path / "OUT").mkdir()
+    file = tmp_path / "OUT" / "student-step.onnx"
+    write_onnx(net, events[:1, :2], file, stepwise=True)
+    found = read_onnx(file, stepwise=True)(events)
+    # As docs/deploy.md steps it.
+    (code,) = re.findall(r"^```py\n(.*?)^```$", DEPLOY.read_text(), re.MULTILINE | re.DOTALL)
+    names = {"frames": [frame.contiguous().numpy() for frame in events[:1].unbind(1)]}
+    monkeypatch.chdir(tmp_path)
+    exec(code, names)
+    mean = found[0].mean(0, keepdim=True)
+    torch.testing.assert_close(torch.from_numpy(names["answer"]), mean, rtol=0, atol=1e-5)
+    with torch.no_grad():
+        expected = net(events).logits
+        fresh = torch.stack([net(frame[:, None]).logits[:, 0] for frame in events.unbind(1)], 1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert (fresh - expected).abs().max() > 1e-2  # the state counts
+
+
+def test_a_stepwise_file_without_its_state_is_refused(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forgets(opened: Reopened, _: Path) -> Run:
+        def run(events: Tensor) -> Tensor:
+            with torch.no_grad():
+                return torch.cat([opened.student(e[:, None]).logits for e in events.unbind(1)], 1)
+
+        return run
+
+    monkeypatch.setitem(WRITERS, "onnx-step", lambda *args: None)
+    monkeypatch.setitem(READERS, "onnx-step", forgets)
+    with pytest.raises(ValueError, match=r"student-step.onnx read back differs .* recordings"):
+        export(checkpoint, ["onnx-step"], tmp_path / "out", samples=20)
+
+
+def test_a_stream_that_loses_its_state_between_recordings_is_noticed(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the state were right for the few steps of a recording only."""
+
+    def rests(opened: Reopened, _: Path) -> Run:
+        def run(events: Tensor) -> Tensor:
+            with torch.no_grad():
+                return torch.cat([opened.student(e).logits for e in events.split(3, 1)], 1)
+
+        return run
+
+    monkeypatch.setitem(WRITERS, "onnx-step", lambda *args: None)
+    monkeypatch.setitem(READERS, "onnx-step", rests)
+    with pytest.raises(ValueError, match=r"student-step.onnx read back differs .* recordings"):
+        export(checkpoint, ["onnx-step"], tmp_path / "out", samples=20)
+
+
+def test_students_whose_state_cannot_be_handed_over_get_one_line() -> None:
+    class Plain(nn.Module):
+        def forward(self, events: Tensor) -> Output:
+            pooled = events.mean((-2, -1))
+            return Output(pooled, events, lambda x: x, pooled)
+
+    parts = nn.ModuleDict({"maps": nn.Conv2d(2, 8, 3), "head": nn.Linear(8, 5)})
+    adapter = Adapter(
+        parts, features=parts["maps"], head=parts["head"], reset=lambda net: None, step_mode="s"
+    )
+    for student in (Plain(), adapter):
+        with pytest.raises(ValueError, match="cannot be expressed frame by frame") as raised:
+            to_program(student.eval(), torch.rand(2, 3, 2, 8, 8), stepwise=True)
+        assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ from cyclopts import Parameter
 def export(
     *,
     ckpt: Annotated[Path, Parameter(required=True)],
-    to: tuple[Literal["safetensors", "onnx", "nir", "torch-export"], ...],
+    to: tuple[
+        Literal["safetensors", "onnx", "onnx-step", "nir", "torch-export", "torch-export-step"], ...
+    ],
     output_dir: Path,
     data_path: Path | None = None,
     license: str = "unspecified",
@@ -21,7 +23,8 @@ def export(
 
     Args:
         ckpt: best*.ckpt or last.ckpt of a run folder.
-        to: a format; may be given more than once.
+        to: a format; may be given more than once. Those that end with -step take one frame and the
+            neurons' state, and give the next state.
         output_dir: folder to write to; card.json there says what goes in and comes out.
         data_path: another root of the data; the files are compared on its test split.
         license: of the weights, for the card.

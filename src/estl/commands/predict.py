@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,9 @@ from cyclopts import Parameter
 
 if TYPE_CHECKING:
     from estl.training.predict import Prediction
+
+LAST = 100_000
+"""Latencies that percentiles are of, where events are followed."""
 
 
 def predict(
@@ -87,16 +91,18 @@ def _follow(
 ) -> None:
     from estl.training.follow import follow
 
-    steps, waits = list[float](), list[float]()
+    # Of the last ones: it may go on for days.
+    steps, waits, windows = deque[float](maxlen=LAST), deque[float](maxlen=LAST), 0
     try:
         for found in follow(ckpt, source, window, stride, sensor, carry, until_sure, trust):
             print(as_json(found) if json_lines else as_line(found), flush=True)
             steps += found.seconds
             waits.append(found.latency or 0.0)
+            windows += 1
     finally:
         if waits:
             where = sys.stderr if json_lines else sys.stdout
-            print(f"{len(waits)} windows; {latency(steps)}", file=where)
+            print(f"{windows} windows; {latency(steps)}", file=where)
             print(latency(waits, "from a window's last events to its answer"), file=where)
 
 
@@ -119,7 +125,7 @@ def as_json(found: "Prediction") -> str:
     return json.dumps(line)
 
 
-def latency(seconds: Sequence[float], of: str = "a step") -> str:
+def latency(seconds: Iterable[float], of: str = "a step") -> str:
     """Percentiles of the time that something took.
 
     >>> latency([0.001, 0.002, 0.009])

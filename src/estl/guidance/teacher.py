@@ -44,12 +44,12 @@ class ClipTeacher(nn.Module):
     Args:
         name_or_folder: a name on the Hugging Face hub, or a folder written by `save_pretrained`
             (a whole CLIP model or its vision tower). A name is looked up in the local cache first.
-            Or the tower itself, a `CLIPVisionModel`.
+            Or such a model of transformers, which is frozen as it is.
 
     Raises:
         FileNotFoundError: if a path is given and no such folder exists.
         OSError: if the name is in no local cache and the hub does not answer or does not know it.
-        ValueError: if the folder holds no complete CLIP vision tower.
+        ValueError: if the folder holds no complete CLIP vision tower, or the model is none.
 
         teacher = ClipTeacher("openai/clip-vit-base-patch16")
         teacher(torch.rand(2, 3, 180, 240)).patches         # (2,196,768)
@@ -64,7 +64,8 @@ class ClipTeacher(nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(name_or_folder, nn.Module):
-            tower, preprocessor = name_or_folder, dict[str, Any]()
+            tower, preprocessor = _tower_of(name_or_folder), dict[str, Any]()
+            name_or_folder = type(name_or_folder).__name__
         else:
             tower, preprocessor = _load(name_or_folder)
         object.__setattr__(self, "tower", tower.eval().requires_grad_(False))  # no child: see above
@@ -137,6 +138,19 @@ def _class_attention(
         scores = torch.einsum("bhd,bmhd->bhm", q, k) * scale
     row = scores.softmax(-1)[:, :, 1:].mean(1)
     return row / row.sum(1, keepdim=True)
+
+
+def _tower_of(model: nn.Module) -> Any:
+    """The vision tower of a CLIP model of transformers, or that model itself."""
+    from transformers import CLIPVisionConfig
+
+    tower = getattr(model, "vision_model", model)
+    if not isinstance(getattr(tower, "config", None), CLIPVisionConfig):
+        raise ValueError(
+            f"teacher {type(model).__name__} is no CLIP vision tower: give a CLIPVisionModel or "
+            "CLIPModel of transformers"
+        )
+    return tower
 
 
 def _load(name_or_folder: str | Path) -> tuple[Any, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Students of your own, and adapters for networks of SpikingJelly and snnTorch.
+"""Students of your own, and adapters for plain networks and those of SpikingJelly and snnTorch.
 
 A student is any module whose forward takes events (B,T,C,H,W) and returns an `Output`. TSE and TRE
 need three things: the logits of each step, the maps before pooling, and `classify`, the whole head
@@ -118,6 +118,23 @@ class Adapter(nn.Module):
         finally:
             self.reset(self.net)
         return y.transpose(0, 1)
+
+
+def from_torch(net: nn.Module, *, features: Part, head: Part) -> Adapter:
+    """A network without state, such as a plain CNN, as a student: it sees each step by itself.
+
+    See `Adapter`.
+
+    >>> net = nn.ModuleDict({"maps": nn.Conv2d(2, 8, 3), "head": nn.Linear(8, 5)})
+    >>> student = from_torch(net, features=net["maps"], head=net["head"])
+    >>> student(torch.rand(3, 4, 2, 6, 6)).logits.shape
+    torch.Size([3, 4, 5])
+    """
+    return Adapter(net, features=features, head=head, reset=_nothing, step_mode="s")
+
+
+def _nothing(_: nn.Module) -> None:
+    """There is no state to clear."""
 
 
 def from_spikingjelly(net: nn.Module, *, features: Part, head: Part) -> Adapter:

@@ -1,39 +1,44 @@
 """A trained student for other frameworks and runtimes, each file read back before it is trusted.
 
 What is written gives the logits (B,T,K) of every step; the answer after step t is the softmax of
-their mean over the steps 1..t. The batch is free, the number of steps is that of the data.
+their mean over the steps 1..t. The batch is free, the number of steps is that of the data. What is
+written stepwise takes one frame and a state, and gives the frame's logits and the next state.
 """
 
 import json
-import subprocess
-import sys
-import tempfile
-import warnings
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from estl.training.checkpoint import build_student
+from estl.training.graphs import (
+    Run,
+    Step,
+    read_onnx,
+    read_program,
+    write_onnx,
+    write_program,
+)
 from estl.training.nir import from_nir, to_nir
 from estl.training.reopen import Reopened, reopen
 from estl.training.results import Json, Results
 
-Format = Literal["safetensors", "onnx", "nir", "torch-export"]
+Format = Literal["safetensors", "onnx", "onnx-step", "nir", "torch-export", "torch-export-step"]
 FILES: dict[Format, str] = {
     "safetensors": "student.safetensors",
     "onnx": "student.onnx",
+    "onnx-step": "student-step.onnx",
     "nir": "student.nir",
     "torch-export": "student.pt2",
+    "torch-export-step": "student-step.pt2",
 }
 TOLERANCE = 1e-5
-
-Run = Callable[[Tensor], Tensor]
-"""Events (B,T,C,H,W) to logits (B,T,K)."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class Card(Json):
         differs: by format, the largest difference from PyTorch's logits when it was read back; None
             where what reads it was not installed.
         samples: recordings that were compared.
+        state: numbers in the state of a stream, where a stepwise format was written.
     """
 
     student: str
@@ -62,6 +68,7 @@ class Card(Json):
     license: str
     samples: int
     differs: dict[str, float | None] = field(default_factory=dict)
+    state: int | None = None
 
 
 def export(
@@ -94,9 +101,7 @@ def export(
     """
     opened = reopen(path, data_path, trust=trust)
     events = _some(opened, samples)
-    with torch.no_grad():
-        expected = opened.student(events).logits
-    card = _card(path, opened, events, license)
+    card = _card(path, opened, events, license, formats)
     folder.mkdir(parents=True, exist_ok=True)
     for name in formats:
         file = folder / FILES[name]
@@ -105,10 +110,9 @@ def export(
         if run is None:
             card.differs[name] = None
             continue
-        differs = (run(events) - expected).abs().flatten(1).amax(1)
-        one = (run(events[:1]) - expected[:1]).abs().max()  # the batch is free
+        differs, alone = _differences(run, opened.student, events, name.endswith("-step"))
         off = int((differs > TOLERANCE).sum())
-        if off > flips or (one > TOLERANCE and not flips):
+        if off > flips or (alone > TOLERANCE and not flips):
             raise ValueError(
                 f"{file} read back differs from PyTorch on {off} of {len(events)} recordings, by "
                 f"up to {differs.max():.2g}: a potential within rounding of its threshold may "
@@ -119,17 +123,25 @@ def export(
     return card
 
 
-class Logits(nn.Module):
-    """The student as a function of tensors alone, which is what a graph can be of."""
+def _differences(
+    run: Run, student: nn.Module, events: Tensor, stepwise: bool
+) -> tuple[Float[Tensor, " N"], float]:
+    """Largest difference from PyTorch's logits on each recording, and on one in a batch of its own.
 
-    def __init__(self, student: nn.Module) -> None:
-        super().__init__()
-        self.student = student
+    What is stepwise sees all recordings end to end besides, as one stream of N*T frames, of which
+    PyTorch gets the whole at once.
+    """
 
-    def forward(self, events: Tensor) -> Tensor:
-        """Events (B,T,C,H,W) to logits (B,T,K)."""
-        logits: Tensor = self.student(events).logits
-        return logits
+    def off(given: Tensor) -> Tensor:
+        with torch.no_grad():
+            expected: Tensor = student(given).logits
+        return (run(given) - expected).abs()
+
+    each = off(events).flatten(1).amax(1)
+    if not stepwise:
+        return each, off(events[:1]).max().item()
+    stream = off(events.flatten(0, 1)[None]).unflatten(1, events.shape[:2])
+    return each.maximum(stream[0].flatten(1).amax(1)), 0.0
 
 
 def _some(opened: Reopened, samples: int) -> Tensor:
@@ -141,7 +153,9 @@ def _some(opened: Reopened, samples: int) -> Tensor:
     return torch.cat(found)[:samples]
 
 
-def _card(path: Path, opened: Reopened, events: Tensor, license: str) -> Card:
+def _card(
+    path: Path, opened: Reopened, events: Tensor, license: str, formats: Sequence[Format]
+) -> Card:
     accuracy, protocol = None, "no results.json beside the checkpoint"
     file = path.parent / "results.json"
     if file.is_file():
@@ -156,6 +170,7 @@ def _card(path: Path, opened: Reopened, events: Tensor, license: str) -> Card:
                 f"weights {weights}, {found.samples} samples of the test split of {data.name} "
                 f"(fingerprint {data.fingerprint}), mean logits of {len(found.per_step)} steps"
             )
+    stepwise = any(name.endswith("-step") for name in formats)
     return Card(
         student=opened.recipe["student"]["class_path"],
         classes=list(opened.data.classes),
@@ -165,6 +180,7 @@ def _card(path: Path, opened: Reopened, events: Tensor, license: str) -> Card:
         protocol=protocol,
         license=license,
         samples=len(events),
+        state=Step(opened.student, events[:1, 0]).size if stepwise else None,
     )
 
 
@@ -195,71 +211,9 @@ def _run(student: nn.Module) -> Run:
     return run
 
 
-def _program(opened: Reopened, events: Tensor) -> torch.export.ExportedProgram:
-    batch = torch.export.Dim("batch")
-    example = events[[0, 0]]  # one of a single sample would fix the batch
-    plain = deepcopy(opened.student)
-    for weight in plain.parameters():  # files hold plain rows, not channels last
-        weight.data = weight.data.contiguous()
-    student = Logits(plain)
-    try:
-        with torch.no_grad():
-            return torch.export.export(student, (example,), dynamic_shapes={"events": {0: batch}})
-    except Exception as error:
-        reason = " ".join(str(error).split())[:160]
-        name = type(opened.student).__name__
-        raise ValueError(f"{name} cannot be expressed as a graph: {reason}") from None
-
-
-def _write_program(opened: Reopened, events: Tensor, file: Path) -> None:
-    torch.export.save(_program(opened, events), file)
-
-
-def _read_program(opened: Reopened, file: Path) -> Run:
-    """In a process of its own, which does not import ESTL."""
-    code = (
-        "import sys, torch; file, folder = sys.argv[1:]; events = torch.load(folder + '/events')\n"
-        "with torch.no_grad(): logits = torch.export.load(file).module()(events)\n"
-        "assert 'estl' not in sys.modules; torch.save(logits.clone(), folder + '/logits')"
-    )
-
-    def run(events: Tensor) -> Tensor:
-        with tempfile.TemporaryDirectory() as folder:
-            torch.save(events, f"{folder}/events")
-            words = [sys.executable, "-W", "ignore", "-c", code, str(file.resolve()), folder]
-            done = subprocess.run(words, capture_output=True, text=True)
-            if done.returncode:
-                last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-                raise ValueError(f"{file} cannot be read back: {last}")
-            return cast(Tensor, torch.load(f"{folder}/logits"))
-
-    return run
-
-
-def _write_onnx(opened: Reopened, events: Tensor, file: Path) -> None:
-    _need("onnx", "onnxscript", "onnxruntime")
-    program = _program(opened, events)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what torch's exporter calls of itself is deprecated
-        found = torch.onnx.export(program, dynamo=True, verbose=False, output_names=["logits"])
-    assert found is not None
-    found.save(file, external_data=False)
-
-
-def _read_onnx(opened: Reopened, file: Path) -> Run:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    return lambda events: torch.from_numpy(session.run(None, {"events": events.numpy()})[0])
-
-
 def _write_nir(opened: Reopened, events: Tensor, file: Path) -> None:
     _need("nir")
     to_nir(opened.student, tuple(events.shape[2:]), file)
-
-
-def _read_nir(opened: Reopened, file: Path) -> Run | None:
-    return from_nir(file)
 
 
 def _need(*packages: str) -> None:
@@ -270,15 +224,28 @@ def _need(*packages: str) -> None:
             raise ValueError(f"{name} is not installed: pip install 'estl[export]'") from None
 
 
+def _onnx(opened: Reopened, events: Tensor, file: Path, *, stepwise: bool) -> None:
+    _need("onnx", "onnxscript", "onnxruntime")
+    write_onnx(opened.student, events, file, stepwise=stepwise)
+
+
+def _program(opened: Reopened, events: Tensor, file: Path, *, stepwise: bool) -> None:
+    write_program(opened.student, events, file, stepwise=stepwise)
+
+
 WRITERS: dict[Format, Callable[[Reopened, Tensor, Path], None]] = {
     "safetensors": _write_safetensors,
-    "onnx": _write_onnx,
+    "onnx": partial(_onnx, stepwise=False),
+    "onnx-step": partial(_onnx, stepwise=True),
     "nir": _write_nir,
-    "torch-export": _write_program,
+    "torch-export": partial(_program, stepwise=False),
+    "torch-export-step": partial(_program, stepwise=True),
 }
 READERS: dict[Format, Callable[[Reopened, Path], Run | None]] = {
     "safetensors": _read_safetensors,
-    "onnx": _read_onnx,
-    "nir": _read_nir,
-    "torch-export": _read_program,
+    "onnx": lambda _, file: read_onnx(file, stepwise=False),
+    "onnx-step": lambda _, file: read_onnx(file, stepwise=True),
+    "nir": lambda _, file: from_nir(file),
+    "torch-export": lambda _, file: read_program(file, stepwise=False),
+    "torch-export-step": lambda _, file: read_program(file, stepwise=True),
 }

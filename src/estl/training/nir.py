@@ -127,11 +127,14 @@ def from_nir(file: Path) -> Callable[[Tensor], Tensor] | None:
     except ImportError:
         return None
 
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        net = import_from_nir(file, dt=DT).eval()
+
     def run(events: Tensor) -> Tensor:
         state, logits = None, []
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            net = import_from_nir(file, dt=DT).eval()
             for frame in events.unbind(1):
                 y, state = net(frame, state)
                 logits.append(y)

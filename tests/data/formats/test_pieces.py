@@ -1,6 +1,7 @@
 """Recordings that come in pieces give the events of the whole file, wherever they are cut."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -44,6 +45,8 @@ FORMATS: dict[str, Callable[..., bytes]] = {
     "dat": encoders.dat,
     "csv": encoders.csv,
     "metavision.csv": metavision,
+    "aedat4": partial(encoders.aedat4, each=9),
+    "es": encoders.event_stream,
 }
 
 
@@ -59,8 +62,9 @@ def cut(data: bytes, seed: int, longest: int) -> Iterator[bytes]:
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("longest", [2, 70, 5000])
 def test_pieces_hold_the_events_of_the_whole_file(name: str, longest: int, tmp_path: Path) -> None:
-    # 40 s let the clocks of ATIS and of EVT 3.0 wrap.
-    data = FORMATS[name](events(60 if longest == 2 else 2000, seconds=40), SIZE)
+    # 40 s let the clocks of ATIS and of EVT 3.0 wrap; Event Stream has a byte for each 127 us.
+    seconds = 1 if name == "es" else 40
+    data = FORMATS[name](events(60 if longest == 2 else 2000, seconds), SIZE)
     whole, told = read_recording(write(tmp_path / f"x.{name}", data))
     size, pieces = read_pieces(f"x.{name}", cut(data, seed=longest, longest=longest))
     found = list(pieces)
@@ -88,6 +92,16 @@ def test_half_an_event_at_the_end_is_left_out_and_a_last_line_is_not() -> None:
     assert np.concatenate(list(pieces))["t"].tolist() == [1, 2]
 
 
+@pytest.mark.parametrize("packed", encoders.PACKED)
+def test_a_table_of_contents_ends_an_aedat_4_file_that_was_followed(packed: str) -> None:
+    """The header, which was read before, did not say where it would be."""
+    some = events(50, seconds=1)
+    data = encoders.aedat4(some, SIZE, each=9, packed=packed)
+    table = encoders.prefixed(bytes(500))
+    _, pieces = read_pieces("x.aedat4", cut(data + table + bytes(9), seed=0, longest=70))
+    assert encoders.as_events(np.concatenate(list(pieces))) == some
+
+
 BACKWARDS = encoders.dat([(k, 0, 0, 1) for k in (5, 6, 2)], (4, 4))
 
 
@@ -95,7 +109,14 @@ BACKWARDS = encoders.dat([(k, 0, 0, 1) for k in (5, 6, 2)], (4, 4))
     ("name", "data", "message"),
     [
         ("-", b"", "no events came"),
-        ("x.es", encoders.event_stream([(0, 0, 0, 1)], (4, 4)), "cannot be followed, only"),
+        ("x.h5", b"\x89HDF\r\n\x1a\n" + bytes(300), "cannot be followed, only"),
+        ("x.es", encoders.event_stream([(0, 0, 0, 1), (1, 4, 0, 1)], (4, 4)), "x=4 y=3, outside"),
+        ("x.aedat4", encoders.aedat4([(0, 0, 0, 1), (1, 4, 0, 1)], (4, 4)), "x=4 y=0, outside"),
+        (
+            "x.aedat4",
+            encoders.aedat4([(0, 0, 0, 1)], (4, 4))[:90],
+            "its header at byte 14 is trunc",
+        ),
         ("x.npz", b"PK\x03\x04" + bytes(300), "cannot be followed, only"),
         ("-", bytes([0, 0, 0, 0, 5]) + bytes(300), FOLLOWED),
         ("x.dat", BACKWARDS, "time runs backwards at event 2, from 6 to 2"),

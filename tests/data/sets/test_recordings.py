@@ -1,6 +1,7 @@
 """Own recordings: a published set in other bytes, windows of them, with images or without."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from estl.data import NMNISTPairs, Recordings
 from estl.data.check import check, refuse_leaks
 from estl.data.formats.atis import read_events
 from estl.data.module import ItemData
-from estl.data.reading import read_digit
+from estl.data.reading import extent, read_digit
 from estl.data.windows import microseconds, sensor_shape, windows
+from estl.training.results import Results
 from tests import encoders
 from tests.encoders import Event, as_events, write
 from tests.tiny_sets import picture, write_nmnist, write_recordings
@@ -21,16 +23,16 @@ from tests.tiny_sets import picture, write_nmnist, write_recordings
 SIZE = (34, 34)
 
 
-def rewrite(original: Path, path: Path, i: int) -> None:
-    """The i-th recording in another format, and its digit as the sensor sees it."""
+def rewrite(original: Path, path: Path, i: int, size: tuple[int, int] = SIZE) -> None:
+    """The i-th recording in another format."""
     events = as_events(read_events(original))
     match i % 4:
         case 0:
-            write(path.with_suffix(".aedat4"), encoders.aedat4(events, SIZE))
+            write(path.with_suffix(".aedat4"), encoders.aedat4(events, size))
         case 1:
-            write(path.with_suffix(".raw"), encoders.evt3(events, SIZE))
+            write(path.with_suffix(".raw"), encoders.evt3(events, size))
         case 2:
-            encoders.hdf5(path.with_suffix(".h5"), events, SIZE)
+            encoders.hdf5(path.with_suffix(".h5"), events, size)
         case 3:
             write(path.with_suffix(".csv"), encoders.csv(events, None))
 
@@ -69,6 +71,16 @@ def same_as_n_mnist(root: Path, folder: Path) -> None:
     assert_same_batches(NMNISTPairs(root, **how), own)
 
 
+def trained(folder: Path, *words: str) -> tuple[Any, ...]:
+    """Figures and weights of a run of two epochs."""
+    student = ["--arch=vggsnn-pooled", "--student.init_args.layers=[8,AP,8]"]
+    common = ["--T=3", "--batch-size=8", "--epochs=2", "--tse", f"--output-dir={folder}"]
+    assert main(["fit", *words, *student, *common]) == 0
+    found = Results.read(folder / "results.json")
+    state = torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
+    return found.val, found.test, {name: x.tolist() for name, x in state.items()}
+
+
 def test_n_mnist_rewritten_in_other_formats_gives_the_same_batches(tmp_path: Path) -> None:
     same_as_n_mnist(write_nmnist(tmp_path / "set"), tmp_path / "own")
 
@@ -87,6 +99,29 @@ def test_real_recordings_rewritten_in_other_formats_give_the_same_batches(
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.symlink_to(source)
     same_as_n_mnist(some, tmp_path / "own")
+    one = trained(tmp_path / "one", "--dataset=nmnist", f"--data-path={some}")
+    how = ["--sensor=34x34", "--data.init_args.size=34", "--data.init_args.rgb=34"]
+    own = [f"--data-path={tmp_path / 'own'}", *how]
+    assert trained(tmp_path / "two", "--dataset=recordings", *own) == one
+
+
+@pytest.mark.slow
+def test_real_recordings_of_other_sizes_train_to_the_same_figures(
+    shared: Path, tmp_path: Path
+) -> None:
+    real, own = shared / "data" / "ncaltech101-pairs", tmp_path / "own"
+    for i, original in enumerate(sorted(real.glob("Caltech101/*/*.bin"))):
+        events = read_events(original)
+        rewrite(original, own / original.parent.name / original.name, i, extent(events))
+    lists = tmp_path / "list.yaml"
+    lists.write_text(
+        "train: [chair/image_0001, umbrella/image_0021]\ntest: [helicopter/image_0001]"
+    )
+    how = [f"--data.init_args.splits={lists}", "--data.init_args.val_fraction=0"]
+    how.append("--data.init_args.images=false")
+    one = trained(tmp_path / "one", "--dataset=ncaltech101", f"--data-path={real}", *how)
+    two = trained(tmp_path / "two", "--dataset=recordings", f"--data-path={own}", *how)
+    assert two == one
 
 
 def cut_by_loop(times: list[int], window: int, stride: int) -> list[tuple[int, int]]:

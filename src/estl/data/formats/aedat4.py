@@ -51,10 +51,10 @@ def read_aedat4(path: str | Path) -> tuple[np.ndarray, tuple[int, int] | None]:
     try:
         (size,) = struct.unpack_from("<I", raw, start)
         table = raw[start + 4 : start + 4 + size]
-        compression, contents, text = _header(table)
+        compression, contents, text = read_table(table)
     except (struct.error, IndexError, UnicodeDecodeError):
         raise broken(path, f"its header at byte {start} is truncated or broken") from None
-    stream, sensor = _stream(path, text)
+    stream, sensor = find_stream(path, text)
     stop = length if contents < 0 else contents
     if stop > length:
         raise broken(path, f"truncated: {length} bytes, and its table of contents at byte {stop}")
@@ -67,9 +67,9 @@ def read_aedat4(path: str | Path) -> tuple[np.ndarray, tuple[int, int] | None]:
         if size < 0 or start + 8 + size > stop:
             raise broken(path, f"truncated in the packet at byte {start}, which has {size} bytes")
         if number == stream:
-            packet = _unpacked(path, raw[start + 8 : start + 8 + size], compression, start)
+            packet = unpacked(path, raw[start + 8 : start + 8 + size], compression, start)
             try:
-                pieces.append(_events(packet))
+                pieces.append(packet_events(packet))
             except (struct.error, IndexError, ValueError):
                 raise broken(path, f"no events in the packet at byte {start}") from None
             where.append(start)
@@ -106,7 +106,7 @@ def _follow(table: bytes, at: int) -> int:
     return at + int(offset)
 
 
-def _header(table: bytes) -> tuple[int, int, str]:
+def read_table(table: bytes) -> tuple[int, int, str]:
     """Compression, byte of the table of contents (-1: none), and the description of the streams."""
     root = _follow(table, 0)
     fields = [_field(table, root, i) for i in range(3)]
@@ -119,7 +119,7 @@ def _header(table: bytes) -> tuple[int, int, str]:
     return compression, contents, table[text + 4 : text + 4 + size].decode()
 
 
-def _stream(path: Path, text: str) -> tuple[int, tuple[int, int] | None]:
+def find_stream(path: Path, text: str) -> tuple[int, tuple[int, int] | None]:
     """Number of the first stream of events, and the (H,W) of its sensor, None if not described."""
     # Each stream is a node named by its number, that says what it is and, in a node inside, more.
     parts = re.split(r'<node name="(\d+)"', text)[1:]
@@ -132,7 +132,8 @@ def _stream(path: Path, text: str) -> tuple[int, tuple[int, int] | None]:
     raise ValueError(f"{path}: its header describes no stream of events: record events")
 
 
-def _unpacked(path: Path, packet: bytes, compression: int, at: int) -> bytes:
+def unpacked(path: Path, packet: bytes, compression: int, at: int) -> bytes:
+    """A packet, which is at byte `at`, as it was before it was compressed."""
     unpack: Any
     if compression == 0:
         return packet
@@ -150,7 +151,7 @@ def _unpacked(path: Path, packet: bytes, compression: int, at: int) -> bytes:
         raise broken(path, f"the packet at byte {at} cannot be unpacked ({reason})") from None
 
 
-def _events(packet: bytes) -> np.ndarray:
+def packet_events(packet: bytes) -> np.ndarray:
     """Events of a packet: its size, and a table with one vector of them."""
     (size,) = struct.unpack_from("<I", packet)
     table = packet[4 : 4 + size]

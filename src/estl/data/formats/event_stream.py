@@ -10,8 +10,8 @@ from estl.data.formats.events import broken, checked_length, event_array, finish
 MAGIC = b"Event Stream"
 # Waits and an event, or else all that is left: a search that went on from every byte of a long wait
 # before a truncated event would take hours.
-_EVENT = re.compile(rb"([\xfe\xff]*+)(?:([\x00-\xfd].{4})|(.*))", re.DOTALL)
-_BODY = len(MAGIC) + 8
+EVENT = re.compile(rb"([\xfe\xff]*+)(?:([\x00-\xfd].{4})|(.*))", re.DOTALL)
+BODY = len(MAGIC) + 8
 
 
 def read_event_stream(path: str | Path) -> tuple[np.ndarray, tuple[int, int]]:
@@ -30,24 +30,14 @@ def read_event_stream(path: str | Path) -> tuple[np.ndarray, tuple[int, int]]:
     path = Path(path)
     checked_length(path)
     raw = path.read_bytes()
-    if len(raw) < _BODY:
-        raise broken(path, f"truncated in the header, at byte {len(raw)}")
-    version, kind = raw[len(MAGIC)], raw[len(MAGIC) + 3]
-    if version != 2 or kind != 1:
-        raise ValueError(
-            f"{path}: version {version}, type {kind} of Event Stream at byte {len(MAGIC)} is not "
-            "version 2, type 1 (DVS)"
-        )
-    W, H = np.frombuffer(raw[_BODY - 4 : _BODY], "<u2").tolist()
-    if not (0 < H <= 1 << 15 and 0 < W <= 1 << 15):
-        raise broken(path, f"its header has a sensor of height {H}, width {W}")
-    parts = _EVENT.findall(raw, _BODY)
+    H, W = read_size(path, raw)
+    parts = EVENT.findall(raw, BODY)
     found = [(waits, five) for waits, five, _ in parts if five]
     rest = max((left for _, _, left in parts), key=len, default=b"")
     if rest:
         end = len(raw) - len(rest)
         raise broken(path, f"truncated in the event at byte {end} ({len(raw)} bytes)")
-    ends = _BODY + np.cumsum([len(waits) + 5 for waits, _ in found], dtype=np.int64)
+    ends = BODY + np.cumsum([len(waits) + 5 for waits, _ in found], dtype=np.int64)
     waited = np.fromiter((waits.count(b"\xff") for waits, _ in found), np.int64, len(found))
     event = np.frombuffer(b"".join(five for _, five in found), [("d", "u1"), ("xy", "<u2", 2)])
     x, y = event["xy"].astype(np.int64).T
@@ -58,3 +48,19 @@ def read_event_stream(path: str | Path) -> tuple[np.ndarray, tuple[int, int]]:
     events = event_array(t, x, H - 1 - y, event["d"] & 1)
     finish(path, events, (H, W), lambda i: f"byte {ends[i] - 5}")
     return events, (H, W)
+
+
+def read_size(path: Path, raw: bytes) -> tuple[int, int]:
+    """The sensor's (H,W) of a head, or ValueError for another kind of file."""
+    if len(raw) < BODY:
+        raise broken(path, f"truncated in the header, at byte {len(raw)}")
+    version, kind = raw[len(MAGIC)], raw[len(MAGIC) + 3]
+    if version != 2 or kind != 1:
+        raise ValueError(
+            f"{path}: version {version}, type {kind} of Event Stream at byte {len(MAGIC)} is not "
+            "version 2, type 1 (DVS)"
+        )
+    W, H = np.frombuffer(raw[BODY - 4 : BODY], "<u2").tolist()
+    if not (0 < H <= 1 << 15 and 0 < W <= 1 << 15):
+        raise broken(path, f"its header has a sensor of height {H}, width {W}")
+    return H, W

@@ -1,4 +1,4 @@
-"""Recordings that come in pieces, as a camera writes them: ATIS, EVT, DAT and CSV.
+"""Recordings that come in pieces, as a camera writes them.
 
 Each reader is a generator that keeps what the next piece needs of those before, and gives the
 events that the whole file would give. What is left of an event at the end is left out: a stream
@@ -12,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from estl.data.formats.aedat4 import read_aedat4
 from estl.data.formats.atis import WRAP
 from estl.data.formats.columns import from_columns, read_csv, read_head
 from estl.data.formats.dat import read_dat, read_kind
+from estl.data.formats.event_stream import read_event_stream
 from estl.data.formats.events import check_inside, check_order, event_array, unwrap
 from estl.data.formats.evt import (
     WORD,
@@ -26,6 +28,7 @@ from estl.data.formats.evt import (
     read_header,
     read_version,
 )
+from estl.data.formats.packets import aedat4_pieces, event_stream_pieces
 from estl.data.formats.recording import SUFFIXES, read_atis, told
 
 Pieces = Iterator[np.ndarray]
@@ -38,7 +41,7 @@ _HEADER = re.compile(rb"(?:%[^\n]*\n)*?(?:% *end\s*?\n|%[^\n]*\n[^%])")
 
 _LONGEST = 1 << 16
 
-FOLLOWED = "ATIS, EVT 2.0, 2.1 and 3.0, DAT and CSV"
+FOLLOWED = "ATIS, AEDAT 4, EVT 2.0, 2.1 and 3.0, DAT, Event Stream and CSV"
 
 
 class Clock:
@@ -246,4 +249,11 @@ def _csv(name: str, head: bytes, data: Iterator[bytes]) -> tuple[tuple[int, int]
 _READERS: dict[
     Callable[..., object],
     Callable[[str, bytes, Iterator[bytes]], tuple[tuple[int, int] | None, Pieces]],
-] = {read_atis: _atis, read_dat: _dat, read_evt: _evt, read_csv: _csv}
+] = {
+    read_atis: _atis,
+    read_dat: _dat,
+    read_evt: _evt,
+    read_csv: _csv,
+    read_aedat4: aedat4_pieces,
+    read_event_stream: event_stream_pieces,
+}

@@ -131,11 +131,27 @@ def _guided(sizes: str, bound: Bound) -> Comparison:
 def _live() -> Comparison:
     return Comparison(
         "live",
-        f"{live.FRAMES} frames of the demo's size, one at a time, batch 1",
+        f"{live.FRAMES} frames of the demo's student, one at a time, batch 1",
         {
             "ESTL": lambda: live.frames("ESTL"),
             "ESTL, folded": lambda: live.frames("folded"),
+            "torch-export-step": lambda: live.exported_frames("torch.export"),
+            "onnx-step in ONNX Runtime": lambda: live.exported_frames("ONNX Runtime"),
             "SpikingJelly, step mode": live.peer_frames,
+        },
+    )
+
+
+def _exported() -> Comparison:
+    return Comparison(
+        "exported",
+        f"{live.FRAMES // live.STEPS} recordings of the demo's student, one after the other, batch "
+        f"1, T = {live.STEPS}",
+        {
+            "ESTL": live.whole,
+            "torch-export": lambda: live.exported_whole("torch.export"),
+            "onnx in ONNX Runtime": lambda: live.exported_whole("ONNX Runtime"),
+            "nir in SpikingJelly": lambda: live.exported_whole("NIR"),
         },
     )
 
@@ -157,6 +173,7 @@ COMPARISONS = {
         _tse((8, 4, 512, 7, 1000)),
         _fusion(),
         _live(),
+        _exported(),
         _guided("recipe", Bound("all terms", "events only", 2.0)),
         _guided("design", Bound("all terms", "fixed CLIP", 1.3)),
     )

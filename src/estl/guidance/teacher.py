@@ -73,7 +73,7 @@ class ClipTeacher(nn.Module):
         std = preprocessor.get("image_std", CLIP_STD)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
-        self.name_or_folder = "" if tower is name_or_folder else str(name_or_folder)
+        self.name_or_folder = str(name_or_folder)
 
     @property
     def dim(self) -> int:

@@ -123,8 +123,8 @@ def _forward(
     x: Tensor, decay: float, gain: float, threshold: float, hard: bool, inclusive: bool
 ) -> Tensor:
     """Spikes (T,M) of x (T,M)."""
-    spikes = scan(list(x.to(precision_of(x))), decay, gain, threshold, hard, inclusive)[0]
-    return torch.stack(spikes).to(x.dtype)
+    spikes = scan(steps_of(x), decay, gain, threshold, hard, inclusive)[0]
+    return stacked(spikes, x.dtype)
 
 
 def scan(
@@ -158,10 +158,9 @@ def _backward(
     inclusive: bool,
 ) -> Tensor:
     """Gradient of x (T,M) from the gradient of the spikes."""
-    precision = precision_of(x)
-    potential = scan(list(x.to(precision)), decay, gain, threshold, hard, inclusive)[1]
+    potential = scan(steps_of(x), decay, gain, threshold, hard, inclusive)[1]
     options = (decay, gain, threshold, hard, detach_reset, surrogate, inclusive)
-    return torch.stack(scan_back(list(grad.to(precision)), potential, *options)).to(x.dtype)
+    return stacked(scan_back(steps_of(grad), potential, *options), x.dtype)
 
 
 def scan_back(
@@ -211,6 +210,25 @@ def precision_of(x: Tensor) -> torch.dtype:
     torch.float32
     """
     return torch.promote_types(x.dtype, torch.float32)
+
+
+def steps_of(x: Tensor) -> list[Tensor]:
+    """The steps of x (T,...) in the precision of a potential; each by itself, since the compiler
+    gives all of them together memory of their own.
+
+    >>> steps_of(torch.ones(1, 2, dtype=torch.bfloat16))
+    [tensor([1., 1.])]
+    """
+    return [x_t.to(precision_of(x)) for x_t in x]
+
+
+def stacked(steps: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """The inverse of `steps_of`.
+
+    >>> stacked([torch.ones(2)], torch.bfloat16)
+    tensor([[1., 1.]], dtype=torch.bfloat16)
+    """
+    return torch.stack([step.to(dtype) for step in steps])
 
 
 def memory_order(x: Tensor) -> tuple[int, ...]:

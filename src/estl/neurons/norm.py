@@ -18,6 +18,8 @@ from estl.neurons.fused import (
     run,
     scan,
     scan_back,
+    stacked,
+    steps_of,
     worthwhile,
 )
 from estl.neurons.lif import LIF, carried
@@ -155,7 +157,7 @@ class _NormLIF(torch.autograd.Function):
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean over T and sum of squared deviations from it, both (M,C)."""
-    steps = list(x.to(precision_of(x)))
+    steps = steps_of(x)
     mean = _sum(steps) / len(x)
     return mean, _sum([(x_t - mean).square() for x_t in steps])
 
@@ -167,7 +169,7 @@ def _currents(x: Tensor, alpha: Tensor, beta: Tensor) -> list[Tensor]:
 
 def _forward(x: Tensor, alpha: Tensor, beta: Tensor, *options: Any) -> Tensor:
     """Spikes (T,M,C) of x (T,M,C)."""
-    return torch.stack(scan(_currents(x, alpha, beta), *options)[0]).to(x.dtype)
+    return stacked(scan(_currents(x, alpha, beta), *options)[0], x.dtype)
 
 
 def _backward(
@@ -189,9 +191,9 @@ def _backward(
     """
     potential = scan(_currents(x, alpha, beta), decay, gain, threshold, hard, inclusive)[1]
     options = (decay, gain, threshold, hard, detach_reset, surrogate, inclusive)
-    grad_y = scan_back(list(grad.to(precision_of(x))), potential, *options)
+    grad_y = scan_back(steps_of(grad), potential, *options)
     products = [g * (x_t - mean) for g, x_t in zip(grad_y, x, strict=True)]
-    return torch.stack(grad_y).to(x.dtype), _sum(grad_y), _sum(products)
+    return stacked(grad_y, x.dtype), _sum(grad_y), _sum(products)
 
 
 def _through_statistics(

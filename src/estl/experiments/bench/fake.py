@@ -14,11 +14,12 @@ import torch
 from jsonargparse import Namespace
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map
 
 from estl.data.module import EventData
 from estl.experiments.bench.counting import LiveBytes
 from estl.guidance import ClipTeacher
-from estl.neurons import fused
+from estl.neurons import fused, norm
 from estl.training.learner import Learner
 from estl.training.recipe import networks
 from estl.types import Batch, direct_code
@@ -184,13 +185,21 @@ def teacher(name: str) -> ClipTeacher:
 
 @contextmanager
 def as_compiled() -> Iterator[None]:
-    """Every `LIF` takes the fused scan, as on CUDA, and of that only what compiled code allocates:
-    what it returns.
+    """Every `LIF` takes a fused scan, as on CUDA, and of that only what compiled code allocates:
+    what it returns, if that is no tensor that it was given.
     """
 
-    def outputs(function: Callable[..., Any], flat: Tensor, *_: Any) -> Any:
-        made = torch.empty_like(flat)
-        return (made, torch.empty_like(flat)) if function is fused._forward else made
+    def outputs(function: Callable[..., Any], *args: Any) -> Any:
+        shapes = [x.to("meta") if isinstance(x, Tensor) else x for x in args]  # which take nothing
 
-    with patch.dict(os.environ, ESTL_COMPILE="1"), patch.object(fused, "_run", outputs):
+        def take(made: Tensor) -> Tensor:
+            again = [x for x, shape in zip(args, shapes, strict=True) if shape is made]
+            return again[0] if again else torch.empty_like(made, device=args[0].device)
+
+        return tree_map(take, function(*shapes))
+
+    with ExitStack() as patches:
+        patches.enter_context(patch.dict(os.environ, ESTL_COMPILE="1"))
+        for module in (fused, norm):
+            patches.enter_context(patch.object(module, "run", outputs))
         yield

@@ -342,6 +342,27 @@ def test_what_was_run_is_said_once_and_by_variant_where_it_differs(
     assert "data of these runs are not the same" in render(read_variants([folder]))
 
 
+def test_the_share_that_is_erased_is_shown_over_the_training_and_over_the_steps(
+    run: Path, sweep: Path
+) -> None:
+    figures = drawn(run)
+    assert figures["erased_training"].data[0]["y"] == [10] * 4
+    assert figures["erased_training"].layout["yaxis"]["range"][0] == 0
+    told = json.loads((run / "diagnostics.json").read_text())["erased"]
+    assert told[0] == 0 < told[2]
+    np.testing.assert_allclose(
+        figures["erased_steps"].data[0]["y"], 100 * np.array(told), rtol=1e-4
+    )
+    mean = np.mean(
+        [
+            json.loads((sweep / "6" / f"seed{seed}" / "diagnostics.json").read_text())["erased"]
+            for seed in (0, 1)
+        ],
+        axis=0,
+    )
+    np.testing.assert_allclose(drawn(sweep)["erased_steps"].data[0]["y"], 100 * mean, rtol=1e-4)
+
+
 def test_tre_shows_channels_and_plain_supervision_shows_where_it_looks(tmp_path: Path) -> None:
     tre = drawn(write_run(tmp_path / "tre", supervision=TRE(theta0=0.3)))
     assert np.nanmax(tre["channels_tre"].data[0]["z"]) > 0

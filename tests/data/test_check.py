@@ -11,16 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from estl.commands import main
-from estl.data.check import (
-    check,
-    missing_partners,
-    refuse_leaks,
-    repeated,
-)
+from estl.data.check import check, refuse_leaks, repeated
 from estl.data.formats.atis import read_events
 from estl.data.formats.images import read_rgb
 from estl.data.frames import to_frames
-from estl.data.items import Item
+from estl.data.items import Item, missing_partners
 from estl.data.module import ItemData
 from estl.data.sets.digits import Digits
 from estl.data.sets.nmnist import NMNISTPairs

@@ -101,13 +101,25 @@ def write_sweep(folder: Path, variants: tuple[str, ...] = ("1", "6"), seeds: int
     return folder
 
 
-def write_page(folder: Path, epoch: int) -> None:
-    """A page of pictures, as a guided run draws it."""
-    from PIL import Image
-
+def write_page(folder: Path, epoch: int, gate: bool = True) -> None:
+    """A page of a guided run; its edges and attention grow with the epoch."""
     (folder / "pictures").mkdir(exist_ok=True)
-    gray = np.full((20, 60, 3), 10 * epoch, np.uint8)
-    Image.fromarray(gray).save(folder / "pictures" / f"epoch_{epoch:03d}.png")
+    ramp = np.linspace(0, 1, 36, dtype=np.float16).reshape(6, 6)
+    two = np.stack([ramp, ramp.T])
+    even = np.ones((2, 3, 3), np.float16)
+    held: dict[str, Any] = {
+        "names": np.array([BAD_NAME, "1"]),
+        "image": np.full((2, 8, 8, 3), 90, np.uint8),
+        "events": np.full((2, 8, 8, 3), 200, np.uint8),
+        "edges": two * epoch / 10,
+        "sobel": two / 2,
+        "counts": 40 * two,
+        "teacher": even * np.array([0.25, 1.0, 4.0], np.float16),
+        "student": even * (1 + epoch / 10),
+    }
+    if gate:
+        held |= {"gate": even / 4, "added": even * epoch}
+    np.savez_compressed(folder / "pictures" / f"epoch_{epoch:03d}.npz", **held)
 
 
 def sections(*paths: Path) -> dict[str, Section]:

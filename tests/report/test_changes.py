@@ -9,6 +9,7 @@ import numpy as np
 
 from estl.data.module import ItemData
 from estl.report.collect import findings
+from estl.report.drawing import VEIL
 from estl.report.html import render
 from estl.report.parts import Figure, Note, Table
 from estl.report.sources import read_variants
@@ -23,7 +24,7 @@ def activations(figure: Figure, t: int, column: int, columns: int) -> list[np.nd
     return [
         np.array(trace["z"])
         for trace in shown_at(figure, t)
-        if trace["type"] == "heatmap" and trace.get("opacity") == 0.6 and trace["xaxis"] in cells
+        if trace["type"] == "heatmap" and trace["colorscale"] == VEIL and trace["xaxis"] in cells
     ]
 
 

@@ -1,6 +1,7 @@
 """What a run leaves for a person at its end, and what it must not lose for that."""
 
 import html
+import json
 import re
 import shutil
 from collections import Counter
@@ -12,6 +13,9 @@ import torch
 from PIL import Image
 
 from estl.commands import main
+from estl.data import check
+from estl.data.module import ItemData
+from estl.data.sets.digits import Digits
 from estl.evaluation.accuracy import Accuracy
 from estl.evaluation.diagnostics import diagnose
 from estl.report import paper
@@ -48,9 +52,35 @@ def test_what_is_collected_is_what_the_network_says() -> None:
         )
         assert torch.equal(torch.from_numpy(held["sample_keep"][k]), keep[0])
         assert ((held["sample_events"][k] < 255).any(-1) == events[0].sum(1).bool().numpy()).all()
+    everything = run.student(torch.cat([b.events for b in batches]))
+    keep = tse_keep(everything.features, everything.classify, label, tau_f=0.05, kappa=1.0)
+    gone = (~keep).flatten(1).sum(1).sort(descending=True).values[:4].tolist()
+    assert gone[-1] > 0
+    assert (~held["most_keep"]).sum((1, 2, 3)).tolist() == gone
     counts = sum(b.events.sum().item() for b in batches)
     assert held["events_rate"].sum() * len(label) == pytest.approx(counts)
     assert held["balance_test"].sum() == len(label)
+
+
+@pytest.mark.slow
+def test_a_run_compares_the_files_of_its_splits_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[object] = []
+
+    def looks(data: ItemData) -> list[check.Group]:
+        looked.append(data)
+        return [check.Group("image", (check.Member("train", item), check.Member("train", item)))]
+
+    item = Digits(T=3, size=16, per_class=2).splits["train"][0]
+    monkeypatch.setattr(check, "repeated", looks)
+    small = ["--data.init_args.per_class=2", "--data.init_args.size=16", "--T=3"]
+    trained = ["--student.init_args.layers=[4,AP]", "--epochs=1"]
+    command = ["fit", "--config", "digits_tse", *small, *trained, "--output-dir"]
+    assert main([*command, str(tmp_path / "run")]) == 0
+    assert len(looked) == 1
+    told = json.loads(str(np.load(tmp_path / "run" / "report.npz")["check"]))
+    assert told["found"]["twice"][0] == 1
 
 
 def test_an_error_while_collecting_or_drawing_costs_the_report_alone(

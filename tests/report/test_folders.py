@@ -1,14 +1,14 @@
 """A run folder with a missing or half-written file gives a report that says what is missing."""
 
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
 from estl.report.html import SECTIONS, render
-from estl.report.parts import Pages
 from estl.report.sources import read_variants
-from tests.report.fake_runs import sections, write_page
+from tests.report.fake_runs import drawn, write_page
 
 FILES = ["results.json", "history.csv", "config.yaml", "diagnostics.json", "report.npz"]
 
@@ -30,10 +30,10 @@ def test_a_missing_or_half_written_file_is_named(
     else:
         path.unlink()
     page = render(read_variants([folder]))
-    reason = "cannot be read in 1 run(s)" if half else "is missing in 1 run(s)"
-    assert f"{name} {reason}" in page
+    said = f"{name} cannot be read in 1 run(s)" if half else f"{folder}: {name}. What this holds"
+    assert said in page
     others = [other for other in FILES if other != name]
-    assert not any(f"{other} is missing" in page for other in others)
+    assert not any(f"{folder}: {other}" in page for other in others)
     assert not any(f"{other} cannot" in page for other in others)
 
 
@@ -60,8 +60,9 @@ def test_a_damaged_archive_is_named(run: Path, tmp_path: Path, place: float) -> 
             held[i] ^= 0xFF
         (folder / name).write_bytes(held)
     page = render(read_variants([folder]))
-    assert "report.npz cannot be read in 1 run(s)" in page
-    assert "start.npz cannot be read in 1 run(s)" in page
+    named = " ".join(re.findall(r"[\w., ]+ cannot be read in 1 run\(s\)", page))
+    assert "report.npz" in named
+    assert "start.npz" in named
     assert '<section id="learning">' in page
 
 
@@ -71,11 +72,13 @@ def test_a_page_of_pictures_that_is_half_written_is_named_and_the_others_are_sho
     folder = Path(shutil.copytree(run, tmp_path / "run"))
     for epoch in (1, 2, 3):
         write_page(folder, epoch)
-    last = folder / "pictures" / "epoch_003.png"
+    last = folder / "pictures" / "epoch_003.npz"
     last.write_bytes(last.read_bytes()[:-30])
-    assert "pictures/epoch_003.png cannot be read" in render(read_variants([folder]))
-    (pages,) = (p for p in sections(folder)["guidance"].parts if isinstance(p, Pages))
-    assert [text.en for _, text in pages.pictures] == ["after epoch 1", "after epoch 2"]
+    assert "pictures/epoch_003.npz cannot be read" in render(read_variants([folder]))
+    assert [text.en for text in drawn(folder)["pages_run"].steps] == [
+        "after epoch 1",
+        "after epoch 2",
+    ]
 
 
 def test_a_run_that_goes_on_says_how_far_it_is(run: Path, tmp_path: Path) -> None:
@@ -84,7 +87,9 @@ def test_a_run_that_goes_on_says_how_far_it_is(run: Path, tmp_path: Path) -> Non
     shutil.copy(run / "config.yaml", folder)
     lines = (run / "history.csv").read_text().splitlines(keepends=True)
     (folder / "history.csv").write_text("".join(lines[:3]))
-    assert "is not finished: this is after epoch 2 of 4." in render(read_variants([folder]))
+    page = render(read_variants([folder]))
+    assert "is not finished: this is after epoch 2 of 4." in page
+    assert f"{folder}: results.json, diagnostics.json, report.npz. What this holds" in page
     assert "is not finished" not in render(read_variants([run]))
 
 

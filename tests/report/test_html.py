@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import pytest
 from PIL import Image
 
 from estl.report.html import render, write
-from estl.report.parts import Pages
+from estl.report.parts import Table
 from estl.report.sources import Variant, read_variants
 from estl.supervision import TRE, MeanCE
+from estl.training.results import CheckpointResults, Results
 from tests.report.fake_runs import BAD_NAME, drawn, sections, shown_at, write_page, write_run
 
 
@@ -60,7 +62,8 @@ def test_a_page_holds_every_picture_once(run: Path) -> None:
     shown = embedded(page)["slides_one"]["data"][0]["source"]  # the first row's events
     packed = base64.b64decode(pictures[int(shown)].partition(",")[2])
     with Image.open(io.BytesIO(packed)) as picture:
-        assert np.array_equal(np.asarray(picture), held["sample_events"][0, 1])
+        start = drawn(run)["slides_one"].start
+        assert np.array_equal(np.asarray(picture), held["most_events"][0, start])
 
 
 def test_text_of_the_data_is_text(run: Path) -> None:
@@ -146,12 +149,12 @@ def test_the_slider_shows_what_is_erased_where_the_map_reaches_the_threshold(run
     assert [text.en[:5] for text in figure.steps] == ["t = 1", "t = 2", "t = 3"]
     frame = shown_at(figure, 2)
     covered = [t for t in frame if t["type"] == "heatmap" and t.get("hoverinfo") == "skip"]
-    maps = [t for t in frame if t["type"] == "heatmap" and t["opacity"] == 1.0]
+    maps = [t for t in frame if t["type"] == "heatmap" and t["colorscale"] == "Viridis"]
     assert len(covered) == len(maps) == 4
-    rows = [0, 2, 5, 7]  # of eight samples
-    for row, cover, seen in zip(rows, covered, maps, strict=True):
+    assert "4 samples of the test split of which most would be erased" in figure.caption.en
+    for row, (cover, seen) in enumerate(zip(covered, maps, strict=True)):
         dark = np.array([[v is not None for v in line] for line in cover["z"]])
-        threshold = held["sample_threshold"][row][1]
+        threshold = held["most_threshold"][row][1]
         near = np.abs(np.array(seen["z"]) - threshold) < 2e-3  # maps are kept in half precision
         assert ((np.array(seen["z"]) >= threshold) == dark)[~near].all()
 
@@ -211,9 +214,153 @@ def test_edges_that_are_none_are_warned_of_on_top_and_pages_have_a_slider(
     assert found[0].kind == "note"
     assert found[0].warning
     assert "inverted" in found[0].text.en
-    (pages,) = (part for part in found if isinstance(part, Pages))
-    assert len(pages.pictures) == 5
-    assert [text.en for _, text in pages.pictures][::4] == ["after epoch 1", "after epoch 8"]
+    pages = drawn(folder)["pages_guided"]
+    assert [text.en for text in pages.steps][::4] == ["after epoch 1", "after epoch 8"]
+    assert len(pages.steps) == len(pages.frames) == 5
+
+
+def test_pages_of_a_guided_run_have_absolute_scales_that_their_maps_share(
+    run: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "guided"))
+    for epoch in (4, 8):
+        write_page(folder, epoch)
+    figure = drawn(folder)["pages_guided"]
+    titles = [text.en.replace("<br>", " ") for text in figure.texts.values()]
+    assert titles == [
+        "image", "learned edges", "Sobel", "event counts", "gate", "added to the target",
+        "teacher attention", "student attention", "events",
+    ]  # fmt: skip
+    assert figure.layout["annotations"][-1]["text"] == "1"  # the name of the second row
+    held = [np.load(folder / "pictures" / f"epoch_00{epoch}.npz") for epoch in (4, 8)]
+    for position, page in enumerate(held):
+        by_cell = {trace["xaxis"]: trace for trace in shown_at(figure, position)}
+        for row in range(2):
+            for k, kind in enumerate(("edges", "sobel", "counts", "gate", "added"), 2):
+                trace, top = by_cell[f"x{9 * row + k}"], {"counts": 40, "added": 8}.get(kind, 1)
+                assert (trace["zmin"], trace["zmax"]) == (0, 1)
+                np.testing.assert_allclose(trace["z"], page[kind][row] / top, atol=1e-3)
+            for k, kind in enumerate(("teacher", "student"), 7):
+                trace = by_cell[f"x{9 * row + k}"]
+                assert (trace["zmin"], trace["zmax"]) == (-2, 2)  # a quarter to four times even
+                np.testing.assert_allclose(trace["z"], np.log2(page[kind][row]), atol=2e-3)
+                np.testing.assert_allclose(trace["customdata"], page[kind][row], atol=1e-3)
+    assert "from 1/4 to 4" in figure.caption.en
+    moved = {trace["xaxis"] for trace in figure.frames[0]["data"]}
+    assert moved == {"x2", "x6", "x8", "x11", "x15", "x17"}  # edges, what is added, the student
+    (folder / "pictures" / "epoch_008.npz").unlink()
+    write_page(folder, 4, gate=False)
+    assert len(drawn(folder)["pages_guided"].texts) == 7
+
+
+def test_figures_of_several_seeds_are_of_all_of_them(sweep: Path) -> None:
+    figures, (one, _) = drawn(sweep), read_variants([sweep])
+    held = [run.collected for run in one.runs]
+    told = [run.diagnosis for run in one.runs]
+    assert not np.array_equal(held[0]["confidence"], held[1]["confidence"])
+    for name, array in (("steps_confidence", "confidence"), ("steps_stopping", "stop_accuracy")):
+        wanted = [100 * (a + b) / 2 for a, b in zip(*(h[array] for h in held), strict=True)]
+        np.testing.assert_allclose(figures[name].data[0]["y"], wanted, rtol=1e-3)
+    count, right = (sum(h[key] for h in held) for key in ("bin_count", "bin_right"))
+    bins = [100 * r / n for r, n in zip(right, count, strict=True) if n]
+    np.testing.assert_allclose(figures["steps_reliability"].data[1]["y"], bins, rtol=1e-3)
+    cka = [[(a + b) / 2 for a, b in zip(*rows, strict=True)] for rows in
+           zip(*(t["cka"] for t in told), strict=True)]  # fmt: skip
+    np.testing.assert_allclose(figures["cka_1"].data[0]["z"], cka, rtol=1e-3)
+    (table,) = (part for part in sections(sweep)["time"].parts if isinstance(part, Table))
+    additions = sum(sum(t["acs"].values()) for t in told) / 2
+    assert table.rows[0][1].en == f"{additions:,.0f}"
+    assert "means over them" in render([one])
+
+
+def test_seeds_that_are_tested_on_the_same_samples_do_not_multiply_them(sweep: Path) -> None:
+    (one, _) = read_variants([sweep])
+    matrix = sum(run.collected["confusion"] for run in one.runs)
+    bars = drawn(sweep)["errors_by_class"].data[0]["error_y"]
+    for k, row in enumerate(matrix):
+        n, p = row.sum() // 2, row[k] / row.sum()  # Wilson's interval of n samples, written out
+        z = 1.959964
+        half = z / (1 + z * z / n) * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        found = (bars["array"][k] + bars["arrayminus"][k]) / 200
+        assert found == pytest.approx(half, rel=1e-3)
+
+
+def test_accuracy_under_attack_is_shown_where_it_was_measured(sweep: Path, tmp_path: Path) -> None:
+    assert "robustness" not in drawn(sweep)
+    folder = Path(shutil.copytree(sweep, tmp_path / "all"))
+    for seed, right in ((0, 0.5), (1, 0.25)):
+        of = folder / "6" / f"seed{seed}"
+        results = Results.read(of / "results.json")
+        assert results.test
+        measured = CheckpointResults(
+            results.of, "last.ckpt", results.test["final"], 0.0314, {"PGD": right, "noise": 0.75}
+        )
+        (of / "robustness.json").write_text(measured.to_json())
+    figure = drawn(folder)["robustness"]
+    assert [(trace["x"], trace["y"]) for trace in figure.data] == [(["PGD", "noise"], [37.5, 75])]
+    assert figure.data[0]["error_y"]["array"][0] > 9  # at least what Wilson's of 40 samples has
+    assert "0.0314" in figure.caption.en
+
+
+def test_many_classes_with_long_names_are_shown_and_not_all_are_written(
+    run: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    held = dict(np.load(run / "report.npz"))
+    held["classes"] = np.array([f"a_class_with_a_long_name_{i}" for i in range(101)])
+    held["confusion"] = np.eye(101, dtype=int) * 3
+    np.savez_compressed(folder / "report.npz", **held)
+    figures = drawn(folder)
+    assert len(figures["errors_by_class"].layout["xaxis"]["ticktext"]) <= 24
+    assert figures["errors_by_class"].data[0]["text"][100] == "a_class_with_a_long_name_100: n = 3"
+    assert figures["confusion_run"].data[0]["xgap"] == 0
+    for annotation in figures["mistakes_run"].layout["annotations"]:
+        assert max(map(len, annotation["text"].split("<br>"))) <= 16
+
+
+def test_what_was_run_is_said_once_and_by_variant_where_it_differs(
+    sweep: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(sweep, tmp_path / "all"))
+    found = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps(found | {"command": "estl ablate --x"}))
+    (*_, table) = sections(folder)["overview"].parts
+    assert isinstance(table, Table)
+    rows: dict[str, list[str]] = {}
+    for name, value in table.rows:
+        rows.setdefault(name.en, []).append(value.en)
+    assert rows["supervision"] == ["1: MeanCE()", "6: TSE(tau_f 0.05)"]
+    assert rows["command"] == ["estl ablate --x"]
+    assert rows["seeds"] == ["0, 1"]
+    assert rows["student and its parameters"][0].startswith("VGGSNN(")
+    assert "data of these runs are not the same" not in render(read_variants([folder]))
+    for seed in (0, 1):
+        of = folder / "6" / f"seed{seed}" / "results.json"
+        told = json.loads(of.read_text())
+        told["of"]["data"]["fingerprint"] = "another"
+        of.write_text(json.dumps(told))
+    assert "data of these runs are not the same" in render(read_variants([folder]))
+
+
+def test_the_share_that_is_erased_is_shown_over_the_training_and_over_the_steps(
+    run: Path, sweep: Path
+) -> None:
+    figures = drawn(run)
+    assert figures["erased_training"].data[0]["y"] == [10] * 4
+    assert figures["erased_training"].layout["yaxis"]["range"][0] == 0
+    told = json.loads((run / "diagnostics.json").read_text())["erased"]
+    assert told[0] == 0 < told[2]
+    np.testing.assert_allclose(
+        figures["erased_steps"].data[0]["y"], 100 * np.array(told), rtol=1e-4
+    )
+    mean = np.mean(
+        [
+            json.loads((sweep / "6" / f"seed{seed}" / "diagnostics.json").read_text())["erased"]
+            for seed in (0, 1)
+        ],
+        axis=0,
+    )
+    np.testing.assert_allclose(drawn(sweep)["erased_steps"].data[0]["y"], 100 * mean, rtol=1e-4)
 
 
 def test_tre_shows_channels_and_plain_supervision_shows_where_it_looks(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def check(
         if flags.dataset is None and not flags.config and not chosen:
             flags = replace(flags, dataset=dataset(root))
     from estl.data.check import check as run
-    from estl.data.check import missing_partners
+    from estl.data.items import missing_partners
     from estl.training.recipe import build_data, parse
 
     config, given = parse(flags.spell_out(args), ["data"])

@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from estl.data.cache import Load, load_items
-from estl.data.catalog import PAIRS
-from estl.data.items import Item, evenly, file_content, find_pairs
+from estl.data.items import Item, evenly, file_content, missing_partners
 from estl.data.module import EventData, ItemData, with_items
 from estl.data.similar import near, perceptual_hash
 
@@ -81,8 +80,8 @@ class Group:
         return f"{first} and {other}{more}"
 
 
-def refuse_leaks(data: EventData) -> None:
-    """Raise ValueError if one thing is in two splits.
+def refuse_leaks(data: EventData) -> list[Group]:
+    """Raise ValueError if one thing is in two splits; else return what is repeated within one.
 
     Looked for are an item (class, number) in two splits, and a file of an item, image or recording,
     whose bytes are those of a file in another split. A set with a `content` of its own is compared
@@ -90,8 +89,9 @@ def refuse_leaks(data: EventData) -> None:
     through when they were written.
     """
     if not isinstance(data, ItemData):
-        return
-    leaks = [group for group in repeated(data) if group.leak]
+        return []
+    found = repeated(data)
+    leaks = [group for group in found if group.leak]
     if leaks:
         more = f"; {len(leaks) - 1} more such leaks" if len(leaks) > 1 else ""
         raise ValueError(
@@ -99,6 +99,7 @@ def refuse_leaks(data: EventData) -> None:
             "(estl data check lists them), or train nevertheless with "
             "--data.init_args.allow_leaks=true"
         )
+    return found
 
 
 def repeated(data: ItemData) -> list[Group]:
@@ -147,21 +148,6 @@ def _whole(path: Path) -> bytes:
 
 def _digest(pieces: Iterable[bytes]) -> bytes:
     return hashlib.sha256(b"".join(pieces)).digest()
-
-
-def missing_partners(root: Path) -> tuple[list[Path], list[Path]]:
-    """Recordings below `root` without their image, and images without their recording.
-
-    Looked into are the folders of the catalog where both a recording and a folder of images lie;
-    of one folder, where any image lies beside its recording.
-    """
-    found = [
-        (recordings.places == images.places, find_pairs(recordings, root, missing="skip"))
-        for _, recordings, images in PAIRS
-        if recordings.folder(root) and any((root / place).is_dir() for place in images.places)
-    ]
-    pairings = [pairing for beside, pairing in found if pairing.items or not beside]
-    return [x for p in pairings for x in p.alone], [x for p in pairings for x in p.extra]
 
 
 def lacking(data: ItemData) -> dict[str, str]:
@@ -254,7 +240,12 @@ def _listed(title: str, entries: Sequence[object]) -> Iterator[str]:
 
 
 def check(
-    data: EventData, root: Path | None = None, *, limit: int | None = None, distance: int = 2
+    data: EventData,
+    root: Path | None = None,
+    *,
+    limit: int | None = None,
+    distance: int = 2,
+    same: Sequence[Group] | None = None,
 ) -> Report:
     """Decode the items of `data`, from their files and not from the cache, and compare them.
 
@@ -267,6 +258,7 @@ def check(
         root: its folder, in which partners are looked for (`missing_partners`).
         limit: decode this many items of each split, chosen evenly; all if None.
         distance: bits, 0 to 64.
+        same: what `refuse_leaks` has returned of these data; looked for if None.
     """
     data = with_items(data)
     no_image, no_recording = missing_partners(root) if root else ([], [])
@@ -277,7 +269,7 @@ def check(
     unreadable = {m.item: str(result) for m, result in results if isinstance(result, Exception)}
     seen = {m: result for m, result in results if m.item not in unreadable}
 
-    same = repeated(data)
+    same = repeated(data) if same is None else list(same)
     known = [g.items for g in same]
     for twins in _alike("pixels", list(seen), lambda m: seen[m][0]):
         if len(twins.items) > 1 and not any(twins.items <= group for group in known):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from estl.data.catalog import IMAGES, Files
+from estl.data.catalog import IMAGES, PAIRS, Files
 
 T = TypeVar("T")
 
@@ -90,6 +90,21 @@ def find_pairs(
     if alone and missing == "raise":
         raise FileNotFoundError(f"{found}: point --data-path at {files.images.source}")
     return found
+
+
+def missing_partners(root: Path) -> tuple[list[Path], list[Path]]:
+    """Recordings below `root` without their image, and images without their recording.
+
+    Looked into are the folders of the catalog where both a recording and a folder of images lie;
+    of one folder, where any image lies beside its recording.
+    """
+    found = [
+        (recordings.places == images.places, find_pairs(recordings, root, missing="skip"))
+        for _, recordings, images in PAIRS
+        if recordings.folder(root) and any((root / place).is_dir() for place in images.places)
+    ]
+    pairings = [pairing for beside, pairing in found if pairing.items or not beside]
+    return [x for p in pairings for x in p.alone], [x for p in pairings for x in p.extra]
 
 
 def list_images(root: Path, files: Files = IMAGES) -> list[Item]:

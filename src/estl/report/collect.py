@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from estl.data.check import check
 from estl.data.module import EventData, ItemData
 from estl.data.show import event_picture
 from estl.evaluation.confidence import confusion, predictions, reliability, stopping
+from estl.report.pictures import as_bytes
 from estl.supervision import TRE, TSE
 from estl.supervision.steps import eval_mode, of_true_class
 from estl.supervision.tre import tre_keep
@@ -24,7 +24,6 @@ from estl.types import Batch, Output, Supervision
 FILE = "report.npz"
 
 _THRESHOLDS = torch.tensor([0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.1])
-_LARGEST = 96  # pixels, the longest side of a picture that is kept
 _DECODED, _TOLD = 20, 3  # items of each split that are decoded; findings of a kind that are told
 
 
@@ -34,16 +33,18 @@ class Collector:
     Args:
         samples: of different classes, spread evenly over the classes, whose pictures are kept.
         mistakes: the most confident ones, likewise.
+        most: the samples of which TSE would erase most, likewise.
     """
 
-    def __init__(self, samples: int = 8, mistakes: int = 8) -> None:
-        self.samples, self.mistakes = samples, mistakes
+    def __init__(self, samples: int = 8, mistakes: int = 8, most: int = 4) -> None:
+        self.samples, self.mistakes, self.most = samples, mistakes, most
         self.logits: list[Tensor] = []
         self.labels: list[Tensor] = []
         self.counts: list[Tensor] = []
         self.rate: Tensor | float = 0.0
         self.chosen: dict[int, dict[str, Any]] = {}
         self.wrong: list[dict[str, Any]] = []
+        self.erased: list[tuple[int, dict[str, Any]]] = []
         self.facts: dict[str, Any] = {}
         self.failed: Exception | None = None
 
@@ -71,6 +72,14 @@ class Collector:
         for i, label in enumerate(batch.label.tolist()):
             if label in self.wanted and label not in self.chosen:
                 self.chosen[label] = sample(parts.supervision, output, batch, i)
+        if (tse := erasing(parts.supervision, output)) is not None:
+            gone = (~tse.keep(output, batch)).flatten(1).sum(1)
+            for i in gone.topk(min(self.most, len(gone))).indices.tolist():
+                if gone[i] > min((n for n, _ in self.erased[self.most - 1 :]), default=0):
+                    kept = sample(parts.supervision, output, batch, i)
+                    self.erased.append((int(gone[i]), kept))
+                    self.erased.sort(key=lambda one: -one[0])
+            del self.erased[self.most :]
         confidence, predicted = (x[:, -1] for x in predictions(output.logits))
         confidence = confidence.where(predicted != batch.label, -1.0)
         for i in confidence.topk(min(self.mistakes, len(confidence))).indices.tolist():
@@ -111,7 +120,12 @@ class Collector:
             counts = torch.cat(self.counts).numpy()
             found["events_count"], found["events_edges"] = np.histogram(counts, bins=30)
             found["events_rate"] = self.rate / len(label)
-        for name, kept in (("sample", list(self.chosen.values())), ("mistake", self.wrong)):
+        pictures = {
+            "sample": list(self.chosen.values()),
+            "mistake": self.wrong,
+            "most": [kept for _, kept in self.erased],
+        }
+        for name, kept in pictures.items():
             for key in kept[0] if kept else ():
                 found[f"{name}_{key}"] = np.stack([np.asarray(one[key]) for one in kept])
         return {name: np.asarray(value) for name, value in found.items()}
@@ -144,11 +158,14 @@ def balance(data: EventData) -> dict[str, np.ndarray]:
 
 
 def findings(parts: Parts) -> dict[str, np.ndarray]:
-    """What `estl data check` finds, as JSON, with a few items of each split decoded."""
+    """What `estl data check` finds, as JSON, with a few items of each split decoded.
+
+    The files of a large set are compared once, before the training.
+    """
     if not isinstance(parts.data, ItemData):
         return {}
     root = (parts.recipe["data"].get("init_args") or {}).get("root")
-    found = check(parts.data, Path(root) if root else None, limit=_DECODED)
+    found = check(parts.data, Path(root) if root else None, limit=_DECODED, same=parts.same)
     told = {name: [len(all_), *all_[:_TOLD]] for name, all_ in found.entries().items()}
     total = sum(counts.total() for counts in found.counts.values())
     facts = {"wrong": found.wrong, "decoded": found.decoded, "total": total, "found": told}
@@ -171,17 +188,22 @@ def sample(supervision: Supervision, output: Output, batch: Batch, i: int) -> di
     if not out.pooled_head:
         return kept
     kept["activation"] = activation(out, one)[0].half().cpu()
-    modules = list(supervision.modules())
-    tse = next((m for m in modules if isinstance(m, TSE)), None)
+    tse = erasing(supervision, out)
     if tse is not None and (past := tse.past(out, one)) is not None:
         kept["map"], kept["threshold"] = past[0][0].half().cpu(), past[1][0].flatten().cpu()
         kept["keep"] = tse.keep(out, one)[0].cpu()
-    tre = next((m for m in modules if isinstance(m, TRE)), None)
+    tre = next((m for m in supervision.modules() if isinstance(m, TRE)), None)
     if tre is not None:
         thresholds: dict[str, Any] = {"theta0": tre.now(tre.theta0), "lamb": tre.lamb}
         pooled = out.features.mean((-2, -1))
         kept["channels"] = tre_keep(pooled, out.classify, one.label, **thresholds)[0].cpu()
     return kept
+
+
+def erasing(supervision: Supervision, output: Output) -> TSE | None:
+    """The TSE in a supervision, if it can ask the head of this output about places."""
+    found = (m for m in supervision.modules() if isinstance(m, TSE))
+    return next(found, None) if output.pooled_head else None
 
 
 def activation(output: Output, batch: Batch) -> Tensor:
@@ -199,19 +221,7 @@ def _pictures(batch: Batch, i: int, steps: bool = False) -> dict[str, Any]:
     if not steps:
         events = events.sum(0) if events.shape[1] == 2 else events[0]
     full = events.max().clamp(min=1.0).item() if events.shape[-3] == 2 else None
-    kept = {"label": int(batch.label[i]), "events": _bytes(event_picture(events, full))}
+    kept = {"label": int(batch.label[i]), "events": as_bytes(event_picture(events, full))}
     if batch.image is not None:
-        kept["image"] = _bytes(batch.image[i].float().cpu())
+        kept["image"] = as_bytes(batch.image[i].float().cpu())
     return kept
-
-
-def _bytes(picture: Tensor) -> np.ndarray:
-    """RGB (...,3,H,W) in [0,1] as bytes (...,H,W,3), made smaller where it is large."""
-    H, W = picture.shape[-2:]
-    if max(H, W) > _LARGEST:
-        size = [max(1, round(x * _LARGEST / max(H, W))) for x in (H, W)]
-        flat = picture.reshape(-1, 3, H, W)
-        smaller = F.interpolate(flat, size, mode="bilinear", antialias=True)
-        picture = smaller.reshape(*picture.shape[:-2], *size)
-    shown = (255 * picture.clamp(0, 1)).round().byte().movedim(-3, -1)
-    return np.asarray(shown)

@@ -12,6 +12,8 @@ from estl.report.parts import MAP, Figure, layout, plain
 from estl.report.words import Text
 
 CELL = 140  # pixels, the height of a row
+VEIL = [[0, "#009E7300"], [1, "#009E73D0"]]
+"""Of maps over pictures: nothing at 0."""
 
 
 def png(picture: np.ndarray) -> str:
@@ -29,23 +31,56 @@ def picture(shown: np.ndarray, cell: int) -> dict[str, Any]:
 
 
 def heat_map(
-    values: np.ndarray, cell: int, *, top: float = 1.0, over: bool = False, bar: bool = False
+    values: np.ndarray, cell: int, *, over: bool = False, bar: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """A trace with a map from 0 to `top` in the same square; it can be seen through `over` one."""
+    """A trace with a map from 0 to 1 in the same square, `over` a picture or instead of one.
+
+    Args:
+        values: (h,w).
+        cell: of the square, counted from 1.
+        over: see the picture below, the better the nearer a value is to 0.
+        bar: options of a color bar below all squares; without, there is none.
+    """
     h, w = values.shape
     return {
         "type": "heatmap",
-        "z": [[round(float(v), 3) for v in row] for row in values],
+        "z": rounded(values),
         **{"x0": 0.5 / w, "dx": 1 / w, "y0": 0.5 / h, "dy": 1 / h},
         "zmin": 0,
-        "zmax": top,
-        "colorscale": MAP,
-        "opacity": 0.6 if over else 1.0,
-        "showscale": bar,
-        "colorbar": {"orientation": "h", "thickness": 10, "y": -0.02, "yanchor": "top"},
+        "zmax": 1,
+        "colorscale": VEIL if over else MAP,
+        "opacity": 1.0,
+        "showscale": bar is not None,
+        "colorbar": {"orientation": "h", "thickness": 10, "y": -0.02, "yanchor": "top"}
+        | (bar or {}),
         "hovertemplate": "%{z:.3f}<extra></extra>",
         **axes(cell),
     }
+
+
+def times_even(
+    values: np.ndarray, cell: int, octaves: int, bar: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The same of an attention in multiples of even attention, which is in the middle of the scale.
+
+    From 2^-octaves to 2^octaves, logarithmic, so that one that is almost even and one that is all
+    on a few places can be read beside each other; what is less is drawn as the least.
+    """
+    least = 2.0**-octaves
+    trace = heat_map(np.log2(np.maximum(values, least)), cell, bar=bar)
+    marks = {-octaves: f"1/{2**octaves}", 0: "1", octaves: f"{2**octaves}"}
+    trace["colorbar"] |= {"tickvals": list(marks), "ticktext": list(marks.values())}
+    return trace | {
+        "zmin": -octaves,
+        "zmax": octaves,
+        "customdata": rounded(values),
+        "hovertemplate": "%{customdata:.3g} times even<extra></extra>",
+    }
+
+
+def rounded(values: np.ndarray) -> list[list[float]]:
+    """Plain numbers with three decimals."""
+    return [[round(float(v), 3) for v in row] for row in values]
 
 
 def erased(keep: np.ndarray, cell: int) -> dict[str, Any]:
@@ -76,18 +111,18 @@ def cells(rows: int, columns: int, titles: Sequence[str], below: bool = False) -
 
     Args:
         rows, columns: of squares.
-        titles: of the columns, or with `below` of every cell, "" for none.
+        titles: of the columns, or with `below` of every cell, "" for none; lines end with "\\n".
         below: whether titles are those of cells.
     """
     found: dict[str, Any] = {}
     written = []
-    gap = 0.16 if below else 0.03
+    heights = row_heights(rows, columns, titles if below else [])
     for i in range(rows * columns):
         row, column = divmod(i, columns)
         number = "" if i == 0 else str(i + 1)
-        left, upper = column / columns, 1 - row / rows
+        left, upper = column / columns, 1 - sum(heights[:row]) / sum(heights)
         hidden = {"visible": False, "fixedrange": True, "range": [0, 1], "constrain": "domain"}
-        across, down = [left, left + 0.96 / columns], [upper - (1 - gap) / rows, upper]
+        across, down = [left, left + 0.96 / columns], [upper - 1 / sum(heights), upper]
         found[f"xaxis{number}"] = hidden | {"domain": across, "anchor": f"y{number}"}
         found[f"yaxis{number}"] = hidden | {
             "domain": down, "anchor": f"x{number}", "range": [1, 0], "scaleanchor": f"x{number}",
@@ -96,7 +131,7 @@ def cells(rows: int, columns: int, titles: Sequence[str], below: bool = False) -
             where = {"x": left + 0.48 / columns, "y": down[0] if below else 1}
             written.append(
                 {
-                    "text": plain(titles[i]),
+                    "text": plain(titles[i]).replace("\n", "<br>"),
                     "xref": "paper",
                     "yref": "paper",
                     "showarrow": False,
@@ -108,6 +143,27 @@ def cells(rows: int, columns: int, titles: Sequence[str], below: bool = False) -
             )
     margin = {"l": 26, "r": 4, "t": 24, "b": 30}
     return layout(annotations=written, margin=margin, hovermode="closest") | found
+
+
+def row_heights(rows: int, columns: int, titles: Sequence[str]) -> list[float]:
+    """The heights of rows with the lines of the titles below them; 1 is that of a picture.
+
+    >>> row_heights(2, 1, ["", "a\\nb"])
+    [1.03, 1.31]
+    """
+    of_row = [titles[row * columns : (row + 1) * columns] for row in range(rows)]
+    lines = [max((t.count("\n") + 1 for t in found if t), default=0) for found in of_row]
+    return [round(1.03 + 0.14 * n, 2) for n in lines]
+
+
+def short(name: object) -> str:
+    """A name that fits under a picture.
+
+    >>> short("cougar_body"), short("electric_guitar")
+    ('cougar_body', 'electric_gui…')
+    """
+    text = str(name)
+    return text if len(text) <= 13 else f"{text[:12]}…"
 
 
 def beside(names: Sequence[str]) -> list[dict[str, Any]]:
@@ -155,12 +211,14 @@ def picture_grid(
             cell = (block * len(kinds) + k) * columns + column
             data.append(picture(pictures[i], cell + 1))
         written[cell] = titles[i]
+    tall = sum(row_heights(rows, columns, written))
     return Figure(
         name,
         data,
         cells(rows, columns, written, below=True),
         caption,
-        height=60 + rows * CELL,
+        height=round(54 + tall * CELL),
         wide=True,
-        aspect=1.16 * rows / columns,
+        aspect=tall / columns,
+        width=30 + 150 * columns,
     )

@@ -15,6 +15,7 @@ from estl.report.parts import Figure, Section
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
 
 WIDTHS = {"column": 3.3, "page": 6.9}
 """In inches."""
@@ -50,7 +51,7 @@ def write(sections: Sequence[Section], folder: Path) -> list[Path]:
         for kind, width in WIDTHS.items():
             with mpl.rc_context(STYLE):
                 cells = max(1, sum(key.startswith("xaxis") for key in figure.layout))
-                height = width * figure.height / 700 if cells > 1 else 0.45 * min(width, 4.5) + 1.1
+                height = width * figure.aspect + 0.6 if cells > 1 else 0.45 * min(width, 4.5) + 1.1
                 drawing = Drawing(
                     figsize=(width, height), layout=None if cells > 1 else "constrained"
                 )
@@ -110,7 +111,11 @@ def _curves(axes: "Axes", figure: Figure) -> None:
     if "range" in across:
         axes.set_xlim(across["range"])
     if "tickvals" in across:
-        axes.set_xticks(across["tickvals"], [_text(t) for t in across["ticktext"]])
+        _ticks(axes, across["tickvals"], across["ticktext"])
+    elif across.get("type") == "category":
+        names = list(dict.fromkeys(x for trace in figure.data for x in trace["x"]))
+        kept = range(0, len(names), -(-len(names) // 20))
+        _ticks(axes, kept, [names[k] for k in kept])
     elif all(isinstance(v, float) and v == round(v) for t in figure.data for v in t["x"]):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _label(axes, figure)
@@ -121,6 +126,12 @@ def _curves(axes: "Axes", figure: Figure) -> None:
         axes.figure.legend(first, names, loc="outside upper left", ncols=columns, frameon=False)
 
 
+def _ticks(axes: "Axes", places: Sequence[float], names: Sequence[str]) -> None:
+    """Names below an axis, upright where they would not fit beside each other."""
+    upright = len(names) * max(map(len, names)) > 45
+    axes.set_xticks(places, [_text(name) for name in names], rotation=90 if upright else 0)
+
+
 def _matrix(axes: "Axes", figure: Figure) -> None:
     """A matrix with its color bar."""
     (trace,) = figure.data
@@ -128,10 +139,23 @@ def _matrix(axes: "Axes", figure: Figure) -> None:
     shown = axes.imshow(np.array(trace["z"], float), **shape)
     for way, names in (("x", trace["x"]), ("y", trace["y"])):
         kept = range(0, len(names), -(-len(names) // 20))
-        axes.set(**{f"{way}ticks": list(kept), f"{way}ticklabels": [_text(names[k]) for k in kept]})
+        if way == "x":
+            _ticks(axes, kept, [names[k] for k in kept])
+        else:
+            axes.set_yticks(kept, [_text(names[k]) for k in kept])
     axes.grid(visible=False)
     _label(axes, figure)
     axes.figure.colorbar(shown, ax=axes, label=trace["colorbar"]["ticksuffix"].strip())
+
+
+def _colors(scale: str | list[list[Any]]) -> "Colormap":
+    """Matplotlib's name for one of plotly.js, or what a list of places and colors says."""
+    from matplotlib import colormaps
+    from matplotlib.colors import LinearSegmentedColormap
+
+    if isinstance(scale, str):
+        return colormaps[scale.lower()]
+    return LinearSegmentedColormap.from_list("report", [(x, color) for x, color in scale])
 
 
 def _grid(drawing: Any, figure: Figure) -> None:
@@ -154,10 +178,11 @@ def _grid(drawing: Any, figure: Figure) -> None:
             with Image.open(io.BytesIO(packed)) as picture:
                 axes[name].imshow(np.asarray(picture), extent=extent)
             continue
-        dark = isinstance(trace["colorscale"], list)
         z = np.ma.masked_invalid(np.array(trace["z"], float))
         shape = {"vmin": trace["zmin"], "vmax": trace["zmax"], "alpha": trace["opacity"]}
-        axes[name].imshow(z, extent=extent, cmap="gray_r" if dark else "viridis", **shape)
+        axes[name].imshow(z, extent=extent, cmap=_colors(trace["colorscale"]), **shape)
+    across = [figure.layout[f"x{name[1:]}".replace("x", "xaxis")]["domain"] for name in axes]
+    size = min(7.0, 11 * drawing.get_figwidth() * min(b - a for a, b in across))
     for i, note in enumerate(figure.layout["annotations"]):
         said = (
             figure.texts[key].en
@@ -167,4 +192,4 @@ def _grid(drawing: Any, figure: Figure) -> None:
         x, y = left + (1 - left) * note["x"], low + (high - low) * note["y"]
         anchors = {"top": "top", "bottom": "bottom", "middle": "center"}
         upright = {"rotation": 90, "ha": "right"} if "textangle" in note else {"ha": "center"}
-        drawing.text(x, y, _text(said), size=7, va=anchors[note["yanchor"]], **upright)
+        drawing.text(x, y, _text(said), size=size, va=anchors[note["yanchor"]], **upright)

@@ -36,21 +36,6 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Pages:
-    """Pictures of which one is shown, chosen by a slider.
-
-    Args:
-        name: unique on the page.
-        pictures: as `data:` addresses, with what the slider says of each.
-    """
-
-    name: str
-    pictures: Sequence[tuple[str, Text]]
-    caption: Text
-    kind: Literal["pages"] = "pages"
-
-
-@dataclass(frozen=True)
 class Key:
     """A line of a legend, which hides and shows traces.
 
@@ -83,6 +68,8 @@ class Figure:
         height: in pixels.
         wide: whether it has a row of the page for itself.
         aspect: of pictures, the rows over the columns of their grid, which narrows with the screen.
+        width: of pictures, in pixels, on a screen that is wide enough.
+        least: a width in pixels; a narrower screen scrolls the figure sideways.
     """
 
     name: str
@@ -97,10 +84,12 @@ class Figure:
     height: int = 320
     wide: bool = False
     aspect: float = 0.0
+    width: int = 720
+    least: int = 0
     kind: Literal["figure"] = "figure"
 
 
-Part = Note | Table | Figure | Pages
+Part = Note | Table | Figure
 
 
 @dataclass(frozen=True)
@@ -154,6 +143,15 @@ def numbers(values: Sequence[float] | np.ndarray, digits: int = 5) -> list[float
     [0.33333, None]
     """
     return [float(f"{v:.{digits}g}") if np.isfinite(v) else None for v in np.asarray(values, float)]
+
+
+def number(value: float) -> str:
+    """Three digits, or all of a whole number's.
+
+    >>> number(0.12345), number(1904.2), number(-0.0001)
+    ('0.123', '1,904', '-0.0001')
+    """
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def layout(**more: Any) -> dict[str, Any]:
@@ -229,7 +227,7 @@ def lines(
         vertical |= {"type": "log", "exponentformat": "power", "dtick": "D2" if few else 1}
     else:
         vertical |= {"range": [low, high]}
-        caption = joined(caption, say("axis", low=f"{low:.3g}", high=f"{high:.3g}{unit}"))
+        caption = joined(caption, say("axis", low=number(low), high=f"{number(high)}{unit}"))
     across: dict[str, Any] = {"dtick": 1} if whole else {}
     return Figure(
         name,
@@ -291,7 +289,7 @@ def heat(
         name,
         [trace],
         layout(xaxis=kind, yaxis=kind | {"autorange": "reversed"}),
-        joined(caption, say("scale", low=f"{span[0]:.3g}", high=f"{span[1]:.3g}{unit}")),
+        joined(caption, say("scale", low=number(span[0]), high=f"{number(span[1])}{unit}")),
         {"xaxis.title.text": x, "yaxis.title.text": y},
         height=max(300, min(900, 110 + 24 * len(rows))),
     )

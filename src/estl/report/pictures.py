@@ -1,10 +1,13 @@
-"""A page of pictures every few epochs: what teacher, edge detector and student look at."""
+"""A page every few epochs: what teacher, edge detector and student look at."""
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -15,26 +18,30 @@ from estl.data.show import event_picture
 from estl.guidance.watch import Maps, footprint
 from estl.supervision.distillation import EdgeGuidedDistillation
 from estl.training.learner import Learner
+from estl.training.resume import aside
 from estl.types import Batch, Supervision
+
+LARGEST = 96
+"""Pixels, the longest side of a picture that is kept."""
 
 
 class Pictures(Callback):
-    """Writes `pictures/epoch_NNN.png` in the run folder every `every` epochs of a guided run.
+    """Writes `pictures/epoch_NNN.npz` in the run folder every `every` epochs of a guided run.
 
-    One row a sample of the validation split, or of training where there is no validation, each of
-    another class and the same on every page (`choose`); `draw` says what is in a row. A supervision
-    without guidance has nothing to show and is left alone.
+    Of samples of the validation split, or of training where there is no validation, each of
+    another class and the same on every page (`choose`); `page` says what is kept of them. The
+    report draws it. A supervision without guidance has nothing to show and is left alone.
 
     Args:
         every: epochs between two pages; the last epoch always has one.
-        samples: rows of a page.
+        samples: of a page.
     """
 
     def __init__(self, every: int = 10, samples: int = 4) -> None:
         self.every, self.samples = every, samples
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw a page if it is time for one."""
+        """Write a page if it is time for one."""
         epoch = trainer.current_epoch
         last = epoch + 1 == trainer.max_epochs
         assert isinstance(pl_module, Learner)
@@ -53,7 +60,9 @@ class Pictures(Callback):
         folder = Path(trainer.default_root_dir) / "pictures"
         folder.mkdir(parents=True, exist_ok=True)
         names = [data.classes[label] for label in batch.label.tolist()]
-        draw(batch, seen, names, folder / f"epoch_{epoch + 1:03d}.png")
+        arrays: dict[str, Any] = page(batch, seen, names)
+        with aside(folder / f"epoch_{epoch + 1:03d}.npz") as file:
+            np.savez_compressed(file, **arrays)
 
 
 def guided_part(supervision: Supervision) -> EdgeGuidedDistillation | None:
@@ -110,55 +119,50 @@ def first_saccade(events: Tensor) -> Tensor:
     return events[:, : -(-events.shape[1] // 3)].sum(1)
 
 
-def draw(batch: Batch, maps: Maps, names: Sequence[str], path: Path) -> None:
-    """Write a page as PNG: one row a sample, its columns on scales that all rows share.
+def page(batch: Batch, maps: Maps, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """What a page holds of n samples, each (n,...); what a run does not have is left out.
 
-    * the image, with the class's name;
-    * the edges, if there are any, from 0 to 1; beside them Sobel's, and of event frames the counts
-      of the whole recording, in shares of the page's largest;
-    * of a fused target, how far its gate is open at each of the teacher's patches, from 0 to 1, and
-      how much it lets into the target there, in shares of the page's largest;
-    * the teacher's attention (times the edges) and the student's, in multiples of even attention,
-      one over the number of places: both from 0 to 2, or to the most of either on the page;
-    * the events of the first third of the steps (ON red, OFF blue), or direct-coded ones.
+    * `names` of the classes; `image`, and the `events` of the first third of the steps (ON red,
+      OFF blue) or direct-coded ones, as bytes (n,H,W,3);
+    * `edges`, and Sobel's (`sobel`), from 0 to 1; of event frames the `counts` of all steps;
+    * of a fused target, how far its `gate` is open at each of the teacher's patches, from 0 to 1,
+      and how much is `added` to the target there;
+    * the `teacher` attention (times the edges) and the `student`'s, in multiples of even attention,
+      one over the number of places.
     """
-    from matplotlib.figure import Figure
-
     assert batch.image is not None
-    places = maps.teacher[0].numel()
-    attention = "teacher attention" + ("" if maps.edges is None else ", times edges")
-    most = max(2.0, places * max(float(maps.teacher.max()), float(maps.student.max())))
-    columns: list[tuple[str, Tensor, float]] = [("image", batch.image, 1.0)]
-    if maps.edges is not None:
-        columns += [("edges", maps.edges[:, 0], 1.0), ("Sobel", maps.sobel[:, 0], 1.0)]
-        if batch.events.shape[2] == 2:
-            counts = footprint(batch.events)[:, 0]
-            columns.append(("event counts", counts / counts.max().clamp(min=1), 1.0))
-    if maps.gate is not None and maps.added is not None:
-        let_in = maps.added / maps.added.max().clamp(min=1e-12)
-        columns += [("gate", maps.gate, 1.0), ("added to target", let_in, 1.0)]
-    columns += [(attention, places * maps.teacher, most)]
-    columns += [("student attention", places * maps.student, most)]
-    columns += [("events", event_picture(first_saccade(batch.events)), 1.0)]
+    kept: dict[str, Tensor | None] = {
+        "edges": None if maps.edges is None else maps.edges[:, 0],
+        "sobel": None if maps.edges is None else maps.sobel[:, 0],
+        "counts": footprint(batch.events)[:, 0] if batch.events.shape[2] == 2 else None,
+        "gate": maps.gate,
+        "added": maps.added,
+        "teacher": maps.teacher[0].numel() * maps.teacher,
+        "student": maps.student[0].numel() * maps.student,
+    }
+    shown = {
+        name: np.asarray(smaller(m.float().cpu()).half())
+        for name, m in kept.items()
+        if m is not None
+    }
+    return {
+        "names": np.array(names, dtype=np.str_),
+        "image": as_bytes(batch.image.float().cpu()),
+        "events": as_bytes(event_picture(first_saccade(batch.events)).float().cpu()),
+    } | shown
 
-    figure = Figure(figsize=(2 * len(columns), 2 * len(names) + 0.7), layout="constrained")
-    heights = [1.0] * len(names) + [0.05]
-    *rows, bars = figure.subplots(len(heights), len(columns), height_ratios=heights)
-    for *column, bar, (title, pictures, top) in zip(*rows, bars, columns, strict=True):
-        column[0].set_title(title, fontsize=9)
-        for ax, picture in zip(column, pictures.float().cpu(), strict=True):
-            ax.set(xticks=[], yticks=[])
-            ax.spines[:].set_visible(False)
-            if picture.ndim == 3:
-                ax.imshow(picture.movedim(0, -1).clamp(0, 1).numpy())
-            else:
-                shown = ax.imshow(picture.numpy(), cmap="magma", vmin=0, vmax=top)
-        if pictures.ndim == 4:
-            bar.set_axis_off()
-            continue
-        figure.colorbar(shown, cax=bar, orientation="horizontal")
-        bar.set_xlabel("times even attention" if "attention" in title else "", fontsize=8)
-        bar.tick_params(labelsize=7)
-    for row, name in zip(rows, names, strict=True):
-        row[0].set_ylabel(name, fontsize=9)
-    figure.savefig(path, dpi=80)
+
+def smaller(maps: Tensor) -> Tensor:
+    """Maps (...,H,W) by areas, so that no side is longer than `LARGEST`."""
+    H, W = maps.shape[-2:]
+    if max(H, W) <= LARGEST:
+        return maps
+    size = [max(1, round(x * LARGEST / max(H, W))) for x in (H, W)]
+    flat = F.interpolate(maps.reshape(-1, 1, H, W), size, mode="bilinear", antialias=True)
+    return flat.reshape(*maps.shape[:-2], *size)
+
+
+def as_bytes(pictures: Tensor) -> np.ndarray:
+    """RGB (...,3,H,W) in [0,1] as bytes (...,H,W,3), made smaller where it is large."""
+    shown = (255 * smaller(pictures).clamp(0, 1)).round().byte().movedim(-3, -1)
+    return np.asarray(shown)

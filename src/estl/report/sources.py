@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import yaml
-from PIL import Image
 
 from estl.evaluation.accuracy import Accuracy
 from estl.report import collect, start
@@ -37,7 +36,7 @@ class Run:
         robustness: accuracies under attack and noise, of `robustness.json` or `test.json`.
         collected: the arrays of `report.npz` (`report.collect`).
         start: those of `start.npz` (`report.start`), of the weights before training.
-        pages: pictures of guided runs, in the order of their epochs.
+        pages: arrays of guided runs (`report.pictures`) by their epoch, in its order.
         missing: a file, and what is wrong with it.
     """
 
@@ -49,7 +48,7 @@ class Run:
     robustness: CheckpointResults | None = None
     collected: dict[str, np.ndarray] = field(default_factory=dict)
     start: dict[str, np.ndarray] = field(default_factory=dict)
-    pages: list[Path] = field(default_factory=list)
+    pages: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
     missing: list[tuple[str, str]] = field(default_factory=list)
 
     def arguments(self, part: str) -> dict[str, Any]:
@@ -106,9 +105,18 @@ class Variant:
         """Whether a run has a column in its history."""
         return any(column in run.history for run in self.runs)
 
+    def those(self, has: Callable[[Run], object]) -> list[Run]:
+        """The runs of which `has` is true."""
+        return [run for run in self.runs if has(run)]
+
     def first(self, has: Callable[[Run], object]) -> Run | None:
-        """The first run of which `has` is true."""
-        return next((run for run in self.runs if has(run)), None)
+        """The first of them."""
+        return next(iter(self.those(has)), None)
+
+
+def seeded(variant: Variant, run: Run) -> str:
+    """The name of a variant, and the seed where this is one of several."""
+    return f"{variant.name}, seed {run.seed}" if len(variant.runs) > 1 else variant.name
 
 
 def is_run(folder: Path) -> bool:
@@ -189,6 +197,17 @@ def _order(sweep: Path) -> list[str]:
         return []
 
 
+def sweep_command(run: Run) -> str:
+    """The command of the sweep that a run is part of, as its `results.json` has it; or ""."""
+    if not re.fullmatch(r"seed\d+", run.folder.name) or len(run.folder.parents) < 2:
+        return ""
+    try:
+        found = json.loads((run.folder.parents[1] / "results.json").read_text())
+        return str(found["command"] if "runs" in found else "")
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
 def _what(stem: Path) -> str:
     """What the first line of a variant's `overlay.yaml` says that it is."""
     try:
@@ -223,8 +242,10 @@ def read_run(folder: Path) -> Run:
     run.start = read(start.FILE, _arrays, {}, needed=False)
     for name in ("robustness.json", "test.json"):
         run.robustness = run.robustness or read(name, CheckpointResults.read, None, needed=False)
-    pages = (f"pictures/{path.name}" for path in sorted(folder.glob("pictures/epoch_*.png")))
-    run.pages = [page for name in pages if (page := read(name, _picture, None)) is not None]
+    for path in sorted(folder.glob("pictures/epoch_*.npz")):
+        page: dict[str, np.ndarray] = read(f"pictures/{path.name}", _arrays, {})
+        if page:
+            run.pages[int(path.stem.removeprefix("epoch_"))] = page
     return run
 
 
@@ -256,17 +277,13 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         return dict(held)
 
 
-def _picture(path: Path) -> Path:
-    """The path itself, of a picture that is whole."""
-    with Image.open(path) as picture:
-        picture.load()
-    return path
-
-
-def lacks(runs: Iterable[Run]) -> dict[tuple[str, str], list[Path]]:
-    """The run folders in which a file is not as it should be, by its name and what is wrong."""
-    found: dict[tuple[str, str], list[Path]] = {}
+def lacks(runs: Iterable[Run]) -> dict[tuple[tuple[Path, ...], str], list[str]]:
+    """The files that are not as they should be, by the runs of which, and what is wrong."""
+    folders: dict[tuple[str, str], list[Path]] = {}
     for run in runs:
         for missing in run.missing:
-            found.setdefault(missing, []).append(run.folder)
+            folders.setdefault(missing, []).append(run.folder)
+    found: dict[tuple[tuple[Path, ...], str], list[str]] = {}
+    for (name, why), of in folders.items():
+        found.setdefault((tuple(of), why), []).append(name)
     return found

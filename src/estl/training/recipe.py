@@ -14,6 +14,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning import Callback, Trainer
 from torch import nn
 
+from estl.data.check import Group
 from estl.data.module import EventData
 from estl.supervision import MeanCE
 from estl.training.checkpoint import make
@@ -201,12 +202,14 @@ class Parts:
         student: the network.
         supervision: what trains it.
         recipe: the resolved configuration as plain values.
+        same: what is repeated within a split of the data; None where it was not looked for.
     """
 
     data: EventData
     student: nn.Module
     supervision: Supervision
     recipe: dict[str, Any]
+    same: Sequence[Group] | None = None
 
 
 def build(config: Namespace, given: Namespace) -> Parts:

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ def fit(
     if test:
         parts.data.require("test")
     if not parts.data.allow_leaks:
-        refuse_leaks(parts.data)
+        parts = replace(parts, same=refuse_leaks(parts.data))
     learner = make_learner(config, parts)
     learner.groups()  # refuses rates of parts that there are not, before anything is written
     folder = resume or run_folder(config)

@@ -8,7 +8,7 @@ import numpy as np
 from estl.report.collect import spread
 from estl.report.drawing import beside, cells, erased, heat_map, moving, picture
 from estl.report.parts import Figure
-from estl.report.sources import Run, Variant
+from estl.report.sources import Run, Variant, seeded
 from estl.report.words import joined, say
 
 SHOWN = 4
@@ -64,8 +64,9 @@ def changes(variant: Variant, run: Run, variants: Sequence[Variant]) -> Figure |
     layout["annotations"] += beside(names)
     layout["margin"]["t"] = 42  # titles of two lines
     keep = held.get("sample_keep")
-    start = len(moments) - 1 if keep is None else int((~keep[rows]).sum((0, 2, 3)).argmax())
-    told = [say("changes_caption", name=variant.name)]
+    gone = np.zeros(1) if keep is None else (~keep[rows]).sum((0, 2, 3))
+    start = int(gone.argmax()) if gone.any() else len(moments) - 1
+    told = [say("changes_caption", name=seeded(variant, run))]
     told += [] if keep is None else [say("changes_erased")]
     told += [say("changes_plain", name=plain[0].label)] if plain else []
     return Figure(
@@ -80,6 +81,7 @@ def changes(variant: Variant, run: Run, variants: Sequence[Variant]) -> Figure |
         height=80 + len(rows) * 130,
         wide=True,
         aspect=len(rows) / len(titles),
+        width=40 + 136 * len(titles),
     )
 
 

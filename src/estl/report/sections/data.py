@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from estl.report.drawing import picture_grid
+from estl.report.drawing import picture_grid, short
 from estl.report.parts import (
     Figure,
     Line,
@@ -66,7 +66,7 @@ def balance(run: Run) -> Figure:
     top = max(float(np.max(line.y)) for line in drawn)
     figure = lines(
         "data_balance", drawn, x=say("class"), y=say("items"), caption=say("balance_caption"),
-        span=(0.0, 1.1 * top),
+        span=(0.0, 1.1 * top), wide=len(names) > 20,
     )  # fmt: skip
     for trace, line in zip(figure.data, drawn, strict=True):
         trace |= {"x": list(line.x)}
@@ -111,7 +111,7 @@ def samples(run: Run) -> Figure:
     events = held["sample_events"]
     picked = events[:, events.shape[1] // 2]
     rows = [picked] + ([held["sample_image"]] if "sample_image" in held else [])
-    titles = [str(held["classes"][label]) for label in held["sample_label"]]
+    titles = [short(held["classes"][label]) for label in held["sample_label"]]
     return picture_grid(
         "data_samples", rows, titles, say("samples_caption", t=events.shape[1] // 2 + 1)
     )

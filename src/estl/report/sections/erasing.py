@@ -1,6 +1,6 @@
 """What TSE and TRE erase: places, or channels, over the training and over the steps."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,8 @@ from estl.report.drawing import CELL, beside, cells, erased, heat_map, moving, p
 from estl.report.parts import Figure, Line, Part, Section, heat, lines
 from estl.report.sections.changes import SHOWN, changes
 from estl.report.sections.learning import over
-from estl.report.sources import Run, Variant
+from estl.report.sections.steps import Found, having
+from estl.report.sources import Run, Variant, seeded
 from estl.report.words import Text, joined, same, say
 
 
@@ -20,10 +21,11 @@ def section(variants: Sequence[Variant]) -> Section | None:
     for column, name in (("watch/erased", "erased"), ("watch/erased_channels", "erased_channels")):
         with_it = [v for v in variants if v.logs(column)]
         if with_it:
-            parts.append(over(with_it, f"{name}_training", column, say(name), 100.0, " %"))
-    diagnosed = [
-        (v, r) for v in variants if (r := v.first(lambda run: run.diagnosis.get("erased")))
-    ]
+            shown = over(
+                with_it, f"{name}_training", column, say(name), 100.0, " %", span_zero=True
+            )
+            parts.append(shown)
+    diagnosed = having(variants, lambda run: run.diagnosis.get("erased"))
     if diagnosed:
         parts.append(shares(diagnosed))
     for variant in variants[:8]:
@@ -40,12 +42,12 @@ def section(variants: Sequence[Variant]) -> Section | None:
     return Section("erasing", parts) if parts else None
 
 
-def shares(found: Sequence[tuple[Variant, Run]]) -> Figure:
+def shares(found: Found) -> Figure:
     """Places that would be erased on the test split at each step, and samples that lose all."""
     drawn = []
-    for variant, run in found:
+    for variant, runs in found:
         for key, dash in (("erased", "solid"), ("erased_everywhere", "dot")):
-            y = [100 * share for share in run.diagnosis[key]]
+            y = 100 * np.mean([run.diagnosis[key] for run in runs], axis=0)
             label = same(variant.label) if key == "erased" else say("lose_all", name=variant.name)
             drawn.append(Line(label, variant.color, range(1, len(y) + 1), y, dash=dash))
     top = max(max(line.y) for line in drawn)
@@ -56,8 +58,11 @@ def shares(found: Sequence[tuple[Variant, Run]]) -> Figure:
 
 
 def slides(variant: Variant, run: Run) -> Figure:
-    """A slider over t: events, the map of the true class, what is erased, the class activation."""
-    held = run.collected
+    """A slider over t: events, the map of the true class, what is erased, the class activation.
+
+    Of the samples of which most is erased, where anything is: often it is nothing of most of them.
+    """
+    held, most = _most(run.collected), "most_keep" in run.collected
     erases = "sample_map" in held
     kinds = [say("events_at_t"), say("activation")]
     if erases:
@@ -65,17 +70,20 @@ def slides(variant: Variant, run: Run) -> Figure:
     columns, T = len(kinds), held["sample_activation"].shape[1]
     rows = spread(len(held["sample_label"]), SHOWN)
     moments = [_moment(held, rows, t, columns) for t in range(T)]
-    start = 1 if erases and T > 1 else 0  # nothing is erased at t = 1
+    gone = (~held["sample_keep"][rows]).sum((0, 2, 3)) if erases else np.zeros(1)
+    start = int(gone.argmax()) if gone.any() else min(1, T - 1) if erases else 0
     layout = cells(len(rows), columns, [" "] * columns)
     layout["margin"]["t"] = 42  # titles of two lines
     layout["annotations"] += beside([str(held["classes"][held["sample_label"][r]]) for r in rows])
     texts = {f"annotations[{i}].text": kind for i, kind in enumerate(kinds)}
-    caption = say("slides_caption" if erases else "activation_caption", name=variant.name)
+    caption = say("slides_caption" if erases else "activation_caption", name=seeded(variant, run))
+    told = [caption, say("slides_most" if most else "slides_first", n=len(rows))]
+    told += [_lowest(run)] if erases else []
     return Figure(
         f"slides_{variant.name}",
         moments[start],
         layout,
-        joined(caption, _lowest(held) if erases else same("")),
+        joined(*told),
         texts,
         frames=moving(moments),
         steps=[_step(held, rows, t) for t in range(T)],
@@ -83,7 +91,16 @@ def slides(variant: Variant, run: Run) -> Figure:
         height=78 + len(rows) * CELL,
         wide=True,
         aspect=len(rows) / columns,
+        width=40 + 168 * columns,
     )
+
+
+def _most(held: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays with the samples of which most is erased in place of the first of each class."""
+    if "most_keep" not in held:
+        return dict(held)
+    kept = {k.replace("most_", "sample_"): v for k, v in held.items() if k.startswith("most_")}
+    return {"classes": held["classes"]} | kept
 
 
 def _moment(
@@ -98,7 +115,7 @@ def _moment(
         if "sample_map" in held:
             seen = held["sample_map"][row]
             past = seen[t - 1] if t else np.zeros_like(seen[0])
-            data.append(heat_map(past, cell + 1, bar=i == 0))
+            data.append(heat_map(past, cell + 1, bar=None if i else {}))
             data.append(picture(events, cell + 2))
             data.append(erased(held["sample_keep"][row][t], cell + 2))
         shown = held["sample_image"][row] if "sample_image" in held else events
@@ -115,20 +132,23 @@ def _step(held: dict[str, np.ndarray], rows: Sequence[int], t: int) -> Text:
     return say("step_threshold", t=t + 1, thresholds=thresholds)
 
 
-def _lowest(held: dict[str, np.ndarray]) -> Text:
-    """Whether any of the samples is erased at all."""
-    share = 100 * float(1 - held["sample_keep"][:, 1:].mean()) if held["sample_keep"].size else 0.0
-    return say("slides_erased", n=len(held["sample_keep"]), percent=f"{share:.1f}")
+def _lowest(run: Run) -> Text:
+    """How much is erased of the whole test split."""
+    shares = run.diagnosis.get("erased")
+    if not shares or len(shares) < 2:
+        return same("")
+    return say("slides_erased", percent=f"{100 * float(np.mean(shares[1:])):.1f}")
 
 
 def channels(variant: Variant, run: Run) -> Figure:
     """For TRE: at which steps each channel is erased, share of the samples that are kept here."""
-    gone = 100 * (1 - run.collected["sample_channels"].mean(0))
+    kept = run.collected["sample_channels"]
+    gone = 100 * (1 - kept.mean(0))
     T, D = gone.shape
     figure = heat(
         f"channels_{variant.name}", gone, range(1, T + 1), range(1, D + 1),
         x=say("channel"), y=say("step"), span=(0.0, 100.0), unit=" %",
-        caption=say("channels_caption", name=variant.name, n=len(run.collected["sample_channels"])),
+        caption=say("channels_caption", name=seeded(variant, run), n=len(kept)),
     )  # fmt: skip
     figure.data[0] |= {"xgap": 0}
     return figure

@@ -1,20 +1,29 @@
 """What a guided run looks at: edges, attention, and how they change."""
 
-import base64
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from estl.guidance.watch import BORDER, edge_trouble
 from estl.report.collect import spread
-from estl.report.parts import Line, Note, Pages, Part, Section, Table, lines
+from estl.report.drawing import beside, cells, heat_map, moving, picture, rounded, times_even
+from estl.report.parts import Figure, Line, Note, Part, Section, Table, lines
 from estl.report.sections.learning import curve, over
-from estl.report.sources import COLORS, Run, Variant
-from estl.report.words import same, say
+from estl.report.sources import COLORS, Run, Variant, seeded
+from estl.report.words import joined, same, say
 
 PAGES = 5
 """Of a run, at most: the first, the last, and between them."""
+
+ATTENTION = ("teacher", "student")
+OF_THE_LARGEST = ("counts", "added")
+"""Maps in shares of the largest value of all pages."""
+MAPS = ("edges", "sobel", "counts", "gate", "added", *ATTENTION)
+LOOKS = ("image", *MAPS, "events")
+"""What a page may have, in the order of its columns."""
 
 GROUPS = {
     "edges": ("edge_counts", "edge_sobel", "edge_spread", "edge_mean"),
@@ -42,11 +51,13 @@ def section(variants: Sequence[Variant]) -> Section | None:
             column = f"watch/{metric}"
             some = [v for v in guided if v.logs(column)]
             if some:
-                name, title = f"guidance_{metric}", same(metric)
+                name, title = f"guidance_{metric}", say(f"watch_{metric}")
                 span = whole(
                     [run.history[column] for v in some for run in v.runs if column in run.history]
                 )
-                parts.append(over(some, name, column, title, caption=say(metric), span=span))
+                parts.append(
+                    over(some, name, column, title, caption=say(f"{metric}_caption"), span=span)
+                )
     if (weights := _weights(guided)) is not None:
         parts.append(weights)
     for variant in guided[:4]:
@@ -78,21 +89,22 @@ def _watched_curves(run: Run) -> list[Part]:
     for group, metrics in GROUPS.items():
         present = [m for m in metrics if f"watch/{m}" in run.history]
         drawn: list[Line] = [
-            curve(run, f"watch/{m}", same(m), color)
+            curve(run, f"watch/{m}", say(f"watch_{m}"), color)
             for m, color in zip(present, COLORS, strict=False)
         ]
-        if drawn:
-            caption, span = say(f"guidance_{group}_caption"), None
-            if group == "border":  # with the limit in view
-                span = (0.0, 1.1 * max(BORDER, *(float(np.max(line.y)) for line in drawn)))
-            if group in ("edges", "attention"):
-                span = whole([line.y for line in drawn])
-            title = same(present[0] if len(present) == 1 else "")
-            parts.append(
-                lines(
-                    f"guidance_{group}", drawn, x=say("epoch"), y=title, caption=caption, span=span,
-                )
-            )  # fmt: skip
+        if not drawn:
+            continue
+        title = drawn[0].label if len(drawn) == 1 else same("")
+        caption = joined(*(say(f"{m}_caption") for m in present))
+        if group == "border":  # with the limit in view
+            span = (0.0, 1.1 * max(BORDER, *(float(np.max(line.y)) for line in drawn)))
+            ends = [drawn[0].x[0], drawn[0].x[-1]]
+            drawn.append(Line(say("limit"), "#8C8C8C", ends, [BORDER, BORDER], dash="dash"))
+        else:
+            span = whole([line.y for line in drawn])
+        parts.append(
+            lines(f"guidance_{group}", drawn, x=say("epoch"), y=title, caption=caption, span=span)
+        )
     return parts
 
 
@@ -112,14 +124,69 @@ def _weights(variants: Sequence[Variant]) -> Table | None:
     return Table(head, [[same(cell) for cell in row] for row in rows], say("weights_caption"))
 
 
-def pages(variant: Variant, run: Run) -> Pages:
-    """The pages of pictures that the run has written, some of many."""
-    chosen = [run.pages[i] for i in spread(len(run.pages), PAGES)]
-    pictures = [
-        (
-            "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode(),
-            say("after_epochs", n=int(path.stem.rpartition("_")[2])),
-        )
-        for path in chosen
-    ]
-    return Pages(f"pages_{variant.name}", pictures, say("pages_caption", name=variant.name))
+def pages(variant: Variant, run: Run) -> Figure:
+    """A slider over the epochs: what teacher, detector and student see of a few samples."""
+    epochs = list(run.pages)
+    shown = [epochs[i] for i in spread(len(epochs), PAGES)]
+    first = run.pages[shown[0]]
+    kinds = [kind for kind in LOOKS if kind in first]
+    held = [{k: np.asarray(v, float) for k, v in run.pages[e].items() if k in MAPS} for e in shown]
+    tops = {kind: max(float(page[kind].max()) for page in held) for kind in MAPS if kind in first}
+    most = max(tops["teacher"], tops["student"], 1.0)
+    octaves = min(6, max(2, math.ceil(math.log2(most))))
+    moments = [_looks(first, page, kinds, tops, octaves) for page in held]
+    names = [str(name) for name in first["names"]]
+    layout = cells(len(names), len(kinds), [" "] * len(kinds))
+    layout["annotations"] += beside(names)
+    layout["margin"] |= {"t": 42, "b": 44}  # titles of two lines; color bars
+    told = [say("pages_caption", name=seeded(variant, run))]
+    edged = "edges" in kinds
+    told += [say("pages_edges" if edged else "pages_counts")] if "counts" in kinds else []
+    told += [say("pages_gate")] if "gate" in kinds else []
+    told += [say("pages_attention" if edged else "pages_bare", most=2**octaves)]
+    return Figure(
+        f"pages_{variant.name}",
+        moments[-1],
+        layout,
+        joined(*told),
+        {f"annotations[{i}].text": say(f"look_{kind}") for i, kind in enumerate(kinds)},
+        frames=moving(moments),
+        steps=[say("after_epochs", n=epoch) for epoch in shown],
+        start=len(moments) - 1,
+        height=100 + len(names) * 122,
+        wide=True,
+        aspect=len(names) / len(kinds),
+        width=130 * len(kinds),
+        least=96 * len(kinds),
+    )
+
+
+def _looks(
+    first: Mapping[str, np.ndarray],
+    page: Mapping[str, np.ndarray],
+    kinds: Sequence[str],
+    tops: Mapping[str, float],
+    octaves: int,
+) -> list[dict[str, Any]]:
+    """The traces of one page; the same number for every page."""
+    data = []
+    n, attention = len(kinds), kinds.index("teacher")  # bars lie below the maps that they are of
+    bars = {
+        kinds[1]: {"x": 1 / n, "len": (attention - 1.2) / n, "xanchor": "left"},
+        "teacher": {"x": attention / n, "len": 1.96 / n, "xanchor": "left"},
+    }
+    for i in range(len(first["names"])):
+        for k, kind in enumerate(kinds):
+            cell, bar = i * len(kinds) + k + 1, None if i else bars.get(kind)
+            if kind in ATTENTION:
+                data.append(times_even(page[kind][i], cell, octaves, bar))
+            elif kind in MAPS:
+                top = tops[kind] if kind in OF_THE_LARGEST else 1.0
+                trace = heat_map(page[kind][i] / max(top, 1e-12), cell, bar=bar)
+                if kind == "counts":
+                    told = "%{z:.3f}, %{customdata:.0f}<extra></extra>"
+                    trace |= {"customdata": rounded(page[kind][i]), "hovertemplate": told}
+                data.append(trace)
+            else:
+                data.append(picture(first[kind][i], cell))
+    return data

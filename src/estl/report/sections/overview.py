@@ -1,15 +1,16 @@
 """What was run, and the figures that matter."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import mean
+from typing import Any
 
 from estl.report.chance import chance_warning
 from estl.report.intervals import Interval, difference, estimate
 from estl.report.parts import Figure, Line, Note, Part, Section, Table, lines
-from estl.report.sources import Run, Variant, lacks
+from estl.report.sources import Run, Variant, lacks, sweep_command
 from estl.report.tables import plus_minus
 from estl.report.words import Text, joined, same, say
-from estl.training.results import Weights
+from estl.training.results import Provenance, Weights
 
 
 def section(variants: Sequence[Variant]) -> Section:
@@ -20,10 +21,8 @@ def section(variants: Sequence[Variant]) -> Section:
         parts.append(compared(measured))
         if len(measured) > 1:
             parts.append(accuracies(measured))
-    runs = [run for variant in variants for run in variant.runs]
-    told = next((run for run in runs if run.results), None)
-    if told:
-        parts.append(Table([], facts(told, variants), facts=True))
+    if rows := facts(variants):
+        parts.append(Table([], rows, facts=True))
     return Section("overview", parts)
 
 
@@ -31,9 +30,9 @@ def warnings(variants: Sequence[Variant]) -> list[Note]:
     """Files that are missing or broken, and accuracies at chance."""
     runs = [run for variant in variants for run in variant.runs]
     found = [note for run in runs if (note := unfinished(run)) is not None]
-    for (name, why), folders in lacks(runs).items():
+    for (folders, why), names in lacks(runs).items():
         some = ", ".join(str(folder) for folder in folders[:3]) + (", …" if folders[3:] else "")
-        where = {"file": name, "n": len(folders), "folders": some}
+        where = {"file": ", ".join(names), "n": len(folders), "folders": some}
         found.append(Note(say("broken" if why else "missing", why=why, **where), bool(why)))
     tests = [(v, a) for v in variants if (a := v.accuracies())]
     told = next((run.results for run in runs if run.results), None)
@@ -42,6 +41,9 @@ def warnings(variants: Sequence[Variant]) -> list[Note]:
         warning = chance_warning(means, tests[0][1][0].samples, told.of.data.classes)
         if warning:
             found.insert(0, Note(same(warning), warning=True))
+    prints = {run.results.of.data.fingerprint for run in runs if run.results}
+    if len(prints) > 1:
+        found.append(Note(say("other_data"), warning=True))
     return found
 
 
@@ -138,31 +140,77 @@ def chance(variants: Sequence[Variant]) -> Text:
     return say("chance", percent=f"{100 / classes:.3g}") if classes else same("")
 
 
-def facts(run: Run, variants: Sequence[Variant]) -> list[list[Text]]:
-    """What figures stand on: data, student, supervision, seeds, versions, machine, command."""
+def facts(variants: Sequence[Variant]) -> list[list[Text]]:
+    """What figures stand on, said once where it is the same for all variants."""
+    known = [(v, run) for v in variants if (run := v.first(lambda run: run.results))]
+    rows = []
+    for name, tell in FACTS.items():
+        told = {variant.name: tell(variant, run) for variant, run in known}
+        if len(set(told.values())) == 1:
+            told = {"": next(iter(told.values()))}
+        for variant, value in told.items():
+            if value:
+                rows.append([say(name), same(f"{variant}: {value}" if variant else value)])
+    return rows
+
+
+def _of(run: Run) -> Provenance:
     assert run.results is not None
-    of = run.results.of
-    options = {k: v for k, v in run.arguments("data").items() if v is not None}
-    sizes = ", ".join(f"{split} {n}" for split, n in of.data.sizes.items())
-    epochs = sorted({r.results.epochs for v in variants for r in v.runs if r.results})
-    seeds = sorted({r.seed for v in variants for r in v.runs if r.seed is not None})
-    rows = [
-        ("data", f"{of.data.name}, {of.data.fingerprint}; {sizes}"),
-        ("options", ", ".join(f"{k} {v}" for k, v in options.items() if not isinstance(v, dict))),
-        ("student", f"{of.student}, {of.parameters:,}"),
-        *(("supervision", f"{v.name}: {supervision(v)}") for v in variants),
-        ("epochs", ", ".join(map(str, epochs))),
-        ("seeds", ", ".join(map(str, seeds))),
-        ("versions", ", ".join(f"{name} {number}" for name, number in of.versions.items())),
-        ("machine", of.machine),
-        ("finished", of.finished),
-        ("command", of.command),
-        ("folder", str(run.folder)),
-    ]
-    return [[say(name), same(value)] for name, value in rows if value]
+    return run.results.of
 
 
-def supervision(variant: Variant) -> str:
+def _data(_: Variant, run: Run) -> str:
+    data = _of(run).data
+    sizes = ", ".join(f"{split} {n}" for split, n in data.sizes.items())
+    return f"{data.name}, {data.fingerprint}; {sizes}"
+
+
+def _student(_: Variant, run: Run) -> str:
+    return f"{_of(run).student}({options(run.arguments('student'))}), {_of(run).parameters:,}"
+
+
+def _learner(_: Variant, run: Run) -> str:
+    learner = run.config.get("learner")
+    return options(learner) if isinstance(learner, dict) else ""
+
+
+def _epochs(variant: Variant, _: Run) -> str:
+    return ", ".join(map(str, sorted({r.results.epochs for r in variant.runs if r.results})))
+
+
+def _seeds(variant: Variant, _: Run) -> str:
+    return ", ".join(map(str, sorted({r.seed for r in variant.runs if r.seed is not None})))
+
+
+def _versions(_: Variant, run: Run) -> str:
+    return ", ".join(f"{name} {number}" for name, number in _of(run).versions.items())
+
+
+def _command(_: Variant, run: Run) -> str:
+    return sweep_command(run) or _of(run).command
+
+
+def _folder(_: Variant, run: Run) -> str:
+    return str(run.folder.parents[1] if sweep_command(run) else run.folder)
+
+
+def options(arguments: Mapping[str, Any]) -> str:
+    """Plain arguments in one line, without those that are off.
+
+    >>> options({"T": 6, "lr": 0.020833333, "augment": None, "layers": [16, "AP"]})
+    'T 6, lr 0.02083, layers [16, AP]'
+    """
+
+    def told(value: Any) -> str:
+        if isinstance(value, list):
+            return f"[{', '.join(map(told, value))}]"
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    kept = {k: v for k, v in arguments.items() if v not in (None, [], {})}
+    return ", ".join(f"{k} {told(v)}" for k, v in kept.items() if not isinstance(v, dict))
+
+
+def supervision(variant: Variant, _: Run) -> str:
     """The class of a variant's supervision and its options in one line."""
     run = variant.first(lambda run: run.config)
     if run is None or not run.kind("supervision"):
@@ -171,5 +219,21 @@ def supervision(variant: Variant) -> str:
     weights = arguments.get("weights")
     if isinstance(weights, dict):
         arguments = {k: v for k, v in weights.items() if v}
-    options = ", ".join(f"{k} {v}" for k, v in arguments.items() if v not in (None, {}, []))
-    return f"{run.kind('supervision')}({options})"
+    return f"{run.kind('supervision')}({options(arguments)})"
+
+
+FACTS: dict[str, Callable[[Variant, Run], str]] = {
+    "data": _data,
+    "options": lambda _, run: options(run.arguments("data")),
+    "student": _student,
+    "supervision": supervision,
+    "learner": _learner,
+    "epochs": _epochs,
+    "seeds": _seeds,
+    "versions": _versions,
+    "machine": lambda _, run: _of(run).machine,
+    "finished": lambda _, run: _of(run).finished,
+    "command": _command,
+    "folder": _folder,
+}
+"""What is told of a variant and the first of its runs that is finished."""

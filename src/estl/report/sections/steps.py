@@ -1,12 +1,18 @@
 """What happens over the time steps: accuracy, confidence, similarity, spikes, energy."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from statistics import mean
 
-from estl.report.intervals import Interval, estimate, share
-from estl.report.parts import Figure, Line, Note, Part, Section, Table, heat, lines
+import numpy as np
+
+from estl.report.intervals import estimate, pooled
+from estl.report.parts import Figure, Line, Note, Part, Section, Table, heat, lines, plain
 from estl.report.sections.overview import chance
 from estl.report.sources import Run, Variant
 from estl.report.words import joined, same, say
+
+Found = Sequence[tuple[Variant, Sequence[Run]]]
+"""Variants, and of each the runs that have what a figure shows: it is their mean."""
 
 
 def section(variants: Sequence[Variant]) -> Section | None:
@@ -15,26 +21,31 @@ def section(variants: Sequence[Variant]) -> Section | None:
     measured = [v for v in variants if v.accuracies()]
     if measured:
         parts.append(accuracy(measured))
-    collected = [(v, run) for v in variants if (run := v.first(lambda run: run.collected))]
+    collected = having(variants, lambda run: run.collected)
     if collected:
         parts += [confidence(collected), stopping(collected), reliability(collected)]
-    diagnosed = [(v, run) for v in variants if (run := v.first(lambda run: run.diagnosis))]
-    parts += [similar(v, run) for v, run in diagnosed[:6] if len(run.diagnosis["cka"]) > 1]
-    firings = [(v, run) for v, run in diagnosed[:6] if run.diagnosis.get("firing_rate_steps")]
-    rates = [
-        r for _, run in firings for row in run.diagnosis["firing_rate_steps"].values() for r in row
-    ]
-    parts += [firing(v, run, 110 * max(rates)) for v, run in firings]
+    diagnosed = having(variants, lambda run: run.diagnosis)
+    parts += [similar(v, runs) for v, runs in diagnosed[:6] if len(runs[0].diagnosis["cka"]) > 1]
+    apart = having(variants, lambda run: run.diagnosis.get("firing_rate_steps"))[:6]
+    top = max((float(rates.max()) for _, runs in apart for _, rates in _rates(runs)), default=0.0)
+    parts += [firing(v, runs, 110 * top) for v, runs in apart]
     if diagnosed:
-        if not any(run.diagnosis.get("firing_rate_steps") for _, run in diagnosed):
+        if not apart:
             parts.append(layers(diagnosed))
         parts.append(energy(diagnosed))
-    robust = [(v, run) for v in variants if (run := v.first(lambda run: run.robustness))]
+    robust = having(variants, lambda run: run.robustness)
     if robust:
         parts.append(robustness(robust))
+    if parts and any(len(variant.runs) > 1 for variant in variants):
+        parts.insert(0, Note(say("over_seeds")))
     if not collected and parts:
         parts.append(Note(say("not_collected")))
     return Section("time", parts) if parts else None
+
+
+def having(variants: Sequence[Variant], has: Callable[[Run], object]) -> Found:
+    """The variants with runs of which `has` is true, and these runs."""
+    return [(variant, runs) for variant in variants if (runs := variant.those(has))]
 
 
 def accuracy(variants: Sequence[Variant]) -> Figure:
@@ -57,14 +68,11 @@ def accuracy(variants: Sequence[Variant]) -> Figure:
     return figure
 
 
-Found = Sequence[tuple[Variant, Run]]
-
-
 def confidence(found: Found) -> Figure:
     """The mean probability of the predicted class after each step."""
     drawn = []
-    for variant, run in found:
-        y = 100 * run.collected["confidence"]
+    for variant, runs in found:
+        y = 100 * _mean(runs, "confidence")
         drawn.append(Line(same(variant.label), variant.color, range(1, len(y) + 1), y))
     return lines(
         "steps_confidence", drawn, x=say("step"), y=say("confidence"),
@@ -72,42 +80,55 @@ def confidence(found: Found) -> Figure:
     )  # fmt: skip
 
 
+def _mean(runs: Sequence[Run], array: str) -> np.ndarray:
+    return np.mean([run.collected[array] for run in runs], axis=0)
+
+
 def stopping(found: Found) -> Figure:
     """Accuracy against mean steps, if a sample stops where it is confident enough."""
     drawn = []
-    for variant, run in found:
-        right, steps = run.collected["stop_accuracy"], run.collected["stop_steps"]
-        n = int(run.collected["samples"])
-        spread = [share(a * n, n) for a in right]
-        y = [s.value for s in spread]
+    for variant, runs in found:
+        shares = zip(*(run.collected["stop_accuracy"] for run in runs), strict=True)
+        n = int(runs[0].collected["samples"])
+        spread = [estimate([float(a) for a in seeds], n) for seeds in shares]
+        y, steps = [s.value for s in spread], _mean(runs, "stop_steps")
         drawn.append(Line(same(variant.label), variant.color, steps, y, spread))
     figure = lines(
         "steps_stopping", drawn, x=say("mean_steps"), y=say("accuracy"),
         caption=say("stopping_caption"), unit=" %",
     )  # fmt: skip
-    for trace, (_, run) in zip(figure.data, found, strict=True):
+    for trace, (_, runs) in zip(figure.data, found, strict=True):
         trace["mode"] = "lines+markers"
-        trace["text"] = [f"{c:.2f}" for c in run.collected["stop_threshold"]]
+        trace["text"] = [f"{c:.3g}" for c in runs[0].collected["stop_threshold"]]
         trace["hovertemplate"] = "%{y:.4~g} %, %{x:.3f}, ≥ %{text}"
     figure.layout["hovermode"] = "closest"
     return figure
 
 
 def reliability(found: Found) -> Figure:
-    """Accuracy by confidence after the last step; the diagonal is what it should be."""
+    """Accuracy by confidence after the last step; the diagonal is what it should be.
+
+    Bins of several seeds are put together; their samples are the same, so that the intervals are
+    those of as many samples as one seed has in a bin on average.
+    """
     label = say("calibrated")
     drawn = [Line(label, "#8C8C8C", [0, 100], [0, 100], dash="dash")]
-    for variant, run in found:
-        count, right = run.collected["bin_count"], run.collected["bin_right"]
-        some = count > 0
-        spread = [share(r, n) for r, n in zip(right[some], count[some], strict=True)]
-        x = 100 * run.collected["bin_confidence"][some]
+    errors = []
+    for variant, runs in found:
+        counts = np.array([run.collected["bin_count"] for run in runs], float)
+        right = np.sum([run.collected["bin_right"] for run in runs], axis=0)
+        sure = np.array([run.collected["bin_confidence"] for run in runs], float)
+        count, some = counts.sum(0), counts.sum(0) > 0
+        x = 100 * np.where(counts > 0, sure * counts, 0.0).sum(0)[some] / count[some]
+        spread = [
+            pooled(r / n, n / len(runs)) for r, n in zip(right[some], count[some], strict=True)
+        ]
         y = [s.value for s in spread]
         drawn.append(Line(same(variant.label), variant.color, x, y, spread))
-    errors = ", ".join(f"{v.name} {100 * float(r.collected['ece']):.1f} %" for v, r in found)
+        errors.append(f"{variant.name} {100 * float(_mean(runs, 'ece')):.1f} %")
     figure = lines(
         "steps_reliability", drawn, x=say("confidence"), y=say("accuracy"), unit=" %",
-        caption=say("reliability_caption", errors=errors), span=(-4.0, 104.0),
+        caption=say("reliability_caption", errors=", ".join(errors)), span=(-4.0, 104.0),
     )  # fmt: skip
     figure.layout["xaxis"] |= {"range": [-4, 104], "ticksuffix": " %"}
     figure.layout["hovermode"] = "closest"
@@ -116,22 +137,28 @@ def reliability(found: Found) -> Figure:
     return figure
 
 
-def similar(variant: Variant, run: Run) -> Figure:
+def similar(variant: Variant, runs: Sequence[Run]) -> Figure:
     """Linear CKA between steps, all of them on one scale."""
-    cka = run.diagnosis["cka"]
+    cka = np.mean([np.array(run.diagnosis["cka"], float) for run in runs], axis=0)
     steps = range(1, len(cka) + 1)
     return heat(
         f"cka_{variant.name}", cka, steps, steps, x=say("step"), y=say("step"),
         caption=say("cka_caption", name=variant.name), span=(0.0, 1.0),
-        written=[["" if v is None else f"{v:.2f}" for v in row] for row in cka],
+        written=[["" if np.isnan(v) else f"{v:.2f}" for v in row] for row in cka],
     )  # fmt: skip
 
 
-def firing(variant: Variant, run: Run, top: float) -> Figure:
+def _rates(runs: Sequence[Run]) -> list[tuple[str, np.ndarray]]:
+    """Spiking layers from the input on, and the firing rate of each at each step."""
+    kept = [run.diagnosis["firing_rate_steps"] for run in runs]
+    return [(name, np.mean([rates[name] for rates in kept], axis=0)) for name in kept[0]]
+
+
+def firing(variant: Variant, runs: Sequence[Run], top: float) -> Figure:
     """The firing rate of each layer at each step, on a scale up to `top` percent."""
-    rates = run.diagnosis["firing_rate_steps"]
-    percent = [[100 * rate for rate in row] for row in rates.values()]
-    names = [f"{i}" for i in range(1, len(rates) + 1)]
+    layers = _rates(runs)
+    percent = 100 * np.array([rates for _, rates in layers])
+    names = [f"{i}" for i in range(1, len(layers) + 1)]
     steps = range(1, len(percent[0]) + 1)
     figure = heat(
         f"firing_{variant.name}", percent, names, steps, x=say("step"), y=say("spiking_layer"),
@@ -139,7 +166,7 @@ def firing(variant: Variant, run: Run, top: float) -> Figure:
         written=[[f"{v:.1f}" for v in row] for row in percent] if len(names) <= 24 else None,
         unit=" %",
     )  # fmt: skip
-    figure.data[0]["customdata"] = [[name] * len(steps) for name in rates]
+    figure.data[0]["customdata"] = [[plain(name)] * len(steps) for name, _ in layers]
     figure.data[0]["hovertemplate"] = "%{customdata}, t = %{x}: %{z:.3g} %<extra></extra>"
     return figure
 
@@ -147,9 +174,10 @@ def firing(variant: Variant, run: Run, top: float) -> Figure:
 def layers(found: Found) -> Figure:
     """The firing rate of each layer, where the steps were not kept apart."""
     drawn = []
-    for variant, run in found:
-        rates = [100 * r for r in run.diagnosis["firing_rate"].values()]
-        drawn.append(Line(same(variant.label), variant.color, range(1, len(rates) + 1), rates))
+    for variant, runs in found:
+        rates = np.mean([list(run.diagnosis["firing_rate"].values()) for run in runs], axis=0)
+        x = range(1, len(rates) + 1)
+        drawn.append(Line(same(variant.label), variant.color, x, 100 * rates))
     top = max(max(line.y) for line in drawn)
     return lines(
         "steps_layers", drawn, x=say("spiking_layer"), y=say("firing_rate"),
@@ -160,10 +188,11 @@ def layers(found: Found) -> Figure:
 def energy(found: Found) -> Table:
     """Operations and energy of a sample, against the same network if it were dense."""
     rows = []
-    for variant, run in found:
-        d = run.diagnosis
-        acs, macs = sum(d["acs"].values()), sum(d["macs"].values())
-        total, dense = d["energy_uj_total"], d["energy_uj_dense"]
+    for variant, runs in found:
+        acs, macs = (mean(sum(r.diagnosis[k].values()) for r in runs) for k in ("acs", "macs"))
+        total, dense = (
+            mean(r.diagnosis[f"energy_uj_{k}"] for r in runs) for k in ("total", "dense")
+        )
         cells = (variant.name, f"{acs:,.0f}", f"{macs:,.0f}", f"{total:.3g} µJ")
         saved = (f"{dense:.3g} µJ", f"{100 * total / dense:.1f} %" if dense else "-")
         rows.append([same(cell) for cell in (*cells, *saved)])
@@ -173,18 +202,18 @@ def energy(found: Found) -> Table:
 
 def robustness(found: Found) -> Figure:
     """Accuracy under attack and noise."""
-    drawn = []
-    for variant, run in found:
-        assert run.robustness is not None
-        n, rows = run.robustness.test.samples, run.robustness.robustness
-        spread: list[Interval] = [share(a * n, n) for a in rows.values()]
+    drawn, sizes = [], set()
+    for variant, runs in found:
+        measured = [run.robustness for run in runs if run.robustness]
+        sizes |= {f"{one.eps:.4f}" for one in measured}
+        names = [n for n in measured[0].robustness if all(n in one.robustness for one in measured)]
+        n = measured[0].test.samples
+        spread = [estimate([one.robustness[name] for one in measured], n) for name in names]
         y = [s.value for s in spread]
-        drawn.append(Line(same(variant.label), variant.color, list(rows), y, spread, None))
-    eps = found[0][1].robustness
-    assert eps is not None
+        drawn.append(Line(same(variant.label), variant.color, names, y, spread, None))
     figure = lines(
         "robustness", drawn, x=same(""), y=say("accuracy"), unit=" %",
-        caption=say("robustness_caption", eps=f"{eps.eps:.4f}"), wide=True,
+        caption=say("robustness_caption", eps=", ".join(sorted(sizes))), wide=True,
     )  # fmt: skip
     figure.layout["hovermode"] = "closest"
     return figure

@@ -1,6 +1,7 @@
 """`estl tune`: search the thresholds of TSE on the validation split."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -53,7 +54,9 @@ def tune(
     if not take_over():
         return
     recipe = keep_recipe(flags.spell_out(overrides), output_dir)
-    grid = {"tau_f": grid_tau_f, "kappa": grid_kappa} if grid_tau_f else None
+    grid: dict[str, Sequence[float]] | None = None
+    if grid_tau_f:
+        grid = {"tau_f": grid_tau_f, "kappa": grid_kappa}
     if launcher != "local" or at_once > 1:
         open_study(output_dir, storage, prune)  # or those that begin together would each make it
         work_together(launcher, output_dir, at_once, trials, grid, storage, prune, per_run)

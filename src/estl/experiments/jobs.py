@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,7 +34,7 @@ class Job(NamedTuple):
     place: str
 
 
-Ended = Iterator[tuple[Job, str]]
+Ended = Generator[tuple[Job, str], None, None]
 """Each job that has ended, and what went wrong with it ("" if nothing did)."""
 
 

@@ -39,7 +39,15 @@ def postgresql() -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     data = folder / "data"
-    made: list[str | Path] = [tools / "initdb", "-D", data, "-U", "estl", "--auth=trust", "--no-sync"]
+    made: list[str | Path] = [
+        tools / "initdb",
+        "-D",
+        data,
+        "-U",
+        "estl",
+        "--auth=trust",
+        "--no-sync",
+    ]
     subprocess.run(made, user=owner, cwd=folder, check=True, capture_output=True)
     options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
     control: list[str | Path] = [tools / "pg_ctl", "-D", data, "-w", "-l", folder / "log"]

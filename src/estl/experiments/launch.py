@@ -87,7 +87,7 @@ def ray(jobs: Sequence[Job], at_once: int, per_run: Mapping[str, Any]) -> Ended:
     lost, the job goes on elsewhere. They end with this process.
 
     Raises:
-        ValueError: no Ray, no cluster, or no node that has what a job asks for.
+        ValueError: no Ray, no cluster, or an option that Ray does not know.
     """
     ray = _package("ray")
     if not jobs:
@@ -108,6 +108,10 @@ def ray(jobs: Sequence[Job], at_once: int, per_run: Mapping[str, Any]) -> Ended:
             task = ray.remote(**options)(complete)
         except (ValueError, TypeError) as error:
             raise ValueError(f"--per-run is refused by Ray: {error}") from None
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        asked = {"CPU": options["num_cpus"], "GPU": options["num_gpus"]}
+        if not any(all(node.get(name, 0) >= n for name, n in asked.items()) for node in nodes):
+            print(f"no node of the cluster has {asked}: runs wait until one joins", flush=True)
         to_do = list(jobs)
         under_way: dict[Any, Job] = {}
         shown = time.monotonic()
@@ -115,7 +119,7 @@ def ray(jobs: Sequence[Job], at_once: int, per_run: Mapping[str, Any]) -> Ended:
             while to_do and (not at_once or len(under_way) < at_once):
                 job = to_do.pop(0)
                 under_way[task.remote(job)] = job
-            ended, _ = ray.wait(list(under_way), timeout=1.0)
+            ended, _ = ray.wait(list(under_way), num_returns=len(under_way), timeout=0)
             for reference in ended:
                 job = under_way.pop(reference)
                 try:
@@ -125,6 +129,7 @@ def ray(jobs: Sequence[Job], at_once: int, per_run: Mapping[str, Any]) -> Ended:
             if time.monotonic() - shown > EVERY:
                 shown = time.monotonic()
                 print(progress([*under_way.values(), *to_do]), flush=True)
+            time.sleep(0.5)  # not in Ray, which makes a KeyboardInterrupt of every signal
     finally:
         ray.shutdown()
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from estl.commands.flags import ANY, Overrides, TrainingFlags
-from estl.commands.sweep import Launcher, Names, Seeds, run_sweep
+from estl.commands.sweep import Launcher, Names, PerRun, Seeds, run_sweep
 
 
 def ablate(
@@ -14,7 +14,7 @@ def ablate(
     seeds: Seeds = (0, 1, 2),
     jobs: int | None = None,
     launcher: Launcher = "local",
-    per_run: str = "",
+    per_run: PerRun = "",
 ) -> None:
     """Every rung of the guided distillation, on the same data, seeds and budget.
 
@@ -22,9 +22,9 @@ def ablate(
         output_dir: the sweep's folder; one that exists is continued.
         rungs: some of 1,2,2s,2w,3,4,5,6,6x,6s,6m,6j (default: all that the recipe can have).
         seeds: comma-separated, e.g. 0,1,2.
-        jobs: runs at a time (default: one; on a cluster as many as there is room for).
-        launcher: where the runs are: here, on a Ray cluster, or as jobs of SLURM.
-        per_run: what a run asks of the cluster, e.g. num_gpus=1,num_cpus=4 (docs/scale.md).
+        jobs: runs at a time.
+        launcher: local, ray or slurm; --per-run (docs/scale.md).
+        per_run: what a run asks of the cluster, e.g. num_gpus=1,num_cpus=4.
     """
     from estl.experiments.ablate import rungs as variants
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from estl.commands.flags import ANY, Overrides, TrainingFlags
-from estl.commands.sweep import Launcher, Names, Seeds, run_sweep
+from estl.commands.sweep import Launcher, Names, PerRun, Seeds, run_sweep
 
 
 def compare(
@@ -14,7 +14,7 @@ def compare(
     seeds: Seeds = (0, 1, 2),
     jobs: int | None = None,
     launcher: Launcher = "local",
-    per_run: str = "",
+    per_run: PerRun = "",
     robust: bool = False,
     eps: str = "8/255",
 ) -> None:
@@ -26,11 +26,11 @@ def compare(
         output_dir: the sweep's folder; one that exists is continued.
         only: some of plain,tet,tse,tse-aggressive,tse-conservative (default: these), tre,tse+tet.
         seeds: comma-separated, e.g. 0,1,2.
-        jobs: runs at a time (default: one; on a cluster as many as there is room for).
-        launcher: where the runs are: here, on a Ray cluster, or as jobs of SLURM.
-        per_run: what a run asks of the cluster, e.g. num_gpus=1,num_cpus=4 (docs/scale.md).
+        jobs: runs at a time.
+        launcher: local, ray or slurm; --per-run (docs/scale.md).
+        per_run: what a run asks of the cluster, e.g. num_gpus=1,num_cpus=4.
         robust: also test every run under attack and noise.
-        eps: of the attacks, a share of each sample's range.
+        eps: of the attacks, of each sample's range.
     """
     from estl.evaluation.attacks import parse_eps
     from estl.experiments.compare import experiments, robustness

@@ -24,7 +24,10 @@ def _listed(kind: Callable[[str], Any]) -> Callable[[Any, Sequence[Token]], tupl
     return convert
 
 
-Launcher = Literal["local", "ray", "slurm"]
+Launcher = Annotated[
+    Literal["local", "ray", "slurm"], Parameter(show_choices=False, show_default=False)
+]
+PerRun = Annotated[str, Parameter(show=False)]
 Seeds = Annotated[tuple[int, ...], Parameter(converter=_listed(int), n_tokens=1)]
 Floats = Annotated[tuple[float, ...], Parameter(converter=_listed(float), n_tokens=1)]
 Names = Annotated[tuple[str, ...], Parameter(converter=_listed(str), n_tokens=1)]

@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from estl.commands.flags import ANY, Overrides, TrainingFlags
-from estl.commands.sweep import Floats, Launcher, check_jobs
+from estl.commands.sweep import Floats, Launcher, PerRun, check_jobs
 
 
 def tune(
@@ -21,7 +21,7 @@ def tune(
     storage: str | None = None,
     jobs: int | None = None,
     launcher: Launcher = "local",
-    per_run: str = "",
+    per_run: PerRun = "",
     prune: Annotated[bool, Parameter(negative="--no-prune")] = True,
 ) -> None:
     """Search tau_f and kappa of TSE on the validation split with Optuna.
@@ -29,13 +29,13 @@ def tune(
     Args:
         output_dir: the study's folder; one that exists is continued.
         trials: in all, those before included.
-        grid_tau_f: comma-separated, e.g. 0.3,0.5,0.7: try every pair instead of searching by TPE.
+        grid_tau_f: 0.3,0.5,0.7: all pairs, no TPE.
         grid_kappa: likewise, e.g. 0.5,1,2.
-        storage: Optuna storage URL (default: SQLite in the folder, for one machine).
-        jobs: trials at a time (default: one).
-        launcher: where they are: here, on a Ray cluster, or as jobs of SLURM.
-        per_run: what a trial asks of the cluster, e.g. num_gpus=1,num_cpus=4 (docs/scale.md).
-        prune: end trials that are worse than the median.
+        storage: URL for Optuna (default: SQLite there).
+        jobs: trials at a time.
+        launcher: local, ray or slurm; --per-run (docs/scale.md).
+        per_run: what a trial asks of the cluster, e.g. num_gpus=1,num_cpus=4.
+        prune: end those below the median.
     """
     from estl.experiments.sweep import keep_recipe
     from estl.experiments.tune import open_study, work_together

@@ -98,10 +98,10 @@ def complete(
         with log.open("w") as file:
             out = None if shown else file
             with _deaf():
-                process = subprocess.Popen(
+                popen = subprocess.Popen(
                     command, stdout=out, stderr=file, env=own, cwd=job.place, pass_fds=(lock,)
                 )
-            with process:
+            with popen as process:
                 running.append(process)
                 try:
                     status = process.wait()

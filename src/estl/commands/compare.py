@@ -30,7 +30,7 @@ def compare(
         launcher: local, ray or slurm; --per-run (docs/scale.md).
         per_run: what a run asks of the cluster, e.g. num_gpus=1,num_cpus=4.
         robust: also test every run under attack and noise.
-        eps: of the attacks, of each sample's range.
+        eps: share of a sample's range.
     """
     from estl.evaluation.attacks import parse_eps
     from estl.experiments.compare import experiments, robustness

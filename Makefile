@@ -48,11 +48,16 @@ format: .venv/installed
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-# SpikingJelly and snnTorch as test oracles and benchmark peers, and what exports are read back by.
-# Without --no-deps the peers would replace torch.
+# SpikingJelly and snnTorch as test oracles and benchmark peers, what exports are read back by, and what
+# sweeps on other machines need. Without --no-deps the peers would replace torch.
 peers: .venv/installed
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[export]"
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[export,slurm,postgresql]"
 	$(BIN)/pip install --quiet --no-deps -r requirements-peers.txt
+
+# A sweep on a Ray cluster of two nodes, one of which is killed: a minute or two, and Ray is large.
+cluster: .venv/installed
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[ray]"
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/experiments/test_launch.py
 
 # The documentation as a site, in build/site; a dead link fails.
 docs: .venv/installed
@@ -73,4 +78,4 @@ docs: .venv/installed
 clean:
 	rm -rf .venv .venv-lowest build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: demo test fast other-processor lowest bench check format peers docs clean
+.PHONY: demo test fast other-processor lowest bench check format peers cluster docs clean

@@ -179,7 +179,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
             status = main(command[3:])
         return nullcontext(SimpleNamespace(wait=lambda: status))
 
-    monkeypatch.setattr("estl.experiments.sweep.subprocess.Popen", call)
+    monkeypatch.setattr("estl.experiments.jobs.subprocess.Popen", call)
     monkeypatch.setattr("estl.report.run.finish", lambda *_: None)
     monkeypatch.setattr("estl.report.pictures.Pictures", Callback)
 

@@ -1,7 +1,12 @@
 """Shards are streamed: every sample once an epoch, whoever reads, in an order that is known."""
 
 import json
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import lightning as L
@@ -18,7 +23,7 @@ from estl.data.module import ItemData, with_items
 from estl.data.sets.digits import Digits
 from estl.data.sets.folder import ImageFolder
 from estl.data.sets.photographs import Photographs
-from estl.data.shards import read_shard, unpack_sample, write_shards
+from estl.data.shards import read_index, read_shard, unpack_sample, write_shards
 from estl.data.stream import Shards, Stream
 from estl.training.recipe import parse
 from estl.types import Batch
@@ -286,3 +291,31 @@ def test_leaks_that_were_allowed_have_to_be_allowed_again(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="allow_leaks"):
         Shards(tmp_path)
     assert Shards(tmp_path, allow_leaks=True).sizes == data.sizes
+
+
+@pytest.fixture
+def address(root: Path) -> Iterator[str]:
+    """Of a web server of the shards, which this starts and ends."""
+    if shutil.which("curl") is None:
+        pytest.skip("no curl here, with which webdataset reads web addresses")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(root))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_shards_at_a_web_address_are_those_of_the_folder(root: Path, address: str) -> None:
+    options = {"batch_size": 4, "buffer": 16, "seed": 3}
+    one, two = (numbers(Shards(a, **options).train_dataloader()) for a in (root, address))
+    assert one == two
+    name = read_index(str(root))["splits"]["train"][0]["file"]
+    (root / name).write_bytes(b"cut")
+    with pytest.raises(ValueError, match=rf"{address}/train.*truncated or replaced"):
+        numbers(Shards(address, **options).train_dataloader())
+
+
+def test_an_address_is_no_command(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="shards are read from a folder, http"):
+        Shards(f"pipe:touch {tmp_path}/ran #://x")
+    assert not (tmp_path / "ran").exists()

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from estl.data.sets.digits import Digits
-from estl.experiments.sweep import gpus
+from estl.experiments.jobs import gpus
 from estl.neurons import LIF
 from estl.supervision import TET, TRE, TSE, EdgeGuidedDistillation, MeanCE, Sum
 from estl.supervision.terms import WRITTEN

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from estl.commands.flags import ANY, Overrides, TrainingFlags
-from estl.commands.sweep import Names, Seeds, run_sweep
+from estl.commands.sweep import Launcher, Names, PerRun, Seeds, run_sweep
 
 
 def ablate(
@@ -12,7 +12,9 @@ def ablate(
     output_dir: Path,
     rungs: Names = (),
     seeds: Seeds = (0, 1, 2),
-    jobs: int = 1,
+    jobs: int | None = None,
+    launcher: Launcher = "local",
+    per_run: PerRun = "",
 ) -> None:
     """Every rung of the guided distillation, on the same data, seeds and budget.
 
@@ -21,6 +23,8 @@ def ablate(
         rungs: some of 1,2,2s,2w,3,4,5,6,6x,6s,6m,6j (default: all that the recipe can have).
         seeds: comma-separated, e.g. 0,1,2.
         jobs: runs at a time.
+        launcher: local, ray or slurm; --per-run (docs/scale.md).
+        per_run: what a run asks of the cluster, e.g. num_gpus=1,num_cpus=4.
     """
     from estl.experiments.ablate import rungs as variants
 
@@ -32,5 +36,7 @@ def ablate(
         seeds,
         output_dir,
         jobs,
+        launcher,
+        per_run,
         bases=("1", "2"),
     )

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from estl.commands.flags import ANY, Overrides, TrainingFlags
-from estl.commands.sweep import Names, Seeds, run_sweep
+from estl.commands.sweep import Launcher, Names, PerRun, Seeds, run_sweep
 
 
 def compare(
@@ -12,7 +12,9 @@ def compare(
     output_dir: Path,
     only: Names = (),
     seeds: Seeds = (0, 1, 2),
-    jobs: int = 1,
+    jobs: int | None = None,
+    launcher: Launcher = "local",
+    per_run: PerRun = "",
     robust: bool = False,
     eps: str = "8/255",
 ) -> None:
@@ -25,8 +27,10 @@ def compare(
         only: some of plain,tet,tse,tse-aggressive,tse-conservative (default: these), tre,tse+tet.
         seeds: comma-separated, e.g. 0,1,2.
         jobs: runs at a time.
+        launcher: local, ray or slurm; --per-run (docs/scale.md).
+        per_run: what a run asks of the cluster, e.g. num_gpus=1,num_cpus=4.
         robust: also test every run under attack and noise.
-        eps: of the attacks, a share of each sample's range.
+        eps: share of a sample's range.
     """
     from estl.evaluation.attacks import parse_eps
     from estl.experiments.compare import experiments, robustness
@@ -35,7 +39,15 @@ def compare(
     size, variants = parse_eps(eps), experiments(only)
     args = flags.spell_out(overrides)
     ran = run_sweep(
-        "Comparison", args, lambda _: variants, seeds, output_dir, jobs, ["supervision"]
+        "Comparison",
+        args,
+        lambda _: variants,
+        seeds,
+        output_dir,
+        jobs,
+        launcher,
+        per_run,
+        ["supervision"],
     )
     if ran and robust:
         text = robustness_table(robustness(variants, seeds, output_dir, size), size)

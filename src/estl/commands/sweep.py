@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter, Token
 
@@ -24,9 +24,24 @@ def _listed(kind: Callable[[str], Any]) -> Callable[[Any, Sequence[Token]], tupl
     return convert
 
 
+Launcher = Annotated[
+    Literal["local", "ray", "slurm"], Parameter(show_choices=False, show_default=False)
+]
+PerRun = Annotated[str, Parameter(show=False)]
 Seeds = Annotated[tuple[int, ...], Parameter(converter=_listed(int), n_tokens=1)]
 Floats = Annotated[tuple[float, ...], Parameter(converter=_listed(float), n_tokens=1)]
 Names = Annotated[tuple[str, ...], Parameter(converter=_listed(str), n_tokens=1)]
+
+
+def check_jobs(jobs: int | None) -> int:
+    """What --jobs says, 0 if it is not given.
+
+    Raises:
+        ValueError: a number below 1.
+    """
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"--jobs is {jobs}: give a number at least 1")
+    return jobs or 0
 
 
 def run_sweep(
@@ -35,7 +50,9 @@ def run_sweep(
     variants_of: Callable[[dict[str, Any]], "list[Variant]"],
     seeds: Sequence[int],
     folder: Path,
-    jobs: int,
+    jobs: int | None,
+    launcher: str,
+    per_run: str,
     without: Sequence[str] = (),
     bases: Sequence[str] = (),
 ) -> bool:
@@ -53,14 +70,15 @@ def run_sweep(
     from estl.report.run import finish
     from estl.training.processes import take_over
 
-    if jobs < 1:
-        raise ValueError(f"--jobs is {jobs}: give a number at least 1")
+    at_once = check_jobs(jobs)
     started = take_over()
     if not started:
         return False
+    if launcher == "local":
+        at_once = max(at_once, started)
     recipe = keep_recipe(args, folder, without)
     variants = variants_of(recipe)
-    found = sweep(recipe, variants, seeds, folder, jobs=max(jobs, started))
+    found = sweep(recipe, variants, seeds, folder, jobs=at_once, launcher=launcher, per_run=per_run)
     what = {variant.name: variant.what for variant in variants}
     title = f"{title} on {recipe['data']['class_path'].rpartition('.')[2]}"
     command = " ".join(["estl", *sys.argv[1:]])

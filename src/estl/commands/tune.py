@@ -1,13 +1,14 @@
 """`estl tune`: search the thresholds of TSE on the validation split."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from estl.commands.flags import ANY, Overrides, TrainingFlags
-from estl.commands.sweep import Floats
+from estl.commands.sweep import Floats, Launcher, PerRun, check_jobs
 
 
 def tune(
@@ -18,6 +19,9 @@ def tune(
     grid_tau_f: Floats = (),
     grid_kappa: Floats = (),
     storage: str | None = None,
+    jobs: int | None = None,
+    launcher: Launcher = "local",
+    per_run: PerRun = "",
     prune: Annotated[bool, Parameter(negative="--no-prune")] = True,
 ) -> None:
     """Search tau_f and kappa of TSE on the validation split with Optuna.
@@ -25,27 +29,37 @@ def tune(
     Args:
         output_dir: the study's folder; one that exists is continued.
         trials: in all, those before included.
-        grid_tau_f: comma-separated, e.g. 0.3,0.5,0.7: try every pair instead of searching by TPE.
+        grid_tau_f: 0.3,0.5,0.7: all pairs, no TPE.
         grid_kappa: likewise, e.g. 0.5,1,2.
-        storage: Optuna storage URL (default: SQLite in the folder).
-        prune: end trials that are worse than the median.
+        storage: URL for Optuna (default: SQLite there).
+        jobs: trials at a time.
+        launcher: local, ray or slurm; --per-run (docs/scale.md).
+        per_run: what a trial asks of the cluster, e.g. num_gpus=1,num_cpus=4.
+        prune: end those below the median.
     """
     from estl.experiments.sweep import keep_recipe
+    from estl.experiments.tune import open_study, work_together
     from estl.experiments.tune import tune as search
     from estl.report.search import write
     from estl.training.processes import take_over
 
     if bool(grid_tau_f) != bool(grid_kappa):
         raise ValueError("a grid needs both: give --grid-tau-f and --grid-kappa, or neither")
+    if launcher != "local" and (storage is None or storage.startswith("sqlite")):
+        raise ValueError(
+            f"--launcher {launcher} needs a --storage that all machines reach, as "
+            "postgresql+psycopg://USER:PASSWORD@HOST/NAME: SQLite is for one"
+        )
+    at_once = check_jobs(jobs) or 1
     if not take_over():
         return
-    study = search(
-        keep_recipe(flags.spell_out(overrides), output_dir),
-        output_dir,
-        trials=trials,
-        grid={"tau_f": grid_tau_f, "kappa": grid_kappa} if grid_tau_f else None,
-        storage=storage,
-        prune=prune,
-    )
+    recipe = keep_recipe(flags.spell_out(overrides), output_dir)
+    grid: dict[str, Sequence[float]] | None = None
+    if grid_tau_f:
+        grid = {"tau_f": grid_tau_f, "kappa": grid_kappa}
+    if launcher != "local" or at_once > 1:
+        open_study(output_dir, storage, prune)  # or those that begin together would each make it
+        work_together(launcher, output_dir, at_once, trials, grid, storage, prune, per_run)
+    study = search(recipe, output_dir, trials=trials, grid=grid, storage=storage, prune=prune)
     print(write(study, output_dir, " ".join(["estl", *sys.argv[1:]])))
     print(f"table, figure and run folders: {output_dir}")

@@ -211,9 +211,19 @@ def read_shard(root: str, shard: Mapping[str, Any]) -> Iterator[Parts]:
 
 
 def _read(url: str) -> bytes:
-    """The bytes of a file or of a web address (webdataset's `gopen`)."""
-    if "://" not in url and not Path(url).is_file():
-        raise FileNotFoundError(f"no file {url}: point --data-path at a folder of estl data shard")
+    """The bytes of a file or of a web address (webdataset's `gopen`).
+
+    Nothing else: webdataset would run the command of a `pipe:` address, and a checkpoint may be a
+    stranger's.
+    """
+    scheme, web, _ = url.partition("://")
+    if not web:
+        if not Path(url).is_file():
+            raise FileNotFoundError(
+                f"no file {url}: point --data-path at a folder of estl data shard"
+            )
+    elif scheme not in ("http", "https"):
+        raise ValueError(f"{url}: shards are read from a folder, http:// or https://")
     with wds.gopen(url) as stream:
         return bytes(stream.read())
 
@@ -226,8 +236,9 @@ def read_index(root: str) -> dict[str, Any]:
         ValueError: not an index, or one of another format.
     """
     url = f"{root}/{INDEX}"
+    content = _read(url)
     try:
-        index: dict[str, Any] = json.loads(_read(url))
+        index: dict[str, Any] = json.loads(content)
         if index["format"] == _FORMAT:
             TypeAdapter(_Index).validate_python(index)
             if index.get("sha256", (found := _digest(index))) == found:

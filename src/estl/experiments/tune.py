@@ -5,6 +5,7 @@ reported is validation, and the best thresholds are then trained and tested by `
 """
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from sqlalchemy.exc import SQLAlchemyError
 
+from estl.experiments.jobs import Job
+from estl.experiments.launch import launch
 from estl.supervision import TSE
 from estl.training.names import public_path
 from estl.training.recipe import merge, parse_recipe
@@ -45,6 +48,35 @@ class Report(Callback):
             raise optuna.TrialPruned
 
 
+class ByTrial(optuna.samplers.BaseSampler):
+    """TPE that draws a trial's values from the seed and the trial's number.
+
+    Processes that begin together on one study draw different values, and a study that is continued
+    draws what it would have drawn.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def before_trial(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        """Begin anew."""
+        self.tpe = optuna.samplers.TPESampler(seed=self.seed + trial.number, constant_liar=True)
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: optuna.trial.FrozenTrial
+    ) -> dict[str, Any]:
+        """No values are drawn together."""
+        return {}
+
+    def sample_relative(self, *args: Any) -> dict[str, Any]:
+        """None of them."""
+        return {}
+
+    def sample_independent(self, *args: Any) -> Any:
+        """A value, as TPE draws it."""
+        return self.tpe.sample_independent(*args)
+
+
 def tune(
     recipe: dict[str, Any],
     folder: Path,
@@ -57,7 +89,8 @@ def tune(
 ) -> optuna.Study:
     """Search tau_f and kappa; a study that exists is continued up to `trials` trials in all.
 
-    Several machines may work on one study: give each the same `storage` and `folder` name.
+    Several processes may work on one study, on machines of their own too: give each the same
+    `storage` and `folder`. What is under way in one when the others have done `trials` is finished.
 
     Args:
         recipe: plain values; its supervision becomes TSE.
@@ -78,28 +111,10 @@ def tune(
         raise ValueError(f"trials={trials}: at least 1")
     if grid is not None and not all(grid.get(name) for name in RANGES):
         raise ValueError(f"grid={grid}: give values for both of {', '.join(RANGES)}")
-    folder.mkdir(parents=True, exist_ok=True)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = open_study(folder, storage, prune)
     values = {name: sorted(set(listed)) for name, listed in (grid or {}).items()}
-    url = storage or f"sqlite:///{folder.resolve() / 'study.db'}"
-    try:
-        study = optuna.create_study(
-            study_name=folder.name,
-            storage=url,
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=3)
-            if prune
-            else optuna.pruners.NopPruner(),
-            direction="maximize",
-            load_if_exists=True,
-        )
-    except (SQLAlchemyError, ImportError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"the study in {url} cannot be opened ({reason}): give another --storage, or another "
-            "--output-dir"
-        ) from None
-    if grid is None:  # a continued study draws other values than it began with
-        study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
+    if grid is None:
+        study.sampler = ByTrial(seed)
     else:
         study.sampler = optuna.samplers.GridSampler(values, seed)
         trials = min(trials, math.prod(len(values[name]) for name in RANGES))
@@ -128,14 +143,72 @@ def tune(
         trial.set_user_attr("classes", finished[1].of.data.classes)
         return report.best
 
-    while (left := trials - len(ended(study))) > 0:
-        study.optimize(objective, n_trials=1)
-        last = study.trials[-1]
-        print(f"trial {last.number} {last.state.name.lower()}: {last.params}, {left - 1} left")
+    def show(study: optuna.Study, last: optuna.trial.FrozenTrial) -> None:
+        left = max(0, trials - len(ended(study)))
+        print(f"trial {last.number} {last.state.name.lower()}: {last.params}, {left} left")
+
+    while len(ended(study)) < trials:
+        study.optimize(objective, n_trials=1, callbacks=[show])
     return study
+
+
+def open_study(folder: Path, storage: str | None = None, prune: bool = True) -> optuna.Study:
+    """The study of a folder, made if it is not there; the arguments are those of `tune`.
+
+    Raises:
+        ValueError: it cannot be opened.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    url = storage or f"sqlite:///{folder.resolve() / 'study.db'}"
+    try:
+        return optuna.create_study(
+            study_name=folder.resolve().name,
+            storage=url,
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=3)
+            if prune
+            else optuna.pruners.NopPruner(),
+            direction="maximize",
+            load_if_exists=True,
+        )
+    except (SQLAlchemyError, ImportError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"the study in {url} cannot be opened ({reason}): give another --storage, or another "
+            "--output-dir"
+        ) from None
 
 
 def ended(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     """The finished and the pruned trials."""
     states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     return study.get_trials(deepcopy=False, states=states)
+
+
+def work_together(
+    launcher: str,
+    folder: Path,
+    workers: int,
+    trials: int,
+    grid: dict[str, Sequence[float]] | None,
+    storage: str | None,
+    prune: bool,
+    per_run: str,
+) -> None:
+    """Have processes of `estl tune` do the trials of a study, as many at a time as `workers`.
+
+    They read the recipe that is kept in the folder. The other arguments are those of `tune` and
+    `experiments.launch.launch`.
+    """
+    args = ["tune", f"--config={folder.resolve() / 'recipe.yaml'}", f"--trials={trials}"]
+    args += [f"--output-dir={folder.resolve()}"]
+    args += [] if storage is None else [f"--storage={storage}"]
+    args += [] if prune else ["--no-prune"]
+    for name, values in (grid or {}).items():
+        args += [f"--grid-{name.replace('_', '-')}={','.join(map(str, values))}"]
+    jobs = [
+        Job(f"worker {i}", folder.resolve() / f"worker{i}", tuple(args), os.getcwd())
+        for i in range(min(workers, trials))
+    ]
+    for job in launch(launcher, jobs, folder, 0 if launcher != "local" else len(jobs), per_run):
+        print(f"{job.name} has ended", flush=True)

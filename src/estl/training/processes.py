@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 _LAUNCHERS = re.compile(
     r"(TORCHELASTIC|SLURM|GROUP|ROLE)_|(LOCAL_|NODE_)?(RANK|WORLD_SIZE)$|MASTER_(ADDR|PORT)$"
 )
-_RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+_RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT", "ESTL_RESTART_COUNT")
 
 
 class Launched(NamedTuple):
@@ -75,6 +75,11 @@ def take_over() -> int:
         return 1
     if found.rank > 0:
         return 0
-    for name in [name for name in os.environ if _LAUNCHERS.match(name)]:
+    for name in os.environ.keys() - alone().keys():
         del os.environ[name]
     return found.here
+
+
+def alone() -> dict[str, str]:
+    """This process's environment without what a launcher has set, for a process of its own."""
+    return {name: value for name, value in os.environ.items() if not _LAUNCHERS.match(name)}

@@ -177,7 +177,7 @@ def newest_whole(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         epoch, path, saved = max(whole, key=lambda found: found[0])
         print(f"{problem}: going on from {path}, after epoch {epoch + 1}", file=sys.stderr)
         return path, saved
-    if taken(folder) or _epochs(folder) > 1:  # an epoch's line is written before its checkpoint
+    if taken(folder) or epochs(folder) > 1:  # an epoch's line is written before its checkpoint
         raise ValueError(
             f"{problem}, and {folder} has no other whole checkpoint: train again with "
             f"estl fit --config {folder / 'config.yaml'} --output-dir NEW"
@@ -197,10 +197,10 @@ def _with_state(path: Path) -> dict[str, Any]:
     return saved
 
 
-def _epochs(folder: Path) -> int:
+def epochs(folder: Path) -> int:
     """How many epochs `history.csv` has."""
     path = folder / "history.csv"
-    return path.read_bytes().count(b"\n") - 1 if path.exists() else 0
+    return max(0, path.read_bytes().count(b"\n") - 1) if path.exists() else 0
 
 
 def refuse_another(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:

@@ -140,6 +140,7 @@ def test_the_report_names_what_is_missing_broken_and_repeated(root: Path) -> Non
         "/".join(recordings[0].with_suffix("").parts[-2:])
     ]
     assert "truncated" in next(iter(report.unreadable.values()))
+    assert report.decoded == 7
     assert report.no_recording == [extra]
     assert report.wrong
     files(root, "MNIST/Test")[0].unlink()

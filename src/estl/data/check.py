@@ -281,7 +281,7 @@ def check(
     close = [p for p in pairs if p.leak and not any(p.items <= group for group in known)]
     counts = {s: Counter(i.label for i in items) for s, items in data.splits.items()}
     missing = (no_image, no_recording, unreadable)
-    return Report(counts, lacking(data), len(members), *missing, same, close)
+    return Report(counts, lacking(data), len(seen), *missing, same, close)
 
 
 def _probe(item: Item, load: Load) -> tuple[bytes, int | None]:

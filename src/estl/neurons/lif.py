@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from estl.neurons.fused import fused_lif, memory_order, precision_of, rows, unrows, worthwhile
+from estl.neurons.fused import fused_lif, precision_of, worthwhile
+from estl.neurons.layout import memory_order, rows, unrows
 
 Surrogate = Callable[[Tensor], Tensor]
 """Derivative in place of the step's, as a function of u = v - threshold."""

@@ -55,7 +55,8 @@ class Learner(LightningModule):
             norms, neurons and poolings: a third less time for a small VGGSNN, after a first step of
             half a minute and more (minutes for a deep student at many steps).
         recompute: whether the student's layers are computed again in the backward pass, with only
-            spikes kept in between: two fifths more time, memory that hardly grows with T.
+            spikes kept in between: two fifths more time, three quarters to half of the memory of
+            a deep student; nothing is saved where one block is most of it.
         recipe: the resolved configuration, kept in the checkpoint.
         classes: class names in the order of the labels, kept in the checkpoint.
         fingerprint: of the data, kept in the checkpoint.

@@ -1,6 +1,7 @@
 """Loggers and callbacks of a recipe reach the trainer."""
 
 import csv
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 def test_callbacks_of_a_recipe_are_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").write_text(COUNTS)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)  # of another test's folder
     options = {"path": str(tmp_path / "counted"), "start": 100}
     own = {"class_path": "mine.Counts", "init_args": options}
     train(with_trainer(callbacks=[own, STOP]), tmp_path / "run")

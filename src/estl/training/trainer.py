@@ -77,6 +77,8 @@ def plainly() -> Iterator[None]:
         yield
     except MisconfigurationException as error:
         raise ValueError(f"{error}: correct the keys of the trainer") from None
+    except ConnectionError as error:
+        raise OSError(_gone(f"process that loads is gone ({error})")) from None
     except (OSError, ValueError) as error:
         if (said := _of_loader(str(error))) is None:
             raise
@@ -84,14 +86,15 @@ def plainly() -> Iterator[None]:
     except RuntimeError as error:
         text = " ".join(str(error).split())
         if gone := re.search(r"DataLoader worker \(.*?\) (exited \w+|is killed[^.]*)", text):
-            raise OSError(
-                f"a {gone[0]}: it may have run out of memory, give a smaller --data.init_args."
-                "num_workers"
-            ) from None
+            raise OSError(_gone(gone[0])) from None
         if isinstance(error, dist.DistError) or "gloo" in text:
             what = "another process of this training is gone, or cannot be reached"
             raise OSError(f"{what} ({text[:80]}){stale_store()}") from None
         raise
+
+
+def _gone(what: str) -> str:
+    return f"a {what}: it may have run out of memory, give a smaller --data.init_args.num_workers"
 
 
 def _of_loader(text: str) -> str | None:

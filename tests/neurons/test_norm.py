@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 from estl.neurons import LIF, Sigmoid
 from estl.neurons import fused as kernels
 from estl.neurons.lif import Potentials
-from estl.neurons.norm import norm_lif, pairs
+from estl.neurons.norm import norm_lif, of_spikes, pairs
 from estl.students import VGGSNN, ResNet
 from estl.students.layers import Layers, conv_norm, time_first
 from estl.students.recompute import recomputing
@@ -246,6 +246,16 @@ def test_layers_in_training_take_one_pass(monkeypatch: pytest.MonkeyPatch) -> No
     assert not is_one_pass(layers()(x))  # too small to pay
     monkeypatch.setattr(kernels, "LARGE", x.numel())
     assert is_one_pass(layers()(x))
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_hook_of_spikes_is_called_and_keeps_nothing_apart() -> None:
+    net, seen = layers(), []
+    net[1].register_forward_hook(of_spikes(lambda _, __, spikes: seen.append(spikes)))
+    spikes = net(time_first(torch.rand(2, 3, 2, 6, 6), 2))
+    assert is_one_pass(spikes)
+    assert len(seen) == 1
+    assert seen[0] is spikes
 
 
 CHANGES: dict[str, Callable[[Layers], Any]] = {

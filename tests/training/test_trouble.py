@@ -3,6 +3,7 @@
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 
 from estl.data.sets import digits
 from estl.data.shards import write_shards
+from estl.neurons.norm import pairs
 from estl.students import VGGSNN
 from estl.training.checkpoint import read_checkpoint
 from estl.training.recipe import parse_recipe
 from estl.training.run import fit
 from estl.training.trainer import plainly
-from estl.training.trouble import FiniteCheck, NotFiniteError
+from estl.training.trouble import FiniteCheck, Firing, NotFiniteError
 from estl.types import Batch, Loss, Output
 from tests.small_runs import recipe
 
@@ -167,3 +169,11 @@ def test_a_process_that_is_gone_is_no_traceback() -> None:
         raise RuntimeError(text)
     with pytest.raises(RuntimeError, match="other"), plainly():
         raise RuntimeError("other")
+
+
+def test_looking_at_firing_rates_keeps_no_layer_from_its_fast_path() -> None:
+    student = VGGSNN(5, frame_size=(8, 8), layers=(4, "AP", 4))
+    firing, trainer = Firing(), SimpleNamespace(log_every_n_steps=1)
+    firing.on_train_batch_start(trainer, SimpleNamespace(student=student), None, 0)
+    assert len(firing.hooks) == 2
+    assert pairs(student.layers[0][1], student.layers[1])

@@ -148,20 +148,10 @@ def scan(
     return spikes, potential
 
 
-def _backward(
-    grad: Tensor,
-    x: Tensor,
-    decay: float,
-    gain: float,
-    threshold: float,
-    hard: bool,
-    detach_reset: bool,
-    surrogate: Callable[[Tensor], Tensor],
-    inclusive: bool,
-) -> Tensor:
-    """Gradient of x (T,M) from the gradient of the spikes."""
+def _backward(grad: Tensor, x: Tensor, *options: Any) -> Tensor:
+    """Gradient of x (T,M) from the gradient of the spikes; the options are those of `scan_back`."""
+    decay, gain, threshold, hard, _, _, inclusive = options
     potential = scan(steps_of(x), decay, gain, threshold, hard, inclusive)[1]
-    options = (decay, gain, threshold, hard, detach_reset, surrogate, inclusive)
     return stacked(scan_back(steps_of(grad), potential, *options), x.dtype)
 
 

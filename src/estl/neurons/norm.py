@@ -44,19 +44,32 @@ def pairs(norm: nn.Module, neuron: nn.Module) -> bool:
 
 
 def hooked(module: nn.Module) -> bool:
-    """Whether somebody looks at a module's calls.
+    """Whether somebody looks at a module's calls, but for hooks that are `of_spikes`.
 
     >>> module = nn.Identity()
     >>> hooked(module), module.register_forward_hook(print) is None, hooked(module)
     (False, False, True)
     """
     return bool(
-        module._forward_hooks
+        any(not hasattr(hook, "of_spikes") for hook in module._forward_hooks.values())
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
         or torch.nn.modules.module._has_any_global_hook()
     )
+
+
+def of_spikes(hook: Callable[..., None]) -> Callable[..., None]:
+    """Mark a forward hook of a neuron that reads its spikes alone: it is called, without what the
+    neuron reads, where that is fused with the norm before it.
+
+    >>> neuron = LIF.tet()
+    >>> handle = neuron.register_forward_hook(of_spikes(lambda module, args, spikes: None))
+    >>> hooked(neuron)
+    False
+    """
+    hook.of_spikes = True  # type: ignore[attr-defined]
+    return hook
 
 
 def norm_lif(norm: Norm, neuron: LIF, x: Float[Tensor, "B T *shape"]) -> Float[Tensor, "B T *out"]:
@@ -84,7 +97,10 @@ def norm_lif(norm: Norm, neuron: LIF, x: Float[Tensor, "B T *shape"]) -> Float[T
     )
     with torch.no_grad():
         _track(norm, mean, variance * (values / (values - 1)))
-    return flat.view(last.shape).movedim(-1, channels).transpose(0, 1)
+    spikes = flat.view(last.shape).movedim(-1, channels).transpose(0, 1)
+    for hook in neuron._forward_hooks.values():
+        hook(neuron, (), spikes)
+    return spikes
 
 
 def _track(norm: Norm, mean: Tensor, variance: Tensor) -> None:
@@ -178,19 +194,13 @@ def _backward(
     alpha: Tensor,
     beta: Tensor,
     mean: Tensor,
-    decay: float,
-    gain: float,
-    threshold: float,
-    hard: bool,
-    detach_reset: bool,
-    surrogate: Callable[[Tensor], Tensor],
-    inclusive: bool,
+    *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradient of the current (T,M,C); its sum over T and that of its product with x - mean, both
-    (M,C).
+    (M,C). The options are those of `scan_back`.
     """
+    decay, gain, threshold, hard, _, _, inclusive = options
     potential = scan(_currents(x, alpha, beta), decay, gain, threshold, hard, inclusive)[1]
-    options = (decay, gain, threshold, hard, detach_reset, surrogate, inclusive)
     grad_y = scan_back(steps_of(grad), potential, *options)
     products = [g * (x_t - mean) for g, x_t in zip(grad_y, x, strict=True)]
     return stacked(grad_y, x.dtype), _sum(grad_y), _sum(products)

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -77,9 +78,9 @@ def plainly() -> Iterator[None]:
         yield
     except MisconfigurationException as error:
         raise ValueError(f"{error}: correct the keys of the trainer") from None
-    except ConnectionError as error:
-        raise OSError(_gone(f"process that loads is gone ({error})")) from None
     except (OSError, ValueError) as error:
+        if isinstance(error, ConnectionError) and _handed_over(error):
+            raise OSError(_gone(f"process that loads is gone ({error})")) from None
         if (said := _of_loader(str(error))) is None:
             raise
         raise (OSError if isinstance(error, OSError) else ValueError)(said) from None
@@ -91,6 +92,12 @@ def plainly() -> Iterator[None]:
             what = "another process of this training is gone, or cannot be reached"
             raise OSError(f"{what} ({text[:80]}){stale_store()}") from None
         raise
+
+
+def _handed_over(error: ConnectionError) -> bool:
+    """Whether it came of taking a batch from another process."""
+    places = traceback.extract_tb(error.__traceback__)
+    return any("multiprocessing" in place.filename for place in places)
 
 
 def _gone(what: str) -> str:

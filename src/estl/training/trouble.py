@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from estl.evaluation.energy import spiking_layers
+from estl.neurons.norm import of_spikes
 from estl.training.processes import rank
 from estl.training.resume import aside
 from estl.types import Batch, Loss
@@ -141,7 +142,7 @@ class Firing(Callback):
             spikes = out[0] if isinstance(out, tuple) else out
             self.rates.setdefault(name, []).append(spikes.detach().float().mean())
 
-        return hook
+        return of_spikes(hook)
 
     def on_train_batch_end(self, *args: Any) -> None:
         """Look no longer."""

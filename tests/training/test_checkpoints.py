@@ -1,6 +1,7 @@
 """Checkpoints are whole or known to be damaged, and a run folder is continued as what it is."""
 
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -93,6 +94,29 @@ def test_a_checkpoint_is_written_beside_its_place(
     with aside(path) as file:
         file.write(b"new")
     assert files(path.parent) == {"last.ckpt": b"new"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_stops_a_run_waits_for_the_end_of_a_file(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def write() -> None:
+        with aside(tmp_path / "last.ckpt") as file:
+            file.write(b"who")
+            signal.raise_signal(number)
+            file.write(b"le")
+
+    before = signal.signal(number, stop)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            write()
+        assert files(tmp_path) == {"last.ckpt": b"whole"}
+        assert signal.getsignal(number) is stop
+    finally:
+        signal.signal(number, before)
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ from estl.report.sources import COLORS, read_variants
 from estl.supervision import TSE, Sum
 from estl.supervision.tse import tse_keep
 from estl.types import Batch, Output
-from tests.report.fake_runs import DEVICE, parts, write_run, write_sweep
+from tests.report.fake_runs import DEVICE, parts, write_page, write_run, write_sweep
 
 
 def test_what_is_collected_is_what_the_network_says() -> None:
@@ -137,6 +137,23 @@ def test_a_figure_for_a_paper_says_its_axes_and_has_no_title(
         known = {html.escape(text, quote=False) for text in titles + keys}
         assert {word for word in words if re.search("[a-z]{2}", word)} <= known, figure.name
         assert known & words, figure.name
+
+
+def test_maps_for_a_paper_have_the_color_bars_of_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(paper.STYLE, "svg.fonttype", "none")
+    folder = write_run(tmp_path / "run")
+    for epoch in (1, 2):
+        write_page(folder, epoch)
+    paper.write(sections_of(read_variants([folder])), tmp_path)
+    said = {
+        stem: re.findall(r"<text[^>]*>([^<]*)<", (tmp_path / f"{stem}-page.svg").read_text())
+        for stem in ("slides_run", "pages_run", "data_samples")
+    }
+    assert {"0.0", "1.0"} <= set(said["slides_run"])
+    assert {"0.0", "1.0", "1/4", "1", "4"} <= set(said["pages_run"])  # times even attention
+    assert "1.0" not in said["data_samples"]  # pictures have none
 
 
 def lab(color: str, sees: np.ndarray) -> np.ndarray:

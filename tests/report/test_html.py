@@ -285,6 +285,31 @@ def test_seeds_that_are_tested_on_the_same_samples_do_not_multiply_them(sweep: P
         assert found == pytest.approx(half, rel=1e-3)
 
 
+def test_energy_is_that_of_the_operations_counted_over_all_seeds(
+    sweep: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(sweep, tmp_path / "all"))
+    additions, full, rows = [], [], {}
+    for seed in (0, 1):
+        path = folder / "6" / f"seed{seed}" / "diagnostics.json"
+        held = json.loads(path.read_text())
+        held["acs"] = {name: (seed + 1) * n for name, n in held["acs"].items()}  # seeds differ
+        additions.append(sum(held["acs"].values()))
+        full.append(sum(held["macs"].values()))
+        held["energy_uj_total"] = (0.9 * additions[-1] + 4.6 * full[-1]) * 1e-6
+        path.write_text(json.dumps(held))
+        dense = held["energy_uj_dense"]
+    parts = sections(folder)["time"].parts
+    (table,) = (p for p in parts if isinstance(p, Table) and p.head[-1].en == "share of dense")
+    for row in table.rows:
+        rows[row[0].en] = [cell.en for cell in row[1:]]
+    adds, macs = sum(additions) / 2, sum(full) / 2
+    spent = (0.9 * adds + 4.6 * macs) * 1e-6  # 45 nm: 0.9 and 4.6 pJ (Horowitz, 2014)
+    assert rows["6"][:2] == [f"{adds:,.0f}", f"{macs:,.0f}"]
+    assert rows["6"][2:4] == [f"{spent:.3g} µJ", f"{dense:.3g} µJ"]
+    assert rows["6"][4] == f"{100 * spent / dense:.1f} %"
+
+
 def test_accuracy_under_attack_is_shown_where_it_was_measured(sweep: Path, tmp_path: Path) -> None:
     assert "robustness" not in drawn(sweep)
     folder = Path(shutil.copytree(sweep, tmp_path / "all"))

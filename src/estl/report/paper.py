@@ -159,9 +159,11 @@ def _colors(scale: str | list[list[Any]]) -> "Colormap":
 
 
 def _grid(drawing: Any, figure: Figure) -> None:
-    """Pictures and maps, where the report has them."""
+    """Pictures and maps, where the report has them, and color bars below."""
     axes: dict[str, Any] = {}
-    left, low, high = 0.03, 0.08, 1 - 0.3 / drawing.get_figheight()  # titles of two lines
+    tall = drawing.get_figheight()
+    left, high = 0.2 / drawing.get_figwidth(), 1 - 0.3 / tall  # names of rows; titles of two lines
+    low = 0.3 / tall if any(trace.get("showscale") for trace in figure.data) else 0.08
     for trace in figure.data:
         name = trace["xaxis"]
         if name not in axes:
@@ -180,7 +182,16 @@ def _grid(drawing: Any, figure: Figure) -> None:
             continue
         z = np.ma.masked_invalid(np.array(trace["z"], float))
         shape = {"vmin": trace["zmin"], "vmax": trace["zmax"], "alpha": trace["opacity"]}
-        axes[name].imshow(z, extent=extent, cmap=_colors(trace["colorscale"]), **shape)
+        shown = axes[name].imshow(z, extent=extent, cmap=_colors(trace["colorscale"]), **shape)
+        if trace["showscale"]:
+            bar = trace["colorbar"]
+            length = (1 - left) * bar.get("len", 0.97)
+            start = left + (1 - left) * bar.get("x", 0)
+            below = drawing.add_axes((start, low - 0.09 / tall, length, 0.06 / tall))
+            drawing.colorbar(shown, below, orientation="horizontal", ticks=bar.get("tickvals"))
+            below.tick_params(labelsize=6, pad=1, length=2)
+            if "ticktext" in bar:
+                below.set_xticklabels(bar["ticktext"])
     across = [figure.layout[f"x{name[1:]}".replace("x", "xaxis")]["domain"] for name in axes]
     size = min(7.0, 11 * drawing.get_figwidth() * min(b - a for a, b in across))
     for i, note in enumerate(figure.layout["annotations"]):

@@ -229,7 +229,7 @@ def test_ctrl_c_ends_it_with_the_percentiles(root: Path, tmp_path: Path) -> None
     first += [run.stdout.readline() for _ in range(2)]
     time.sleep(0.1)
     run.send_signal(signal.SIGINT)
-    out, err = run.communicate(timeout=60)
+    out, err = run.communicate(timeout=300)
     assert [line.split()[0] for line in first] == ["0.000", "0.100", "0.200", "0.300", "0.400"]
     assert out.startswith("5 windows; milliseconds a step")
     assert "Traceback" not in err

@@ -36,7 +36,7 @@ def launch(words: list[str], folder: Path, *options: str) -> subprocess.Popen[st
 
 def finish(process: subprocess.Popen[str]) -> str:
     """What it said."""
-    said = process.communicate(timeout=300)[0]
+    said = process.communicate(timeout=600)[0]
     assert process.returncode == 0, said
     assert "Traceback" not in said
     return said
@@ -74,12 +74,12 @@ def test_a_lost_process_is_started_again_and_the_run_goes_on(whole: Path, tmp_pa
     words = ["fit", *DATA, *STUDENT, f"--epochs={EPOCHS}", f"--output-dir={folder}"]
     run = launch(words, tmp_path, "--max-restarts=1")
     try:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 600
         while not (folder / "last.ckpt").exists():
             assert time.monotonic() < deadline
             time.sleep(0.01)
         os.kill(processes_of(folder)[1], signal.SIGKILL)
-        said = run.communicate(timeout=300)[0]
+        said = run.communicate(timeout=600)[0]
     finally:
         run.terminate()  # torchrun ends its processes, too
         run.wait()
@@ -120,7 +120,7 @@ def test_other_commands_end_well(words: list[str], made: list[str], tmp_path: Pa
 @pytest.mark.slow
 def test_a_mistake_is_said_once(tmp_path: Path) -> None:
     run = launch(["fit", *DATA, *STUDENT, "--T=0"], tmp_path)
-    said = run.communicate(timeout=120)[0]
+    said = run.communicate(timeout=600)[0]
     assert run.returncode != 0
     assert said.count("estl fit: --T (data.init_args.T) is 0: give a number at least 1") == 1
     assert not list(tmp_path.iterdir())

@@ -112,6 +112,11 @@ def free_port() -> int:
         return int(some.getsockname()[1])
 
 
+def until_someone_listens(port: int) -> None:
+    while f":{port:04X} " not in Path("/proc/net/udp").read_text():
+        time.sleep(0.01)
+
+
 def packets(events: np.ndarray, n: int = 50) -> list[bytes]:
     packed = np.empty(len(events), PACKET)
     for name in "txyp":
@@ -122,7 +127,7 @@ def packets(events: np.ndarray, n: int = 50) -> list[bytes]:
 def sent(port: int, some: list[bytes]) -> threading.Thread:
     def send() -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
-            time.sleep(0.2)  # until someone listens
+            until_someone_listens(port)
             for data in some:
                 out.sendto(data, ("127.0.0.1", port))
 
@@ -149,7 +154,7 @@ def test_faery_sends_such_packets() -> None:
     port = free_port()
 
     def send() -> None:
-        time.sleep(0.2)
+        until_someone_listens(port)
         faery.events_stream_from_array(array, (40, 30)).to_udp(("127.0.0.1", port))
 
     sender = threading.Thread(target=send)

@@ -81,7 +81,7 @@ def test_an_ablation_on_two_nodes_is_complete_although_one_is_killed(
     try:
         (lost,) = cluster.worker_nodes
         raylet = lost.all_processes["raylet"][0].process.pid
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 600
         while not last_epoch(killed := run_below(raylet, runs)):
             assert time.monotonic() < deadline
             assert sweep.poll() is None
@@ -89,7 +89,7 @@ def test_an_ablation_on_two_nodes_is_complete_although_one_is_killed(
         cluster.remove_node(lost, allow_graceful=False)
         assert killed is not None
         assert not (killed / "results.json").exists()
-        status = sweep.wait(timeout=300)
+        status = sweep.wait(timeout=600)
     finally:
         sweep.terminate()
         sweep.wait()
@@ -115,7 +115,7 @@ def test_who_takes_a_job_over_begins_when_the_other_has_ended(tmp_path: Path) ->
         time.sleep(1.0)
         assert not (tmp_path / "log.txt").exists()
         fcntl.flock(lock, fcntl.LOCK_UN)
-        assert problem.result(60) == ""
+        assert problem.result(300) == ""
     assert "digits_tse" in (tmp_path / "log.txt").read_text()
 
 

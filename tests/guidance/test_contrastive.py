@@ -114,7 +114,7 @@ def rank_of_two(rank: int, folder: str) -> None:
         init_method=f"file://{folder}/store",
         rank=rank,
         world_size=2,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=300),
     )
     for positives in ("pair", "class"):
         towers = DistributedDataParallel(Towers(positives))

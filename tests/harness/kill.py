@@ -163,7 +163,7 @@ def left(folder: Path, temporary: Path) -> list[str]:
 
 def running(groups: list[int]) -> list[str]:
     """The groups of processes that do not end: one that loads looks for its parent every 5 s."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while alive := [group for group in groups if lives(group)]:
         if time.monotonic() > deadline:
             return [f"process group {group} was left" for group in alive]

@@ -305,7 +305,7 @@ def test_a_failing_compiler_is_reported_once_and_the_results_stay(
     both_inside = threading.Barrier(2)
 
     def fail(*args: Any) -> None:
-        both_inside.wait(timeout=10)
+        both_inside.wait(timeout=120)
         raise RuntimeError("no compiler\nand a long explanation")
 
     monkeypatch.setattr(kernels, "_compiled", lambda function: fail)

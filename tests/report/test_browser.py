@@ -1,7 +1,8 @@
 """Reports in a real browser, from the disk, without a network: a TSE run, a guided one, a sweep."""
 
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,26 @@ class Tab:
     def plot(self, name: str) -> Any:
         return self.page.locator(f'[id="{name}"]')
 
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until something on the page has happened."""
+        deadline = time.monotonic() + 120
+        while not condition():
+            assert time.monotonic() < deadline
+            self.page.wait_for_timeout(50)
+
+    def still(self, name: str) -> bytes:
+        """A picture of a plot in view that has stopped to move."""
+        plot = self.plot(name)
+        plot.scroll_into_view_if_needed()
+        seen = [plot.screenshot()]
+
+        def stopped() -> bool:
+            seen.append(plot.screenshot())
+            return bool(seen[-1] == seen[-2])
+
+        self.until(stopped)
+        return bytes(seen[-1])
+
     def close(self) -> None:
         self.context.close()
         assert self.troubles == []
@@ -119,41 +140,33 @@ def test_on_a_narrow_screen_captions_fit_and_pages_of_pictures_scroll_in_their_p
     assert around.bounding_box()["width"] <= 400
     around.focus()
     guided.keyboard.press("ArrowRight")
-    guided.wait_for_timeout(500)
-    assert around.evaluate("(element) => element.scrollLeft") > 0
+    tab.until(lambda: around.evaluate("(element) => element.scrollLeft") > 0)
 
 
 def test_the_slider_changes_the_maps_and_says_the_threshold(tabs: Any) -> None:
     tab = tabs("tse")
-    plot, slider = tab.plot("slides_tse"), tab.page.locator('[data-slides="slides_tse"]')
+    slider = tab.page.locator('[data-slides="slides_tse"]')
     said = tab.page.locator('label:has([data-slides="slides_tse"]) output')
     assert slider.input_value() in ("1", "2")  # where most is erased
     slider.fill("1")
     shown = tab.page.evaluate("$('slides_tse').data[0].source")
     assert shown.startswith("data:image/png;base64,")
-    plot.scroll_into_view_if_needed()
-    tab.page.wait_for_timeout(300)
-    before, text = plot.screenshot(), said.inner_text()
+    before, text = tab.still("slides_tse"), said.inner_text()
     slider.fill("2")
-    tab.page.wait_for_timeout(500)
-    assert plot.screenshot() != before
+    tab.until(lambda: tab.still("slides_tse") != before)
     assert text.startswith("t = 2, erased where")
     assert said.inner_text().startswith("t = 3, erased where")
     slider.fill("1")
-    tab.page.wait_for_timeout(500)
-    assert plot.screenshot() == before
+    tab.until(lambda: tab.still("slides_tse") == before)
 
 
 def test_the_slider_of_what_training_changed_changes_its_maps(tabs: Any) -> None:
     tab = tabs("tse")
     plot, slider = tab.plot("changes_tse"), tab.page.locator('[data-slides="changes_tse"]')
     assert slider.input_value() in ("1", "2")  # where most is erased
-    plot.scroll_into_view_if_needed()
-    tab.page.wait_for_timeout(300)
-    last = plot.screenshot()
+    last = tab.still("changes_tse")
     slider.fill("0")
-    tab.page.wait_for_timeout(500)
-    assert plot.screenshot() != last
+    tab.until(lambda: tab.still("changes_tse") != last)
     titles = plot.locator(".annotation-text").all_text_contents()
     assert titles[:3] == ["events", "erasedbefore", "erasedafter"]
 
@@ -165,8 +178,7 @@ def test_a_curve_says_its_values_where_one_points_and_is_zoomed_by_dragging(tabs
     box = plot.locator(".nsewdrag").first.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     mouse.move(x, y)
-    tab.page.wait_for_timeout(500)
-    assert "tse" in plot.locator(".hoverlayer").text_content()
+    tab.until(lambda: "tse" in plot.locator(".hoverlayer").text_content())
 
     def span() -> float:
         low, high = tab.page.evaluate("$('learning_terms').layout.xaxis.range")
@@ -176,11 +188,10 @@ def test_a_curve_says_its_values_where_one_points_and_is_zoomed_by_dragging(tabs
     mouse.down()
     mouse.move(x + box["width"] / 4, y, steps=5)
     mouse.up()
-    tab.page.wait_for_timeout(500)
-    assert span() == pytest.approx(whole / 4, rel=0.05)
+    tab.until(lambda: span() == pytest.approx(whole / 4, rel=0.05))
+    tab.page.wait_for_timeout(500)  # that the next two clicks are not taken for a third
     mouse.dblclick(x, y)
-    tab.page.wait_for_timeout(800)
-    assert span() == pytest.approx(whole, rel=0.01)
+    tab.until(lambda: span() == pytest.approx(whole, rel=0.01))
 
 
 def test_the_slider_of_a_guided_run_shows_the_maps_of_that_epoch_and_their_values(
@@ -192,14 +203,13 @@ def test_the_slider_of_a_guided_run_shows_the_maps_of_that_epoch_and_their_value
     assert said.inner_text() == "after epoch 3"
     plot.scroll_into_view_if_needed()
     slider.fill("0")
-    tab.page.wait_for_timeout(500)
-    assert said.inner_text() == "after epoch 1"
+    tab.until(lambda: said.inner_text() == "after epoch 1")
+    tab.still("pages_guided")
     layers = plot.locator(".nsewdrag")
     for column, value in ((1, "0.1"), (7, "1.10 times even")):  # of edges; of the student
         box = layers.nth(column).bounding_box()
         tab.page.mouse.move(box["x"] + 0.98 * box["width"], box["y"] + 0.98 * box["height"])
-        tab.page.wait_for_timeout(500)
-        assert value in plot.locator(".hoverlayer").text_content()
+        tab.until(lambda value=value: value in plot.locator(".hoverlayer").text_content())
 
 
 def test_a_click_on_its_name_hides_a_variants_curves_and_a_second_shows_them(tabs: Any) -> None:
@@ -208,12 +218,10 @@ def test_a_click_on_its_name_hides_a_variants_curves_and_a_second_shows_them(tab
     key = tab.page.locator('button[data-figure="curve_loss"]').first
     assert curves.count() == 6  # two seeds and their mean, of two variants
     key.click()
-    tab.page.wait_for_timeout(300)
-    assert curves.count() == 3
+    tab.until(lambda: curves.count() == 3)
     assert key.get_attribute("aria-pressed") == "false"
     key.click()
-    tab.page.wait_for_timeout(300)
-    assert curves.count() == 6
+    tab.until(lambda: curves.count() == 6)
 
 
 def test_all_of_the_page_changes_its_language(tabs: Any) -> None:
@@ -222,8 +230,7 @@ def test_all_of_the_page_changes_its_language(tabs: Any) -> None:
     assert title.text_content() == "time step t"
     assert tab.page.locator("h2:visible").first.inner_text() == "Overview"
     tab.page.locator("#language").click()
-    tab.page.wait_for_timeout(1000)
-    assert title.text_content() == "时间步 t"
+    tab.until(lambda: title.text_content() == "时间步 t")
     assert tab.page.locator("h2:visible").first.inner_text() == "概览"
     assert "纵轴范围" in tab.plot("steps_accuracy").get_attribute("aria-label")
     tab.page.locator('[data-slides="slides_tse"]').fill("2")

@@ -641,7 +641,7 @@ def rank_of_two(rank: int, folder: str) -> None:
         init_method=f"file://{folder}/store",
         rank=rank,
         world_size=2,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=300),
     )
     batch, half = make_batch(), slice(2 * rank, 2 * rank + 2)
     fields = batch.events[half], batch.label[half], batch.image[half]

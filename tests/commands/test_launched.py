@@ -20,6 +20,9 @@ STUDENT = ["--arch=vggsnn-pooled", "--student.init_args.layers=[4,AP,4]"]
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 TOWER = ["--image-size=16", "--patch=8", "--dim=16", "--depth=1", "--heads=2"]
 EPOCHS = 25
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1", "ESTL_COMPILE": "0", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"
+}  # fmt: skip
 
 
 def launch(words: list[str], folder: Path, *options: str) -> subprocess.Popen[str]:
@@ -30,7 +33,7 @@ def launch(words: list[str], folder: Path, *options: str) -> subprocess.Popen[st
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+        env=os.environ | ENVIRONMENT,
     )
 
 

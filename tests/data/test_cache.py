@@ -115,7 +115,7 @@ def test_static_items_keep_one_step(tmp_path: Path) -> None:
 def test_real_pairs_come_back_bit_by_bit(shared: Path, tmp_path: Path, workers: int) -> None:
     root = shared / "data" / "nmnist-pairs"
     plain = NMNISTPairs(root, T=4, per_class=3)
-    kept = NMNISTPairs(root, T=4, per_class=3, cache=tmp_path, num_workers=workers)
+    kept = NMNISTPairs(root, T=4, per_class=3, cache=str(tmp_path), num_workers=workers)
     for split in ("train", "test"):
         loaders = [DataLoader(d.dataset(split), 16, collate_fn=collate) for d in (plain, kept)]
         for a, b in zip(*loaders, strict=True):

@@ -193,7 +193,7 @@ class ItemData(EventData):
         load: Load,
         *,
         num_workers: int = 0,
-        cache: Path | None = None,
+        cache: Path | str | None = None,
         skip_broken: bool = False,
         content: Content = file_content,
         bridge: Bridge | None = None,
@@ -203,7 +203,7 @@ class ItemData(EventData):
         if cache is not None:
             everything = [item for items in splits.values() for item in items]
             how: dict[str, Any] = {"num_workers": num_workers, "skip_broken": skip_broken}
-            load = kept = open_cache(everything, load, cache, content, **how)
+            load = kept = open_cache(everything, load, Path(cache), content, **how)
             if kept.broken:
                 splits = {name: [i for i in items if i in kept] for name, items in splits.items()}
                 _tell_broken(kept.broken, kept.folder)

@@ -28,9 +28,9 @@ from estl.training.recipe import make_parser, parse
 ROOT = Path(__file__).parents[1]
 ENGLISH, CHINESE = (ROOT / name for name in ("README.md", "README.zh-CN.md"))
 TUNING, TUNING_CHINESE = (ROOT / "docs" / name for name in ("tuning.md", "tuning.zh-CN.md"))
-TWINS = [ENGLISH, *(ROOT / "docs" / f"{name}.md" for name in ("data", "tuning", "deploy"))]
-"""The pages that are there in English and in Chinese."""
 GUIDES = [ROOT / "docs" / name for name in ("data.md", "supervision.md")] + [TUNING]
+TWINS = [ENGLISH, *GUIDES, ROOT / "docs/deploy.md"]
+"""The pages that are there in English and in Chinese."""
 WITH_COMMANDS = [
     ENGLISH,
     *GUIDES,

@@ -6,6 +6,7 @@ import doctest
 import re
 import shlex
 import sys
+from collections import Counter
 from dataclasses import fields
 from importlib import import_module
 from inspect import Parameter, signature
@@ -101,6 +102,18 @@ def test_both_languages_have_the_same_figures(page: Path) -> None:
         sorted(n for n in re.findall(r"\d+[.,]\d+", prose(path))) for path in (page, chinese(page))
     )
     assert figures == same
+
+
+def names(page: Path) -> list[Counter[str]]:
+    """How often each section names what in code."""
+    sections = re.split(r"^#+ ", prose(page), flags=re.MULTILINE)
+    return [Counter(" ".join(c.split()) for c in re.findall(r"`[^`]+`", s)) for s in sections]
+
+
+@each_twin
+def test_no_section_lacks_a_name_that_its_english_twin_has(page: Path) -> None:
+    pairs = zip(names(page), names(chinese(page)), strict=True)
+    assert [missing for english, other in pairs if (missing := english - other)] == []
 
 
 def places(page: Path) -> list[tuple[str, int]]:

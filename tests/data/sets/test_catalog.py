@@ -32,7 +32,8 @@ from tests.tiny_sets import (
     write_recordings,
 )
 
-PAGE = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
+DOCS = Path(__file__).parents[3] / "docs"
+PAGE, CHINESE = ((DOCS / name).read_text() for name in ("data.md", "data.zh-CN.md"))
 BLOCK = PAGE.partition("### Layouts")[2].partition("```text\n")[2].partition("```")[0]
 
 
@@ -268,15 +269,19 @@ def test_the_catalog_imports_nothing_heavy() -> None:
     assert not {"torch", "numpy", "lightning", "PIL"} & set(run.stdout.split())
 
 
-def table(head: str) -> dict[str, list[str]]:
+def table(head: str, page: str = PAGE) -> dict[str, list[str]]:
     """The rows of a table of docs/data.md by their first cell."""
-    rows = PAGE.partition(head)[2].partition("\n\n")[0].splitlines()[1:]
+    rows = page.partition(head)[2].partition("\n\n")[0].splitlines()[1:]
     cells = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows[1:]]
     return {first.strip("` "): rest for first, *rest in cells}
 
 
+ARCHIVES = "| set | archives | folders |"
+SETS = "| `--dataset` | class | T | frames | splits | images |"
+
+
 def test_the_table_of_archives_is_the_catalogs() -> None:
-    documented = table("| set | archives | folders |")
+    documented = table(ARCHIVES)
     assert list(documented) == [row.name for row in CATALOG if row.archives]
     for row in (row for row in CATALOG if row.archives):
         archives = [one for a in row.archives for one in (a, a.labels) if one is not None]
@@ -290,7 +295,7 @@ def test_the_table_of_archives_is_the_catalogs() -> None:
 
 @pytest.mark.slow
 def test_the_table_of_sets_is_what_the_sets_are(tmp_path: Path) -> None:
-    documented = table("| `--dataset` | class | T | frames | splits | images |")
+    documented = table(SETS)
     assert list(documented) == [row.name for row in CATALOG]
     first = dict(reversed(layouts()))
     for row in CATALOG:
@@ -319,6 +324,27 @@ def test_the_table_of_sets_is_what_the_sets_are(tmp_path: Path) -> None:
             (lists / "test.txt").write_text("\n".join(names[:2]))
             more = [f"--data.init_args.splits={lists}"]
             assert built(*more, dataset=row.name, data_path=root).sizes["test"] == 2
+
+
+@pytest.mark.parametrize(
+    ("head", "translated"),
+    [
+        (ARCHIVES, "| 数据集 | 压缩包 | 目录 |"),
+        (SETS, "| `--dataset` | 类 | T | 帧 | 划分 | 图像 |"),
+    ],
+    ids=["archives", "sets"],
+)
+def test_the_chinese_tables_say_the_same(head: str, translated: str) -> None:
+    words = {"own": "自带", "fractions": "比例", "lists": "列表", "3 channels": "3 通道"}
+    words |= {"yes": "有", "no": "无", "by hand": "手动", "as packed": "打包时"}
+    said = [
+        (name, [{word for word in words if re.search(rf"\b{word}\b", cell)} for cell in cells])
+        for name, cells in table(head).items()
+    ]
+    assert said == [
+        (name, [{word for word, chinese in words.items() if chinese in cell} for cell in cells])
+        for name, cells in table(translated, CHINESE).items()
+    ]
 
 
 # A file as its set reads it

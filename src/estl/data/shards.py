@@ -2,7 +2,7 @@
 
 `write_shards` decodes a data set once and packs each split into tar files of the webdataset format
 (Aizman et al. 2019, "High Performance I/O For Large Scale Deep Learning"), which `estl.data.Shards`
-streams from a folder or a web address. Pairs and splits stay what they are.
+streams from a folder, a web address or an object store. Pairs and splits stay what they are.
 """
 
 import hashlib
@@ -30,6 +30,7 @@ from estl.data.columns import narrowest
 from estl.data.frames import Standard
 from estl.data.items import Item
 from estl.data.module import EventData, ItemData, with_items
+from estl.data.remote import read_bytes
 from estl.types import is_static
 
 INDEX = "index.json"
@@ -198,7 +199,7 @@ def read_shard(root: str, shard: Mapping[str, Any]) -> Iterator[Parts]:
         ValueError: another length or checksum.
     """
     url = f"{root}/{shard['file']}"
-    content = _read(url)
+    content = read_bytes(url)
     if len(content) != shard["bytes"]:
         raise ValueError(
             f"{url}: truncated or replaced ({len(content)} bytes, {shard['bytes']} in {INDEX}): "
@@ -210,24 +211,6 @@ def read_shard(root: str, shard: Mapping[str, Any]) -> Iterator[Parts]:
         yield {name: part for name, part in sample.items() if not name.startswith("__")}
 
 
-def _read(url: str) -> bytes:
-    """The bytes of a file or of a web address (webdataset's `gopen`).
-
-    Nothing else: webdataset would run the command of a `pipe:` address, and a checkpoint may be a
-    stranger's.
-    """
-    scheme, web, _ = url.partition("://")
-    if not web:
-        if not Path(url).is_file():
-            raise FileNotFoundError(
-                f"no file {url}: point --data-path at a folder of estl data shard"
-            )
-    elif scheme not in ("http", "https"):
-        raise ValueError(f"{url}: shards are read from a folder, http:// or https://")
-    with wds.gopen(url) as stream:
-        return bytes(stream.read())
-
-
 def read_index(root: str) -> dict[str, Any]:
     """The index of a folder, or web address, of shards.
 
@@ -236,7 +219,7 @@ def read_index(root: str) -> dict[str, Any]:
         ValueError: not an index, or one of another format.
     """
     url = f"{root}/{INDEX}"
-    content = _read(url)
+    content = read_bytes(url)
     try:
         index: dict[str, Any] = json.loads(content)
         if index["format"] == _FORMAT:

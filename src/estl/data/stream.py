@@ -100,7 +100,7 @@ class Shards(EventData):
     in `Stream`. There are no single items: a command that needs them takes the set itself.
 
     Args:
-        root: folder with the shards and their index, or its web address.
+        root: folder with the shards and their index, or its address: http://, https://, s3://.
         buffer: training samples that a worker mixes at a time; they are kept undecoded.
         loading: arguments of `EventData`: batch_size, seed, num_workers, augment, normalize.
 

@@ -6,6 +6,8 @@ import io
 import json
 import re
 import shutil
+import subprocess
+import sys
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,13 @@ def test_the_page_is_one_file_that_asks_for_nothing(run: Path, tmp_path: Path) -
     assert re.findall(r'(?:src|href)="(?!data:|#)', own) == []
     assert "http" not in own
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["report.html"]
+
+
+@pytest.mark.slow
+def test_a_page_is_drawn_without_lightning() -> None:
+    """Importing it takes longer than all the rest."""
+    code = "import sys, estl.report.html; sys.exit('lightning' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_page_holds_every_picture_once(run: Path) -> None:

@@ -13,10 +13,11 @@ import yaml
 
 from estl.students import VGGSNN
 from estl.training.checkpoint import read_checkpoint
+from estl.training.files import aside
 from estl.training.history import write as write_history
 from estl.training.predict import predict
 from estl.training.recipe import parse_recipe
-from estl.training.resume import Aside, aside, kept_recipe, newest_whole, taken
+from estl.training.resume import Aside, kept_recipe, newest_whole, taken
 from estl.training.run import fit
 from tests.small_runs import Kill, Killed, recipe, same, train
 

@@ -13,15 +13,15 @@ from estl.data.check import check
 from estl.data.module import EventData, ItemData
 from estl.data.show import event_picture
 from estl.evaluation.confidence import confusion, predictions, reliability, stopping
+from estl.report.drawing import spread
 from estl.report.pictures import as_bytes
+from estl.report.sources import COLLECTED
 from estl.supervision import TRE, TSE
 from estl.supervision.steps import eval_mode, of_true_class
 from estl.supervision.tre import tre_keep
+from estl.training.files import aside
 from estl.training.recipe import Parts
-from estl.training.resume import aside
 from estl.types import Batch, Output, Supervision
-
-FILE = "report.npz"
 
 _THRESHOLDS = torch.tensor([0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.1])
 _DECODED, _TOLD = 20, 3  # items of each split that are decoded; findings of a kind that are told
@@ -133,17 +133,8 @@ class Collector:
     def write(self, folder: Path) -> None:
         """Write the arrays as `report.npz` into a run folder."""
         arrays = self.arrays()
-        with aside(folder / FILE) as file:
+        with aside(folder / COLLECTED) as file:
             np.savez_compressed(file, **arrays)
-
-
-def spread(classes: int, n: int) -> list[int]:
-    """At most `n` of so many classes, spread evenly.
-
-    >>> spread(10, 4), spread(3, 8)
-    ([0, 3, 6, 9], [0, 1, 2])
-    """
-    return sorted({round(x) for x in np.linspace(0, classes - 1, min(n, classes))})
 
 
 def balance(data: EventData) -> dict[str, np.ndarray]:

@@ -193,6 +193,15 @@ def moving(moments: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
     ]
 
 
+def spread(classes: int, n: int) -> list[int]:
+    """At most `n` of so many classes, spread evenly.
+
+    >>> spread(10, 4), spread(3, 8)
+    ([0, 3, 6, 9], [0, 1, 2])
+    """
+    return sorted({round(x) for x in np.linspace(0, classes - 1, min(n, classes))})
+
+
 def picture_grid(
     name: str, kinds: Sequence[np.ndarray], titles: Sequence[str], caption: Text
 ) -> Figure:

@@ -12,7 +12,7 @@ from estl.report.parts import Figure, Section, plain
 from estl.report.sections import data, erasing, errors, guidance, learning, overview, steps
 from estl.report.sources import Variant, read_variants
 from estl.report.words import Text, say
-from estl.training.resume import aside
+from estl.training.files import aside
 
 SECTIONS = (overview, learning, steps, errors, guidance, erasing, data)
 """In their order; one that has nothing to say of these runs is left out."""

@@ -17,8 +17,8 @@ from estl.data.samples import Sample, Split, collate
 from estl.data.show import event_picture
 from estl.guidance.watch import Maps, footprint
 from estl.supervision.distillation import EdgeGuidedDistillation
+from estl.training.files import aside
 from estl.training.learner import Learner
-from estl.training.resume import aside
 from estl.types import Batch, Supervision
 
 LARGEST = 96

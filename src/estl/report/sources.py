@@ -14,10 +14,12 @@ import numpy as np
 import yaml
 
 from estl.evaluation.accuracy import Accuracy
-from estl.report import collect, start
 from estl.training.results import CheckpointResults, Results
 
 T = TypeVar("T")
+
+COLLECTED, START = "report.npz", "start.npz"
+"""What `report.collect` and `report.start` write."""
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
 """Okabe and Ito's, which can be told apart by the color-blind, the dark ones first; and a gray."""
@@ -238,8 +240,8 @@ def read_run(folder: Path) -> Run:
     run.config = read("config.yaml", _mapping, {})
     run.history = read("history.csv", _columns, {})
     run.diagnosis = read("diagnostics.json", _mapping, {})
-    run.collected = read(collect.FILE, _arrays, {})
-    run.start = read(start.FILE, _arrays, {}, needed=False)
+    run.collected = read(COLLECTED, _arrays, {})
+    run.start = read(START, _arrays, {}, needed=False)
     for name in ("robustness.json", "test.json"):
         run.robustness = run.robustness or read(name, CheckpointResults.read, None, needed=False)
     for path in sorted(folder.glob("pictures/epoch_*.npz")):

@@ -10,12 +10,12 @@ from lightning import Callback, LightningModule, Trainer
 
 from estl.data.module import EventData, ItemData
 from estl.data.samples import collate
-from estl.report.collect import sample, spread
+from estl.report.collect import sample
+from estl.report.drawing import spread
+from estl.report.sources import START
 from estl.supervision.steps import eval_mode
+from estl.training.files import aside
 from estl.training.learner import Learner
-from estl.training.resume import aside
-
-FILE = "start.npz"
 
 
 class Start(Callback):
@@ -56,7 +56,7 @@ class Start(Callback):
         arrays: dict[str, Any] = {
             f"sample_{key}": np.stack([np.asarray(one[key]) for one in kept]) for key in kept[0]
         }
-        with aside(folder / FILE) as file:
+        with aside(folder / START) as file:
             np.savez_compressed(file, **arrays)
 
 

@@ -12,9 +12,9 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from estl.data.module import EventData
+from estl.training.files import aside
 from estl.training.learner import Learner, owner
 from estl.training.results import peak_memory
-from estl.training.resume import aside
 from estl.types import Supervision
 
 LAST = ("train/loss", "train/acc", "val/acc", "lr", "seconds", "step_seconds", "memory_mib")

@@ -8,14 +8,16 @@ import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from pydantic import TypeAdapter
 
-from estl.data.module import EventData
 from estl.evaluation.accuracy import Accuracy
 from estl.evaluation.early import EarlyExit
+
+if TYPE_CHECKING:  # it brings Lightning, which a report does without
+    from estl.data.module import EventData
 
 Weights = Literal["final", "best_on_validation"]
 
@@ -127,7 +129,7 @@ class CheckpointResults(Json):
 
 
 def provenance(
-    data: EventData, student: torch.nn.Module, supervision: object, recipe: dict[str, Any]
+    data: "EventData", student: torch.nn.Module, supervision: object, recipe: dict[str, Any]
 ) -> Provenance:
     """What figures of `student` on `data` stand with, here and now."""
     names = ("estl", "torch", "lightning", "numpy")

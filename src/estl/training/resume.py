@@ -1,19 +1,18 @@
 """Run folders that outlive an interruption: whole checkpoints, and what a run is continued from."""
 
 import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 import yaml
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from estl.training.checkpoint import read_checkpoint
+from estl.training.files import aside
 from estl.training.processes import rank
 
 STATE = ("epoch", "loops", "optimizer_states", "lr_schedulers", "supervision")
@@ -21,59 +20,6 @@ STATE = ("epoch", "loops", "optimizer_states", "lr_schedulers", "supervision")
 
 FREE = ("root", "cache", "num_workers", "batch_size", "buffer", "teacher", "allow_leaks")
 """Arguments of data and supervision with which a run can be continued although they differ."""
-
-
-@contextmanager
-def unstopped() -> Iterator[None]:
-    """Have Ctrl-C and SIGTERM wait for the end of the block.
-
-    What their handlers raise within `torch.save` aborts the process at times: its writer in C++
-    would complete the file when that is closed.
-    """
-    if threading.current_thread() is not threading.main_thread():  # which is where they are heard
-        yield
-        return
-    heard: list[int] = []
-    before = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) is not None:  # else a handler in C, which raises nothing
-                before[number] = signal.signal(number, lambda number, _: heard.append(number))
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for late in heard:
-            signal.raise_signal(late)
-
-
-@contextmanager
-def aside(path: Path) -> Iterator[IO[bytes]]:
-    """A file that is written beside `path` and takes its place when it is complete.
-
-    Ctrl-C and SIGTERM wait until then.
-    """
-    new = path.with_name(f"{path.name}.new")
-    try:
-        with unstopped():
-            with new.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(new, path)
-    except BaseException as error:
-        new.unlink(missing_ok=True)
-        if (refusal := _refusal(error)) is not None:
-            reason = os.strerror(refusal.errno or 0)
-            raise OSError(f"{path} cannot be written ({reason}): make room there") from error
-        raise
-
-
-def _refusal(error: BaseException | None) -> OSError | None:
-    """What the system refused, where that is behind `error`: torch.save raises one of its own."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__context__
-    return error
 
 
 class Aside(TorchCheckpointIO):

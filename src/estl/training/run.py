@@ -27,12 +27,13 @@ from estl.evaluation.attacks import attack, noise, robustness
 from estl.evaluation.diagnostics import diagnose, summary
 from estl.evaluation.early import at, check_threshold, confidences
 from estl.training.checkpoint import read_checkpoint
+from estl.training.files import aside
 from estl.training.history import History
 from estl.training.processes import rank
 from estl.training.recipe import Parts, build, make_callbacks, make_learner, parse_recipe, plain
 from estl.training.reopen import reopen
 from estl.training.results import CheckpointResults, Results, Weights, peak_memory, provenance
-from estl.training.resume import Aside, aside, going_on, newest_whole, refuse_another, taken
+from estl.training.resume import Aside, going_on, newest_whole, refuse_another, taken
 from estl.training.screen import progress_bars, quiet
 from estl.training.trainer import make_logger, make_trainer, plainly
 from estl.training.trouble import Firing, NotFiniteError

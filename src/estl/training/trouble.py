@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from estl.evaluation.energy import spiking_layers
 from estl.neurons.norm import of_spikes
+from estl.training.files import aside
 from estl.training.processes import rank
-from estl.training.resume import aside
 from estl.types import Batch, Loss
 
 SATURATED = 0.99

@@ -5,8 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from estl.report.collect import spread
-from estl.report.drawing import beside, cells, erased, heat_map, moving, picture
+from estl.report.drawing import beside, cells, erased, heat_map, moving, picture, spread
 from estl.report.parts import Figure
 from estl.report.sources import Run, Variant, seeded
 from estl.report.words import joined, say

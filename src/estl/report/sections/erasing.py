@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from estl.report.collect import spread
-from estl.report.drawing import CELL, beside, cells, erased, heat_map, moving, picture
+from estl.report.drawing import CELL, beside, cells, erased, heat_map, moving, picture, spread
 from estl.report.parts import Figure, Line, Part, Section, heat, lines
 from estl.report.sections.changes import SHOWN, changes
 from estl.report.sections.learning import over

@@ -8,8 +8,16 @@ import numpy as np
 import torch
 
 from estl.guidance.watch import BORDER, edge_trouble
-from estl.report.collect import spread
-from estl.report.drawing import beside, cells, heat_map, moving, picture, rounded, times_even
+from estl.report.drawing import (
+    beside,
+    cells,
+    heat_map,
+    moving,
+    picture,
+    rounded,
+    spread,
+    times_even,
+)
 from estl.report.parts import Figure, Line, Note, Part, Section, Table, lines
 from estl.report.sections.learning import curve, over
 from estl.report.sources import COLORS, Run, Variant, seeded

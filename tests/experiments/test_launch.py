@@ -181,6 +181,7 @@ def test_a_cluster_that_is_not_there_is_one_line(
     with pytest.raises(ValueError, match="--per-run has 'gpus'"):
         next(launch("ray", [job], tmp_path, per_run="gpus"))
     monkeypatch.setenv("PATH", str(tmp_path))
+    pytest.importorskip("submitit", reason="no submitit: pip install 'estl[slurm]'")
     with pytest.raises(ValueError, match="slurm finds no sbatch"):
         next(launch("slurm", [job], tmp_path))
     monkeypatch.setitem(sys.modules, "ray", None)

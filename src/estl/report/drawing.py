@@ -12,7 +12,7 @@ from estl.report.parts import MAP, Figure, layout, plain
 from estl.report.words import Text
 
 CELL = 140  # pixels, the height of a row
-VEIL = [[0, "#009E7300"], [1, "#009E73D0"]]
+VEIL = [[0, "rgba(0,158,115,0)"], [1, "rgba(0,158,115,0.82)"]]
 """Of maps over pictures: nothing at 0."""
 
 

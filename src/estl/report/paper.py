@@ -155,7 +155,20 @@ def _colors(scale: str | list[list[Any]]) -> "Colormap":
 
     if isinstance(scale, str):
         return colormaps[scale.lower()]
-    return LinearSegmentedColormap.from_list("report", [(x, color) for x, color in scale])
+    colors = [(x, _color(color)) for x, color in scale]
+    return LinearSegmentedColormap.from_list("report", colors)
+
+
+def _color(name: str) -> str | tuple[float, ...]:
+    """A color for matplotlib, which does not know `rgba(...)`.
+
+    >>> _color("rgba(255,0,51,0.5)"), _color("#22272E")
+    ((1.0, 0.0, 0.2, 0.5), '#22272E')
+    """
+    if not name.startswith("rgba("):
+        return name
+    *rgb, alpha = map(float, name.removeprefix("rgba(").removesuffix(")").split(","))
+    return (*(x / 255 for x in rgb), alpha)
 
 
 def _grid(drawing: Any, figure: Figure) -> None:

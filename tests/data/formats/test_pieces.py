@@ -122,6 +122,7 @@ BACKWARDS = encoders.dat([(k, 0, 0, 1) for k in (5, 6, 2)], (4, 4))
         ("x.dat", BACKWARDS, "time runs backwards at event 2, from 6 to 2"),
         ("x.raw", encoders.evt2([(5, 0, 0, 1), (6, 4, 0, 1)], (4, 4)), "event 1, x=4 y=0, outside"),
         ("x.csv", b"t,x,y,p\n1,0,0,1\n2,a,0,1\n", "below line 1 not four whole numbers"),
+        ("x.csv", b"t,x,y,p\n1,0,0,1\n1.5,0,0,1\n", "below line 1 not four whole numbers"),
         ("x.csv", b"time,column,row\n1,0,0,1\n", "line 1 is"),
         ("x.dat", b"% Version 2\n\x00\x09" + bytes(300), "events of type 0 and 9 bytes"),
         ("x.raw", b"% evt 4.0\n% end\n" + bytes(300), "version '4.0' of EVT"),

@@ -1,9 +1,9 @@
 """Columns t, x, y, p as events, whatever file they come from, and the text files among these."""
 
 import re
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -64,23 +64,29 @@ def read_csv(path: str | Path) -> tuple[np.ndarray, tuple[int, int] | None]:
     checked_length(path)
     with path.open(encoding="latin1") as file:
         size, use, skip = read_head(path, file)
-    how: dict[str, Any] = {
-        "delimiter": ",",
-        "skiprows": skip,
-        "usecols": use,
-        "ndmin": 2,
-        "encoding": "latin1",
-    }
     try:
         if _is_bare(path, skip):
             raise broken(path, "no events")
-        table = np.loadtxt(path, np.int64, comments=None, **how)
+        table = whole_numbers(path, use, skip)
     except ValueError as error:
         if str(error).startswith(f"{path}: "):
             raise
         reason = " ".join(str(error).split())[:200]
         raise broken(path, f"below line {skip} not four whole numbers a line ({reason})") from None
     return from_columns(path, dict(zip("txyp", table.T, strict=True)), size)
+
+
+def whole_numbers(lines: Path | Sequence[str], columns: Sequence[int], skip: int = 0) -> np.ndarray:
+    """These columns (n,4) of a text file, or of its lines, below `skip` lines.
+
+    Raises:
+        ValueError: something that is no whole number.
+    """
+    how = {"delimiter": ",", "usecols": columns, "skiprows": skip, "ndmin": 2, "comments": None}
+    with warnings.catch_warnings():  # numpy before 2.4 reads 0.1 as 0, and only warns of it
+        warnings.simplefilter("error", DeprecationWarning)
+        found: np.ndarray = np.loadtxt(lines, np.int64, encoding="latin1", **how)  # type: ignore[call-overload]
+    return found
 
 
 def read_head(

@@ -14,7 +14,7 @@ import numpy as np
 
 from estl.data.formats.aedat4 import read_aedat4
 from estl.data.formats.atis import WRAP
-from estl.data.formats.columns import from_columns, read_csv, read_head
+from estl.data.formats.columns import from_columns, read_csv, read_head, whole_numbers
 from estl.data.formats.dat import read_dat, read_kind
 from estl.data.formats.event_stream import read_event_stream
 from estl.data.formats.events import check_inside, check_order, event_array, unwrap
@@ -232,8 +232,7 @@ def _csv(name: str, head: bytes, data: Iterator[bytes]) -> tuple[tuple[int, int]
         for some in chain([first[skip:]], coming):
             if numbers := [line for line in some if line.strip()]:
                 try:
-                    how = {"delimiter": ",", "usecols": use, "ndmin": 2, "comments": None}
-                    table = np.loadtxt(numbers, np.int64, **how)  # type: ignore[call-overload]
+                    table = whole_numbers(numbers, use)
                 except ValueError as error:
                     reason = " ".join(str(error).split())[:200]
                     raise ValueError(

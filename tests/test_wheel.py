@@ -42,6 +42,7 @@ def estl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(estl: Path, words: list[str], folder: Path) -> str:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "ESTL"))}
+    environment["ESTL_COMPILE"] = "0"  # which takes longer than these runs do
     done = subprocess.run(
         [str(estl), *words], cwd=folder, env=environment, capture_output=True, text=True
     )

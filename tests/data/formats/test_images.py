@@ -1,6 +1,7 @@
 """An image file is read, or refused in one line that names it."""
 
 import io
+import struct
 import zlib
 from pathlib import Path
 
@@ -37,7 +38,22 @@ def test_pixels_come_back_exactly_and_a_box_is_cut_out_before_resizing(tmp_path:
     assert torch.equal(half, image[:, 3:6, 4:7])
 
 
+def tiff(offset_type: int, offset: bytes) -> bytes:
+    """Four gray pixels; of which type of number and where they are said to begin."""
+    tags = [(256, 3, 2), (257, 3, 2), (258, 3, 8), (259, 3, 1), (262, 3, 1)]
+    tags += [(273, offset_type, int.from_bytes(offset, "little")), (277, 3, 1), (278, 3, 2)]
+    table = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    return b"II*\0" + struct.pack("<I4sH", 12, b"\1\2\3\4", len(tags)) + table + bytes(4)
+
+
+def test_a_tiff_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_bytes(tiff(4, struct.pack("<I", 8)))
+    found = 255 * read_rgb(tmp_path / "a.tif")
+    assert found[0].tolist() == [[1, 2], [3, 4]]
+
+
 BROKEN = {
+    "pixels at a fraction": tiff(11, struct.pack("<f", 8.0)),  # a TypeError of Pillow
     "no image": b"x",
     "nothing": b"",
     "truncated": encoded("PNG")[:60],

@@ -1,6 +1,8 @@
 """Image files as tensors."""
 
 import io
+import logging
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,14 @@ from torch import Tensor
 
 Box = tuple[float, float, float, float]
 """Left, upper, right and lower edge of a part of an image, as fractions of its width and height."""
+
+BROKEN = (
+    OSError, SyntaxError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError,
+    EOFError, struct.error, Image.DecompressionBombError,
+)  # fmt: skip
+"""What Pillow raises for broken bytes: what its plugins happen to meet."""
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs is said in the error
 
 LARGEST = 1 << 25
 """Pixels of an image: those of a screen of 8K. As floats they take 400 MB."""
@@ -55,6 +65,6 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         # From memory: of a file, Pillow takes as much as a damaged length in it says.
         with Image.open(io.BytesIO(path.read_bytes())) as file:
             yield file
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except BROKEN as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} cannot be read as an image ({reason}): remove it") from None

@@ -57,6 +57,12 @@ def _only_slow_tests_train(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def without_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For processes of seconds, which compiling takes longer than."""
+    monkeypatch.setenv("ESTL_COMPILE", "0")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with golden figures and real recordings."""

@@ -19,6 +19,8 @@ from estl.training.predict import predict
 from estl.training.recipe import parse
 from estl.training.results import Results
 
+pytestmark = pytest.mark.usefixtures("without_compiling")
+
 SMALL = [
     "--dataset=digits",
     "--arch=vggsnn-pooled",

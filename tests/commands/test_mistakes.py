@@ -7,6 +7,8 @@ import torch
 
 from estl.commands import main
 
+pytestmark = pytest.mark.usefixtures("without_compiling")
+
 SMALL = [
     *("--dataset=digits", "--arch=vggsnn-pooled", "--student.init_args.layers=[4,AP]", "--T=3"),
     *("--data.init_args.size=16", "--data.init_args.per_class=2", "--epochs=1"),

@@ -11,6 +11,8 @@ import pytest
 
 from estl.training.checkpoint import read_checkpoint
 
+pytestmark = pytest.mark.usefixtures("without_compiling")
+
 ESTL = [sys.executable, "-m", "estl.commands"]
 LONG = [
     *("--dataset=digits", "--arch=vggsnn-pooled", "--student.init_args.layers=[4,AP,4]", "--T=3"),

@@ -20,6 +20,8 @@ from estl.supervision.terms import WEIGHTS, WRITTEN, trained_parts
 from estl.training.recipe import merge, parse_recipe
 from estl.training.results import DataFacts, Provenance, Results
 
+pytestmark = pytest.mark.usefixtures("without_compiling")
+
 RECIPE = {"supervision": {"class_path": GUIDED, "init_args": {"teacher": "t"}}}
 DATA = ["--dataset=digits", "--T=3", "--data.init_args.size=16", "--data.init_args.per_class=4"]
 STUDENT = ["--arch=vggsnn-pooled", "--student.init_args.layers=[8,AP,16]", "--epochs=1"]

@@ -12,6 +12,8 @@ from estl.experiments.sweep import keep_recipe
 from estl.training.recipe import merge, parse_recipe
 from estl.training.results import CheckpointResults, Results
 
+pytestmark = pytest.mark.usefixtures("without_compiling")
+
 DATA = ["--dataset=digits", "--T=3", "--data.init_args.size=16", "--data.init_args.per_class=4"]
 STUDENT = ["--arch=vggsnn-pooled", "--student.init_args.layers=[8,AP,16]"]
 

@@ -19,6 +19,8 @@ from estl.training.checkpoint import read_checkpoint
 from estl.training.results import Results
 from tests.small_runs import same
 
+pytestmark = pytest.mark.usefixtures("without_compiling")
+
 ABLATE = [
     *("ablate", "--config=digits_guided", "--data.init_args.bridge=null", "--rungs=1"),
     *("--arch=vggsnn-pooled", "--student.init_args.layers=[8,AP,16]", "--T=3", "--lr=0.01"),

@@ -16,6 +16,8 @@ import pytest
 from estl.commands import main
 from estl.experiments.tune import ByTrial
 
+pytestmark = pytest.mark.usefixtures("without_compiling")
+
 WORDS = [
     *("tune", "--dataset=digits", "--T=3", "--data.init_args.size=16", "--epochs=1"),
     *("--data.init_args.per_class=4", "--arch=vggsnn-pooled", "--jobs=2", "--trials=4"),

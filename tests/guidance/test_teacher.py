@@ -244,7 +244,7 @@ def test_a_hub_out_of_reach_is_said_at_once_in_one_line(monkeypatch: pytest.Monk
     start = time.perf_counter()
     with pytest.raises(OSError, match=r"estl-test/absent.*estl train-teacher") as error:
         ClipTeacher("estl-test/absent")
-    assert time.perf_counter() - start < 30
+    assert time.perf_counter() - start < 5.0
     assert "\n" not in str(error.value)
 
 

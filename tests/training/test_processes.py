@@ -98,11 +98,9 @@ def one_of(rank: int, size: int, port: int, folder: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_compiling")
 @pytest.mark.parametrize("size", [2, 4])
-def test_processes_train_what_one_process_trains(
-    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ESTL_COMPILE", "0")  # which takes longer than twenty steps
+def test_processes_train_what_one_process_trains(size: int, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

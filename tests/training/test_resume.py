@@ -104,11 +104,11 @@ def test_augmented_runs_are_resumed_bit_for_bit(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_compiling")
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 def test_a_run_on_a_full_disk_ends_in_one_line_and_goes_on_when_there_is_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setenv("ESTL_COMPILE", "0")  # which takes longer than such a run
     run = [*RUN[:-3], "--epochs=2", "--student.init_args.layers=[4,AP,8]"]
     disk = tmp_path / "disk"
     disk.mkdir()

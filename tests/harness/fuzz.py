@@ -79,6 +79,7 @@ def feed(parser: Parser, data: bytes, folder: Path) -> str | None:
         resource.RLIMIT_AS, (virtual() + parser.spare + 4 * len(data), resource.RLIM_INFINITY)
     )
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, 2 * SECONDS)  # ends the process: C hears no handler
     try:
         parser.read(path)
     except ValueError as error:
@@ -87,6 +88,7 @@ def feed(parser: Parser, data: bytes, folder: Path) -> str | None:
         return traceback.format_exc(limit=-6)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
     return None
 
 

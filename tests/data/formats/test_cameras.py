@@ -373,3 +373,15 @@ def test_what_faery_writes_is_read(
     start = events[0][0] if kind in ("evt", "dat", "es") else 0  # it begins these at 0
     assert as_events(read) == [(t - start, x, y, p) for t, x, y, p in events]
     assert sensor == SIZE
+
+
+def test_a_heap_of_texts_that_hdf5_would_read_for_ever_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "e.h5"
+    encoders.hdf5(path, ONE, SIZE)
+    data = bytearray(path.read_bytes())
+    heap = data.index(b"GCOL")
+    read_recording(path)
+    data[heap + 24] += 16  # the first text's length, so that the next object begins in the zeros
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"the heap at byte {heap} is damaged at byte \d+"):
+        read_recording(path)

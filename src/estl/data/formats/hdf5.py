@@ -1,6 +1,7 @@
 """HDF5 recordings: Prophesee's, DSEC's, and plain columns t, x, y, p."""
 
 import contextlib
+import mmap
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from estl.data.formats.events import MAX_BYTES, checked_length, library
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 _LAYOUTS = "CD/events (Prophesee), events/t, x, y, p (DSEC), or t, x, y, p"
+_HEAP = b"GCOL\1\0\0\0"
 _ECF = 0x8ECF
 
 
@@ -34,7 +36,7 @@ def read_hdf5(path: str | Path) -> tuple[np.ndarray, tuple[int, int] | None]:
         import hdf5plugin  # noqa: F401
     try:
         with h5py.File(path, "r") as file:
-            columns, sensor = _columns(file, path), _size(file.attrs)
+            columns, sensor = _columns(file, path), _size(file.attrs, path)
     except ValueError as error:
         if str(error).startswith(f"{path}: "):
             raise
@@ -88,12 +90,36 @@ def _affordable(path: Path, data: Any) -> None:
             raise ValueError(f"{path}: {data.name} is packed by HDF5's filter {number}: add {how}")
 
 
-def _size(attributes: Any) -> tuple[int, int] | None:
+def _check_heaps(path: Path) -> None:
+    """Raise ValueError for a damaged heap of texts of any length, which HDF5 may read for ever.
+
+    A heap is "GCOL", a version, its own size, then objects: a number, a size, and as many bytes up
+    to a multiple of 8. Number 0 is the free rest, of which the size counts the head too; where that
+    is 0, HDF5 finds it again and again (HDF5 File Format Specification, III.E).
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        start = data.find(_HEAP)
+        while start >= 0:
+            place = start + 16
+            end = min(start + int.from_bytes(data[start + 8 : place], "little"), len(data))
+            while place + 16 <= end:
+                number, size = data[place : place + 2], data[place + 8 : place + 16]
+                held = int.from_bytes(size, "little")
+                if number == b"\0\0" and held < 16:
+                    raise ValueError(f"the heap at byte {start} is damaged at byte {place}")
+                place += held if number == b"\0\0" else 16 + held + -held % 8
+            start = data.find(_HEAP, start + 1)
+
+
+def _size(attributes: Any, path: Path) -> tuple[int, int] | None:
     import h5py
 
     for name in ("geometry", "width", "height"):
         if name in attributes:
-            kind = attributes.get_id(name).get_type().get_class()
+            of = attributes.get_id(name).get_type()
+            kind = of.get_class()
+            if kind == h5py.h5t.STRING and of.is_variable_str():
+                _check_heaps(path)
             if kind not in (h5py.h5t.STRING, h5py.h5t.INTEGER):
                 raise ValueError(f"its attribute {name} is neither a text nor a number")
     geometry = attributes.get("geometry", "")

@@ -54,10 +54,11 @@ peers: .venv/installed
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[export,slurm,postgresql]"
 	$(BIN)/pip install --quiet --no-deps -r requirements-peers.txt
 
-# A sweep on a Ray cluster of two nodes, one of which is killed: a minute or two, and Ray is large.
+# Sweeps and runs on clusters of two nodes, of which one is killed: Ray, which is large, and SLURM where its
+# daemons are (apt-get install slurm-wlm) and this is root. Seven minutes.
 cluster: .venv/installed
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[ray]"
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/experiments/test_launch.py
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[ray,slurm]"
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/experiments/test_launch.py tests/experiments/test_slurm.py
 
 # The documentation as a site, in build/site; a dead link fails.
 docs: .venv/installed

@@ -49,14 +49,14 @@ def test_every_rung_parses_to_its_edges_and_terms() -> None:
         assert (found is None) == (bridge is None)
         if found is not None:
             assert found.per_step == 7
-            assert found.recordings == ("simulated" if rung.name == "6m" else "drawn")
-            assert (found.images is None) == (found.augment is not None) == (rung.name == "6j")
+            assert found.recordings == ("simulated" if rung.name[-1] == "m" else "drawn")
+            assert (found.images is None) == (found.augment is not None) == (rung.name[-1] == "j")
         if not terms:
             assert config.supervision.class_path.endswith("MeanCE")
             continue
         arguments = config.supervision.init_args
         assert arguments.edges == edges
-        assert arguments.bridge == ("sobel" if rung.name == "6s" else "rates")
+        assert arguments.bridge == ("sobel" if rung.name in ("6s", "2bks") else "rates")
         assert arguments.teacher == "t"
         assert {k for k, w in arguments.weights.items() if w} == set(terms)
         assert all(
@@ -110,6 +110,9 @@ def test_each_rung_adds_to_the_one_before() -> None:
     assert RUNGS["6kx"].terms == RUNGS["2k"].terms
     for control in ("6s", "6m", "6j"):
         assert RUNGS[control].terms == RUNGS["6"].terms
+    for control in ("2bks", "2bkm", "2bkj"):
+        assert RUNGS[control].terms == RUNGS["2bk"].terms
+        assert RUNGS[control].bridge == RUNGS["6" + control[-1]].bridge
 
 
 def test_another_supervision_or_rung_is_refused() -> None:

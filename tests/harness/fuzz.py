@@ -4,9 +4,10 @@
 
 Whole files are changed at random: bits flipped, bytes replaced by telling ones, pieces cut out,
 doubled, or taken from another file of the kind. A parser may read what comes out, or raise a
-ValueError of one line. It may raise nothing else, end the process, take longer than `SECONDS` or
-more memory than four times the file and some to spare. A finding is written to a file, to look at
-and to make a test of.
+ValueError of one line. It may raise nothing else, end the process, take longer than `SECONDS` of
+processor time (or six times that on the clock, since the machine may be busy), or more memory than
+four times the file and some to spare. A finding is written to a file, to look at and to make a test
+of.
 """
 
 import argparse
@@ -78,8 +79,9 @@ def feed(parser: Parser, data: bytes, folder: Path) -> str | None:
     resource.setrlimit(
         resource.RLIMIT_AS, (virtual() + parser.spare + 4 * len(data), resource.RLIM_INFINITY)
     )
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    signal.setitimer(signal.ITIMER_PROF, 2 * SECONDS)  # ends the process: C hears no handler
+    signal.setitimer(signal.ITIMER_REAL, 6 * SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_VIRTUAL, 2 * SECONDS)  # ends the process: C hears no handler
     try:
         parser.read(path)
     except ValueError as error:
@@ -87,8 +89,8 @@ def feed(parser: Parser, data: bytes, folder: Path) -> str | None:
     except BaseException:
         return traceback.format_exc(limit=-6)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.setitimer(signal.ITIMER_PROF, 0)
+        for timer in (signal.ITIMER_REAL, signal.ITIMER_PROF, signal.ITIMER_VIRTUAL):
+            signal.setitimer(timer, 0)
     return None
 
 
@@ -107,6 +109,7 @@ def some(
         torch.set_num_threads(1)
         warnings.simplefilter("ignore")
         signal.signal(signal.SIGALRM, _too_long)
+        signal.signal(signal.SIGPROF, _too_long)
         with os.fdopen(writer, "w", buffering=1) as out:
             for i in range(first, last):
                 out.write(json.dumps([i, None]) + "\n")

@@ -1,11 +1,12 @@
-"""When a loader of batches starts, and that its processes end with it."""
+"""Which samples a process gets; when a loader starts, and that its processes end with it."""
 
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch.utils.data import DataLoader
+import torch
+from torch.utils.data import DataLoader, DistributedSampler
 
 
 def end_alone(_: int) -> None:
@@ -17,6 +18,62 @@ def end_alone(_: int) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None and os.getppid() != parent.pid:
         os._exit(1)
+
+
+class Shares(DistributedSampler[Any]):
+    """A process's part of a split, so that all processes' k-th batches are the k-th of one process.
+
+    Process r of R has every R-th sample from the r-th on, in PyTorch's order for (seed, epoch).
+    PyTorch's own class (which Lightning wants to see) fills up uneven shares with samples of
+    others. Here none is read twice: the shares of a last batch that does not divide evenly differ
+    by one. But all processes need as many batches: to validate on, those that get none of a last
+    batch read one of the first samples again.
+
+    Args:
+        size: of the split.
+        batch_size: samples a batch, over all processes.
+        R: number of processes.
+        rank: number of this one.
+        shuffle: for training: in an order drawn from (`seed`, epoch), and without a last batch of
+            less than two samples for each process (the statistics of one are meaningless).
+        seed: of the order.
+
+    Raises:
+        ValueError: fewer samples than processes, to train on.
+
+    >>> [list(Shares(11, batch_size=8, R=2, rank=rank)) for rank in (0, 1)]
+    [[0, 2, 4, 6, 8, 10], [1, 3, 5, 7, 9]]
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        batch_size: int,
+        R: int = 1,
+        rank: int = 0,
+        shuffle: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(range(size), R, rank, shuffle, seed)  # type: ignore[arg-type]
+        if shuffle and size < R:
+            raise ValueError(f"{size} training samples are too few for {R} processes: start fewer")
+        last = size % batch_size
+        if shuffle:
+            self.used = size - last if size > batch_size and last < 2 * R else size
+        else:
+            self.used = size + (R - last if 0 < last < R else 0)
+        self.size = size
+
+    def __iter__(self) -> Iterator[int]:
+        order = [i % self.size for i in range(self.used)]
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(self.seed + self.epoch)
+            order = torch.randperm(self.size, generator=generator).tolist()
+        return iter(order[self.rank : self.used : self.num_replicas])
+
+    def __len__(self) -> int:
+        return len(range(self.rank, self.used, self.num_replicas))
 
 
 class Loader(DataLoader[Any]):

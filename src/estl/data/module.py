@@ -15,7 +15,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 
 from estl.data.augment import Augment
 from estl.data.bridge import Bridge, Pictures
@@ -23,7 +23,7 @@ from estl.data.cache import Content, Load, open_cache
 from estl.data.formats.images import read_rgb
 from estl.data.frames import Normalization, normalize
 from estl.data.items import Item, file_content, fingerprint, list_images
-from estl.data.loader import Loader, end_alone
+from estl.data.loader import Loader, Shares, end_alone
 from estl.data.samples import Sample, Split, collate
 from estl.types import Batch
 
@@ -85,13 +85,15 @@ class EventData(L.LightningDataModule):
 
         Args:
             split: "train", "val" or "test".
-            shuffle: for training: in an order drawn from (`seed`, epoch), without a last batch of a
-                single sample (its statistics are meaningless), as counts if they are augmented.
+            shuffle: for training: in an order drawn from (`seed`, epoch), without a last batch of
+                less than two samples for each process (the statistics of one are meaningless), as
+                counts if they are augmented.
             rank: number of this process.
             world_size: number of processes that share the split.
 
         Raises:
-            ValueError: a batch that the processes cannot share equally.
+            ValueError: a batch that the processes cannot share equally, or fewer training samples
+                than they are.
         """
         raise NotImplementedError
 
@@ -162,8 +164,7 @@ class EventData(L.LightningDataModule):
 class ItemData(EventData):
     """A set of items, each of which can be loaded by itself.
 
-    Several processes share a split by `DistributedSampler`: if it does not divide evenly, some
-    samples are read twice.
+    Several processes share a split by `estl.data.loader.Shares`: together they read what one does.
 
     Args:
         splits: the items of "train", "val" and "test".
@@ -274,12 +275,9 @@ class ItemData(EventData):
     ) -> DataLoader[Sample]:
         """Batches of a split, see `EventData.loader`."""
         dataset = self.dataset(split, shuffle=shuffle)
-        sampler: DistributedSampler[Sample] = DistributedSampler(
-            dataset, num_replicas=world_size, rank=rank, shuffle=shuffle, seed=self.seed
-        )
-        loading = self._loading(world_size)
-        single = len(sampler) > 1 and len(sampler) % loading["batch_size"] == 1
-        return Loader(dataset, sampler=sampler, drop_last=shuffle and single, **loading)
+        place = {"batch_size": self.batch_size, "R": world_size, "rank": rank, "seed": self.seed}
+        sampler = Shares(len(dataset), shuffle=shuffle, **place)
+        return Loader(dataset, sampler=sampler, **self._loading(world_size))
 
 
 def with_items(data: EventData) -> ItemData:

@@ -2,8 +2,10 @@
 
 The rungs are those of the written design: (1) events only, (2) fixed CLIP distillation, (3) edges
 and fusion, (4) alignment, (5) contrastive learning; (2s) and (2w) beside (3), the edges of a fixed
-filter and those that nothing but the other terms defines; and (6) the bridge, with its controls.
-(2b) is the bridge on (2) alone; (2k) and (2bk) distill the classes that a probe of the teacher has.
+filter and those that nothing but the other terms defines; and (6) the bridge. (2b) is the bridge on
+(2) alone; (2k) and (2bk) distill the classes that a probe of the teacher has. The controls of (6)
+and (2bk): (x) twice the steps without a bridge, (s) Sobel edges, (m) the simulator, (j) jittered
+copies of the pairs' own images.
 """
 
 from collections.abc import Sequence
@@ -32,6 +34,7 @@ class Rung(NamedTuple):
 
 _FIXED = ("cls", "global_distill", "patch_distill")
 _SAID = (*_FIXED, "logit_distill")
+_BRIDGED = (*_SAID, "edge_events")
 _TRUE = (*_FIXED, "edge_events")
 _ALIGNED = (*_TRUE, "edge_align")
 _ALL = (*_ALIGNED, "contrastive")
@@ -42,8 +45,8 @@ RUNGS = {
     "2": Rung("fixed CLIP: + global_distill, patch_distill", "none", _FIXED),
     "2b": Rung("fixed CLIP and the bridge: (2) + edge_events", "learned", _TRUE, {}, "pooled"),
     "2k": Rung("fixed CLIP and its classes: (2) + logit_distill", "none", _SAID),
-    "2bk": Rung("fixed CLIP, its classes, the bridge: (2b) + (2k)", "learned",
-                (*_SAID, "edge_events"), {}, "pooled"),
+    "2bk": Rung("fixed CLIP, its classes, the bridge: (2b) + (2k)", "learned", _BRIDGED, {},
+                "pooled"),
     "2s": Rung("(2) + fixed Sobel edges, fused", "sobel", _FIXED),
     "2w": Rung("(2) + written edges, fused: + edge_reg", "written", (*_FIXED, "edge_reg")),
     "3": Rung("(2) + edges of events, fused: + edge_events", "learned", _TRUE),
@@ -56,6 +59,11 @@ RUNGS = {
     "6m": Rung("control: (6), simulated", "learned", _ALL, {"recordings": "simulated"}),
     "6j": Rung("control: (6), of the pairs' own images, jittered", "learned", _ALL,
                {"images": None, "augment": _JITTER}),
+    "2bks": Rung("control: (2bk), drawn from Sobel edges", "learned", _BRIDGED, {}, "pooled"),
+    "2bkm": Rung("control: (2bk), simulated", "learned", _BRIDGED, {"recordings": "simulated"},
+                 "pooled"),
+    "2bkj": Rung("control: (2bk), of the pairs' own images, jittered", "learned", _BRIDGED,
+                 {"images": None, "augment": _JITTER}, "pooled"),
 }  # fmt: skip
 """By name."""
 
@@ -140,6 +148,6 @@ def _overlay(recipe: dict[str, Any], name: str) -> dict[str, Any]:
         and bool({"contrastive", "target_cls"} & terms)
         and arguments.get("detach_target", True),
     }
-    if name == "6s":
+    if name in ("6s", "2bks"):
         changes["bridge"] = "sobel"
     return overlay | {"supervision": {"init_args": changes}}

@@ -5,6 +5,7 @@ what went wrong. On a cluster all machines need the same Python environment and 
 the folders of the jobs and of the data, under the same paths.
 """
 
+import logging
 import os
 import shutil
 import signal
@@ -161,6 +162,7 @@ def slurm(jobs: Sequence[Job], folder: Path, at_once: int, per_run: Mapping[str,
         return
     if shutil.which("sbatch") is None:
         raise ValueError("--launcher slurm finds no sbatch: run this where jobs are submitted")
+    logging.getLogger("submitit").setLevel(logging.ERROR)  # it warns at each look without sacct
     options = {"name": "estl", "timeout_min": 1440, "cpus_per_task": 4, "gpus_per_node": 1}
     executor = submitit.AutoExecutor(
         folder=folder / "slurm", cluster="slurm", slurm_max_num_timeout=RETRIES

@@ -5,12 +5,12 @@ from collections.abc import Iterable
 from itertools import islice
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from estl.guidance.edges import LearnableEdgeDetector, SobelEdges
 from estl.guidance.grid import on_frames
+from estl.guidance.ranks import mean, share
 from estl.guidance.terms import edge_events_loss
 from estl.types import Batch
 
@@ -43,26 +43,19 @@ def train_detector(detector: LearnableEdgeDetector, batches: Iterable[Batch], st
     for step, whole in enumerate(islice(batches, steps)):
         batch = whole.labeled
         assert batch.image is not None
+        own = share(len(batch.label), batch.events.device)
         if step == 0:
-            detector.start_at(_over_ranks(batch.events.mean((0, 3, 4))))
+            detector.start_at(mean(batch.events.mean((0, 3, 4)), own))
         rates = detector.look(on_frames(batch.image, batch.events)).rates
         assert rates is not None
         optimizer.zero_grad()
         edge_events_loss(rates, batch.events).backward()
         for p in detector.parameters():
-            p.grad = None if p.grad is None else _over_ranks(p.grad)
+            p.grad = None if p.grad is None else mean(p.grad, own)
         nn.utils.clip_grad_norm_(detector.parameters(), CLIP)
         optimizer.step()
         schedule.step()
     optimizer.zero_grad()
-
-
-def _over_ranks(x: Tensor) -> Tensor:
-    """Mean over the processes of a distributed run."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return x
-    dist.all_reduce(x)
-    return x / dist.get_world_size()
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from estl.guidance.ranks import share
 from estl.guidance.watch import edge_trouble
 from estl.students.recompute import recomputing
 from estl.supervision.schedule import Scheduled
@@ -148,7 +149,10 @@ class Learner(LightningModule):
         values |= {f"watch/{name}": value for name, value in loss.metrics.items()}
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         self.log("loss", loss.total, prog_bar=True, logger=False)
-        return loss.total
+        if self.trainer.world_size == 1 or not self.trainer.is_last_batch:
+            return loss.total
+        # DDP takes the mean over processes, whose shares of an epoch's last batch may be uneven.
+        return loss.total * share(size, batch.label.device) * self.trainer.world_size
 
     def on_train_epoch_end(self) -> None:
         """Stop, before anything is saved, if a loss was not finite; warn of edges that are gone."""

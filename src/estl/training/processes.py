@@ -33,7 +33,7 @@ def launched() -> Launched | None:
         elastic = TorchElasticEnvironment()
         here = int(os.environ["LOCAL_WORLD_SIZE"])
         return Launched(elastic.global_rank(), elastic.world_size(), here)
-    if SLURMEnvironment.detect():
+    if "SLURM_NTASKS" in os.environ and SLURMEnvironment.detect():  # else it advises to use srun
         slurm = SLURMEnvironment()
         size = slurm.world_size()
         return Launched(slurm.global_rank(), size, size // int(os.environ.get("SLURM_NNODES", 1)))

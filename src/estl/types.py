@@ -193,9 +193,11 @@ class Supervision(nn.Module):
 
     Attributes:
         extends: whether it extends batches, and takes their `unlabeled` samples.
+        images: whether it looks at a batch's images: where not, a training reads none.
     """
 
     extends: bool = False
+    images: bool = True
 
     def forward(self, output: Output, batch: Batch) -> Loss:
         """The loss of one batch."""

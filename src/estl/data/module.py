@@ -51,10 +51,12 @@ class EventData(L.LightningDataModule):
     Attributes:
         fingerprint: stands for the items, their content and their splits.
         no_training: what is missing if the folder holds only the test split.
+        images: whether training batches have the pairs' images: where a supervision looks at them.
     """
 
     fingerprint: str
     no_training: str | None = None
+    images: bool = True
 
     def __init__(
         self,
@@ -268,7 +270,8 @@ class ItemData(EventData):
 
     def dataset(self, split: str, *, shuffle: bool = False) -> Split:
         """The samples of a split; `shuffle` as for `loader`."""
-        return Split(self.splits[split], self.classes, self.load, self.scaling(shuffle))
+        images, scaling = self.images or not shuffle, self.scaling(shuffle)
+        return Split(self.splits[split], self.classes, self.load, scaling, images=images)
 
     def loader(
         self, split: str, *, shuffle: bool = False, rank: int = 0, world_size: int = 1

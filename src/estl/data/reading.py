@@ -1,6 +1,7 @@
 """The files of each set as frames and images: one function a set, used by fit and test.
 
-Such a function takes an item and the set's options and returns (frames, image or None). Lightning
+Such a function takes an item and the set's options and returns (frames, image or None); with
+`image=False` no image is read. Lightning
 takes seconds to import and is not imported here.
 """
 
@@ -43,11 +44,11 @@ Frames = Float[Tensor, "T 2 h w"]
 Image = Float[Tensor, "3 H W"]
 
 
-def read_nmnist(item: Item, T: int, by: Slicing) -> tuple[Frames, Image | None]:
+def read_nmnist(item: Item, T: int, by: Slicing, image: bool = True) -> tuple[Frames, Image | None]:
     """Event counts of a recording of N-MNIST, and its digit on the sensor's grid."""
     assert item.events is not None
     frames = to_frames(read_events(item.events, NMNIST_SENSOR), T, NMNIST_SENSOR, by)
-    return frames, None if item.image is None else read_digit(item.image)
+    return frames, read_digit(item.image) if image and item.image is not None else None
 
 
 def read_digit(path: Path) -> Float[Tensor, "3 34 34"]:
@@ -60,7 +61,7 @@ def read_digit(path: Path) -> Float[Tensor, "3 34 34"]:
 
 
 def read_ncaltech101(
-    item: Item, T: int, size: int, rgb: int, by: Slicing
+    item: Item, T: int, size: int, rgb: int, by: Slicing, image: bool = True
 ) -> tuple[Frames, Image | None]:
     """Event counts of a recording on a grid of `size`, and what it shows of the photograph."""
     assert item.events is not None
@@ -72,7 +73,7 @@ def read_ncaltech101(
     rows, columns = sensor_size(photograph)
     sensor = (max(H, rows), max(W, columns))  # no event is lost, should a recording be larger
     frames = to_frames(events, T, (size, size), by, sensor=sensor)
-    return frames, read_rgb(item.image, rgb, seen(photograph, sensor))
+    return frames, read_rgb(item.image, rgb, seen(photograph, sensor)) if image else None
 
 
 def screen_size(photograph: tuple[int, int]) -> tuple[int, int]:
@@ -177,6 +178,7 @@ def read_own(
     by: Slicing,
     sensor: str | tuple[int, int] | list[int] | None = None,
     cut: bool = False,
+    image: bool = True,
 ) -> tuple[Frames, Image | None]:
     """Event counts of a recording of any format, or of a window of it, and its image.
 
@@ -200,7 +202,7 @@ def read_own(
         frames = to_frames(events, T, (size, size), by, sensor=shape)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return frames, None if item.image is None else read_rgb(item.image, rgb)
+    return frames, read_rgb(item.image, rgb) if image and item.image is not None else None
 
 
 @lru_cache(maxsize=1)
@@ -217,6 +219,7 @@ def read_photograph(
     amplitude: float,
     threshold: float,
     coding: Coding = "saccades",
+    image: bool = True,
 ) -> tuple[Frames | Float[Tensor, "T 3 h w"], Image | None]:
     """Simulated event counts of a photograph, in cells of 2x2 pixels, and the photograph.
 
@@ -228,4 +231,5 @@ def read_photograph(
     sensor = 2 * size
     photograph = read_rgb(item.image, sensor)[None]
     fine = simulate(photograph, T, threshold=threshold, amplitude=amplitude * sensor)[0]
-    return (4 * F.avg_pool2d(fine, 2)).round(), read_rgb(item.image, rgb)
+    frames = (4 * F.avg_pool2d(fine, 2)).round()
+    return frames, read_rgb(item.image, rgb) if image else None

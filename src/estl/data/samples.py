@@ -1,6 +1,9 @@
 """Samples: what one split gives, item by item, and how they become a batch."""
 
 from collections.abc import Sequence
+from functools import partial
+from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,14 +29,26 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 class Split(Dataset[Sample]):
-    """One split: an item is loaded, and its frames normalized, when it is asked for."""
+    """One split: an item is loaded, and its frames normalized, when it is asked for.
+
+    Without `images` they are None, and not read if `load` takes `image=False` for that.
+    """
 
     def __init__(
-        self, items: Sequence[Item], classes: Sequence[str], load: Load, scaling: Normalization
+        self,
+        items: Sequence[Item],
+        classes: Sequence[str],
+        load: Load,
+        scaling: Normalization,
+        *,
+        images: bool = True,
     ) -> None:
         self.items = list(items)
         self.number = {name: i for i, name in enumerate(classes)}
-        self.load, self.scaling = load, scaling
+        self.load, self.scaling, self.images = load, scaling, images
+        if not images and not isinstance(load, Cache) and "image" in signature(load).parameters:
+            with_options: Any = load
+            self.load = partial(with_options, image=False)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -45,10 +60,14 @@ class Split(Dataset[Sample]):
         """The samples of a batch; `DataLoader` asks for them so."""
         items = [self.items[i] for i in indices]
         if isinstance(self.load, Cache):
-            loaded = self.load.read(items)
+            loaded = self.load.read(items, images=self.images)
         else:
             loaded = [self.load(item) for item in items]
         return [
-            (normalize(frames, self.scaling), self.number[item.label], image)
+            (
+                normalize(frames, self.scaling),
+                self.number[item.label],
+                image if self.images else None,
+            )
             for item, (frames, image) in zip(items, loaded, strict=True)
         ]

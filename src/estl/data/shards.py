@@ -177,15 +177,15 @@ def pack_sample(item: Item, frames: Float[Tensor, "T C H W"], image: Tensor | No
 
 
 def unpack_sample(
-    parts: Mapping[str, bytes], T: int
+    parts: Mapping[str, bytes], T: int, *, images: bool = True
 ) -> tuple[Item, Float[Tensor, "T C H W"], Float[Tensor, "3 h w"] | None]:
-    """The item, frames and image that `pack_sample` was given."""
+    """The item, frames and image that `pack_sample` was given; without `images` None for it."""
     item = json.loads(parts["item.json"])
     frames = torch.from_numpy(np.load(io.BytesIO(parts["frames.npy"]), allow_pickle=False)).float()
     if len(frames) == 1:
         frames = frames.expand(T, -1, -1, -1)
     image = None
-    if "image.png" in parts:
+    if images and "image.png" in parts:
         pixels = np.array(Image.open(io.BytesIO(parts["image.png"])))
         image = torch.from_numpy(pixels).movedim(-1, 0).float() / 255
     return Item(item["label"], item["number"]), frames, image

@@ -40,6 +40,7 @@ class Stream(IterableDataset[Sample]):
         self.number = {name: i for i, name in enumerate(data.classes)}
         self.T, self.batch_size, self.scaling = data.T, data.batch_share(R), data.scaling(shuffle)
         self.shuffle, self.buffer, self.seed, self.rank = shuffle, data.buffer, data.seed, rank
+        self.images = data.images or not shuffle
         self.epoch = 0
         n = data.sizes[split]
         share = n // R if shuffle else -(-n // R)
@@ -86,7 +87,7 @@ class Stream(IterableDataset[Sample]):
         samples = self.parts()
         self.epoch += 1  # each worker counts, and is kept from epoch to epoch
         for parts in samples:
-            item, frames, image = unpack_sample(parts, self.T)
+            item, frames, image = unpack_sample(parts, self.T, images=self.images)
             yield normalize(frames, self.scaling), self.number[item.label], image
 
 

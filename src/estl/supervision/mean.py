@@ -22,6 +22,8 @@ class MeanCE(Supervision):
     MeanCE(label_smoothing=0.1)
     """
 
+    images = False
+
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
         check_smoothing(label_smoothing)

@@ -135,6 +135,8 @@ class TRE(Scheduled, Supervision):
     TRE(theta0=0.5, lamb=2.0, reduction='sum', label_smoothing=0.0)
     """
 
+    images = False
+
     def __init__(
         self,
         theta0: float | Schedule = 0.5,

@@ -138,6 +138,8 @@ class TSE(Scheduled, Supervision):
     TSE(tau_f=0.3, kappa=1.0, reduction='sum', label_smoothing=0.0)
     """
 
+    images = False
+
     def __init__(
         self,
         tau_f: float | Schedule = 0.5,

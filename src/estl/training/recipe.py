@@ -219,7 +219,10 @@ def build(config: Namespace, given: Namespace) -> Parts:
         ValueError: an argument that contradicts the data, such as a wrong class count.
     """
     data = build_data(config, given)
-    return Parts(data, *networks(config, given, data), plain(config))
+    student, supervision = networks(config, given, data)
+    recolored = data.augment is not None and bool(data.augment.color or data.augment.gray)
+    data.images = supervision.images or recolored
+    return Parts(data, student, supervision, plain(config))
 
 
 def networks(config: Namespace, given: Namespace, data: EventData) -> tuple[nn.Module, Supervision]:

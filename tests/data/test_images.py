@@ -1,0 +1,114 @@
+"""Images that a supervision does not look at are not read, and nothing else changes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from estl.data import reading, shards
+from estl.data.module import EventData
+from estl.data.sets.folder import ImageFolder
+from estl.data.sets.ncaltech101 import NCaltech101Pairs
+from estl.data.sets.nmnist import NMNISTPairs
+from estl.data.sets.recordings import Recordings
+from estl.data.shards import write_shards
+from estl.data.stream import Shards
+from estl.supervision import TET, TSE, EdgeGuidedDistillation, Sum
+from estl.training.recipe import build, make_learner, parse_recipe
+from estl.training.trainer import make_trainer
+from estl.types import Supervision
+from tests.tiny_sets import (
+    names_of,
+    write_images,
+    write_ncaltech101,
+    write_nmnist,
+    write_recordings,
+)
+
+HOW: dict[str, Any] = {"T": 2, "batch_size": 4, "val_fraction": 0.2}
+
+
+def set_of(kind: str, root: Path, **more: Any) -> EventData:
+    how = HOW | more
+    match kind:
+        case "nmnist":
+            return NMNISTPairs(write_nmnist(root), **how)
+        case "ncaltech101":
+            names = [*names_of("chair", 6), *names_of("cup", 6)]
+            return NCaltech101Pairs(write_ncaltech101(root, names), size=24, rgb=32, **how)
+        case "recordings":
+            return Recordings(write_recordings(root, images=True), size=16, rgb=16, **how)
+        case _:
+            return ImageFolder(write_images(root), size=16, rgb=16, **how)
+
+
+def refuse(*_: Any, **__: Any) -> Tensor:
+    raise AssertionError("an image was read")
+
+
+@pytest.mark.parametrize("where", ["files", "cache", "shards"])
+@pytest.mark.parametrize("kind", ["nmnist", "ncaltech101", "recordings", "folder"])
+def test_training_batches_without_images_are_otherwise_the_same(
+    kind: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache" if where == "cache" else None
+    data = set_of(kind, tmp_path / "set", cache=cache)
+    if where == "shards":
+        write_shards(data, tmp_path / "shards", shard_size=5)
+        data = Shards(tmp_path / "shards", batch_size=4)
+    whole = list(data.loader("train", shuffle=True))
+    data.images = False
+    assert next(iter(data.loader("val"))).image is not None
+    monkeypatch.setattr(reading, "read_digit", refuse)
+    if kind != "folder":  # whose recordings are made of the images
+        monkeypatch.setattr(reading, "read_rgb", refuse)
+    if where == "shards":
+        monkeypatch.setattr(shards.Image, "open", refuse)
+    for with_images, without in zip(whole, data.loader("train", shuffle=True), strict=True):
+        assert with_images.image is not None
+        assert without.image is None
+        assert torch.equal(with_images.events, without.events)
+        assert torch.equal(with_images.label, without.label)
+
+
+def recipe(root: Path, supervision: str, **augment: Any) -> dict[str, Any]:
+    data = {"root": str(root), "augment": augment or None, **HOW}
+    layers = {"layers": [8, "AP", 16], "pooled": True}
+    return {
+        "data": {"class_path": "estl.data.NMNISTPairs", "init_args": data},
+        "student": {"class_path": "estl.students.VGGSNN", "init_args": layers},
+        "supervision": {"class_path": f"estl.supervision.{supervision}"},
+        "trainer": {"accelerator": "cpu"},
+    }
+
+
+def test_a_recipe_reads_images_where_its_supervision_looks_at_them(tmp_path: Path) -> None:
+    write_nmnist(tmp_path)
+    for supervision in ("MeanCE", "TET", "TSE", "TRE"):
+        assert not build(*parse_recipe(recipe(tmp_path, supervision))).data.images
+    assert build(*parse_recipe(recipe(tmp_path, "TSE", color=0.1))).data.images
+    assert EdgeGuidedDistillation.images
+    assert not Sum([TSE(), TET()]).images
+    assert Sum([TSE(), Supervision()]).images
+
+
+@pytest.mark.slow
+def test_weights_are_those_of_a_training_that_reads_images(tmp_path: Path) -> None:
+    write_nmnist(tmp_path)
+    weights = []
+    for images in (True, False):
+        torch.manual_seed(0)
+        given = recipe(tmp_path, "TSE", shift=0.1, rotation=10.0, flip=0.5)
+        config, values = parse_recipe(given)
+        parts = build(config, values)
+        parts.data.images = images
+        learner = make_learner(config, parts)
+        off = {"logger": False, "enable_checkpointing": False, "limit_val_batches": 0}
+        quiet = {"enable_progress_bar": False, "enable_model_summary": False}
+        trainer = make_trainer({"accelerator": "cpu", "max_epochs": 2}, **off, **quiet)
+        trainer.fit(learner, parts.data)
+        weights.append(parts.student.state_dict())
+    for one, two in zip(*(state.values() for state in weights), strict=True):
+        assert torch.equal(one, two)

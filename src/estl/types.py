@@ -193,11 +193,17 @@ class Supervision(nn.Module):
 
     Attributes:
         extends: whether it extends batches, and takes their `unlabeled` samples.
-        images: whether it looks at a batch's images: where not, a training reads none.
+        reads_images: whether it looks at a batch's images: where not, a training reads none. A
+            subclass that defines `forward` does unless it says otherwise.
     """
 
     extends: bool = False
-    images: bool = True
+    reads_images: bool = True
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "forward" in vars(cls) and "reads_images" not in vars(cls):
+            cls.reads_images = True
 
     def forward(self, output: Output, batch: Batch) -> Loss:
         """The loss of one batch."""

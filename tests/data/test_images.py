@@ -1,5 +1,6 @@
 """Images that a supervision does not look at are not read, and nothing else changes."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import torch
 from torch import Tensor
 
 from estl.data import reading, shards
+from estl.data.items import Item
 from estl.data.module import EventData
+from estl.data.samples import Split
 from estl.data.sets.folder import ImageFolder
 from estl.data.sets.ncaltech101 import NCaltech101Pairs
 from estl.data.sets.nmnist import NMNISTPairs
@@ -18,7 +21,7 @@ from estl.data.stream import Shards
 from estl.supervision import TET, TSE, EdgeGuidedDistillation, Sum
 from estl.training.recipe import build, make_learner, parse_recipe
 from estl.training.trainer import make_trainer
-from estl.types import Supervision
+from estl.types import Batch, Loss, Output, Supervision
 from tests.tiny_sets import (
     names_of,
     write_images,
@@ -59,7 +62,7 @@ def test_training_batches_without_images_are_otherwise_the_same(
         write_shards(data, tmp_path / "shards", shard_size=5)
         data = Shards(tmp_path / "shards", batch_size=4)
     whole = list(data.loader("train", shuffle=True))
-    data.images = False
+    data.training_images = False
     assert next(iter(data.loader("val"))).image is not None
     monkeypatch.setattr(reading, "read_digit", refuse)
     if kind != "folder":  # whose recordings are made of the images
@@ -87,11 +90,41 @@ def recipe(root: Path, supervision: str, **augment: Any) -> dict[str, Any]:
 def test_a_recipe_reads_images_where_its_supervision_looks_at_them(tmp_path: Path) -> None:
     write_nmnist(tmp_path)
     for supervision in ("MeanCE", "TET", "TSE", "TRE"):
-        assert not build(*parse_recipe(recipe(tmp_path, supervision))).data.images
-    assert build(*parse_recipe(recipe(tmp_path, "TSE", color=0.1))).data.images
-    assert EdgeGuidedDistillation.images
-    assert not Sum([TSE(), TET()]).images
-    assert Sum([TSE(), Supervision()]).images
+        assert not build(*parse_recipe(recipe(tmp_path, supervision))).data.training_images
+    assert build(*parse_recipe(recipe(tmp_path, "TSE", color=0.1))).data.training_images
+    for how, read in (("simulated", True), ("drawn", False)):
+        bridged = recipe(tmp_path, "TSE")
+        bridge = {"images": None, "per_step": 2, "recordings": how}
+        bridged["data"]["init_args"]["bridge"] = bridge
+        assert build(*parse_recipe(bridged)).data.training_images == read
+    assert EdgeGuidedDistillation.reads_images
+    assert not Sum([TSE(), TET()]).reads_images
+    assert Sum([TSE(), Supervision()]).reads_images
+
+
+class Looks(TSE):
+    def forward(self, output: Output, batch: Batch) -> Loss:
+        return super().forward(output, batch)
+
+
+class Named(TSE):
+    """Only of another name."""
+
+
+def test_a_supervision_of_ones_own_looks_at_images_unless_it_says_otherwise() -> None:
+    assert Looks.reads_images
+    assert not Named.reads_images
+
+
+def load_square(item: Item, image: int = 4) -> tuple[Tensor, None]:
+    return torch.zeros(2, 2, image, image), None
+
+
+def test_an_option_of_a_loader_that_means_something_else_is_left_alone() -> None:
+    items = [Item("a", "0")]
+    for load in (load_square, partial(load_square, image=8), lambda image: load_square(image)):
+        events, _, _ = Split(items, ["a"], load, "none", images=False)[0]
+        assert torch.equal(events, load(items[0])[0])
 
 
 @pytest.mark.slow
@@ -103,7 +136,7 @@ def test_weights_are_those_of_a_training_that_reads_images(tmp_path: Path) -> No
         given = recipe(tmp_path, "TSE", shift=0.1, rotation=10.0, flip=0.5)
         config, values = parse_recipe(given)
         parts = build(config, values)
-        parts.data.images = images
+        parts.data.training_images = images
         learner = make_learner(config, parts)
         off = {"logger": False, "enable_checkpointing": False, "limit_val_batches": 0}
         quiet = {"enable_progress_bar": False, "enable_model_summary": False}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -99,14 +100,18 @@ class Cluster:
 
     def lose(self, name: str) -> None:
         """A node and all that it runs, as when its power goes."""
-        daemon = self.daemons.pop(name)
-        steps = said("pgrep", "-f", r"slurmstepd: \[").split()
-        for step in steps:
+        marks = {f"SLURMD_NODENAME={name}", f"SLURM_CONF={self.folder}/slurm.conf"}
+        for step in found(r"slurmstepd: \["):
             tree = [step, *below(step)]
-            if any(f"SLURMD_NODENAME={name}" in environment(process) for process in tree):
+            if any(marks <= set(environment(process)) for process in tree):
                 subprocess.run(["kill", "-KILL", *tree], check=False)
-        daemon.kill()
-        daemon.wait()
+        self.daemons[name].kill()
+        self.daemons[name].wait()
+
+
+def found(pattern: str) -> list[str]:
+    """The processes whose command line has a pattern."""
+    return subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True).stdout.split()
 
 
 def below(process: str) -> list[str]:
@@ -150,12 +155,14 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
         until(lambda: said("sinfo", "-h", "-t", "idle", "-o", "%D").strip() == "2")
         yield made
     finally:
-        subprocess.run(["scancel", "--user=root"], check=False)
-        time.sleep(1)
+        with suppress(AssertionError, subprocess.CalledProcessError):
+            said("scancel", "--user=root")
+            until(lambda: not said("squeue", "-h").strip(), 60)
         for daemon in made.daemons.values():
             daemon.terminate()
-        for daemon in made.daemons.values():
-            daemon.wait(60)
+            with suppress(subprocess.TimeoutExpired):
+                daemon.wait(30)
+            daemon.kill()
 
 
 def submit(run: Path, *words: str) -> str:
@@ -215,7 +222,7 @@ def test_a_sweep_is_complete_although_time_was_up_and_a_node_was_lost(
     words = [
         *("ablate", "--config=digits_guided", "--data.init_args.bridge=null", "--rungs=1"),
         *FIT[2:],
-        *("--epochs=40", "--seeds=0,1", f"--output-dir={folder}", "--launcher=slurm"),
+        *("--epochs=100", "--seeds=0,1", f"--output-dir={folder}", "--launcher=slurm"),
         "--per-run=gpus_per_node=0,cpus_per_task=1,timeout_min=30",
     ]
     runs = [folder / "1" / f"seed{seed}" for seed in (0, 1)]
@@ -224,18 +231,20 @@ def test_a_sweep_is_complete_although_time_was_up_and_a_node_was_lost(
             [sys.executable, "-m", "estl.commands", *words], stdout=out, stderr=out
         )
     try:
-        until(lambda: any((run / "last.ckpt").exists() for run in runs), 600)
+        until(lambda: all((run / "last.ckpt").exists() for run in runs), 600)
         said("scancel", "--signal=USR2", "--user=root")  # which submitit has asked for
         until(lambda: said("squeue", "-h", "-t", "RUNNING").strip() == "")
         assert not all((run / "results.json").exists() for run in runs)
-        until(lambda: said("squeue", "-h", "-t", "RUNNING").strip() != "")
+        on_n2 = ("squeue", "-h", "-t", "RUNNING", "-w", "n2", "-o", "%A")
+        until(lambda: said(*on_n2).strip() != "")
         time.sleep(5)
+        assert said(*on_n2).strip() != ""
         cluster.lose("n2")
-        time.sleep(15)
+        until(lambda: said(*on_n2).strip() == "")  # SLURM has seen it
         cluster.node("n2")
         assert sweep.wait(900) == 0, told.read_text()
     finally:
-        sweep.terminate()
+        sweep.kill()
         sweep.wait()
     assert "Seeds 0, 1;" in (folder / "results.md").read_text()
     whole = tmp_path / "whole"

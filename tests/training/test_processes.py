@@ -68,8 +68,8 @@ SUPERVISIONS = {
 
 
 def trained(name: str, folder: Path) -> dict[str, Tensor]:
-    """Weights after 20 steps of all processes together: ten epochs of 20 samples and 9, which
-    neither two processes nor four can share evenly.
+    """Weights after 20 steps of all processes together, and what was logged of the last epoch: ten
+    epochs of 20 samples and 9, which neither two processes nor four can share evenly.
     """
     torch.manual_seed(1)
     student, supervision = Student(), SUPERVISIONS[name]()
@@ -78,7 +78,7 @@ def trained(name: str, folder: Path) -> dict[str, Tensor]:
     before = {key: value.clone() for key, value in learner.state_dict().items()}
     data = Digits(T=3, size=16, per_class=3, batch_size=20)
     data.splits = data.splits | {"train": data.splits["train"][:-1]}
-    options = {"max_epochs": 10, "accelerator": "cpu", "limit_val_batches": 0}
+    options = {"max_epochs": 10, "accelerator": "cpu", "check_val_every_n_epoch": 10}
     off = {"enable_progress_bar": False, "enable_model_summary": False}
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False}
     trainer = make_trainer(options | off, default_root_dir=folder, **quiet)
@@ -86,7 +86,9 @@ def trained(name: str, folder: Path) -> dict[str, Tensor]:
     assert trainer.global_step == 20
     weights = learner.state_dict()
     assert all(not torch.equal(weights[k], before[k]) for k in weights if "student" in k)
-    return dict(weights)
+    logged = {k: v for k, v in trainer.callback_metrics.items() if k.startswith(("train/", "val/"))}
+    assert {"train/loss", "train/acc", "val/loss", "val/acc"} <= logged.keys()
+    return dict(weights) | logged
 
 
 def one_of(rank: int, size: int, port: int, folder: str) -> None:
@@ -114,7 +116,8 @@ def test_processes_train_what_one_process_trains(size: int, tmp_path: Path) -> N
         for key, value in alone.items():
             for rank in range(size):
                 here = found[rank][name][key]
-                torch.testing.assert_close(here, value, atol=1e-6, rtol=0, msg=f"{name} {key}")
+                bound = 1e-5 if "/" in key else 1e-6  # losses are larger than weights
+                torch.testing.assert_close(here, value, atol=bound, rtol=0, msg=f"{name} {key}")
 
 
 def test_a_launcher_is_forgotten_by_its_first_process_and_the_others_leave(

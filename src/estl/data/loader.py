@@ -35,7 +35,8 @@ class Shares(DistributedSampler[Any]):
         R: number of processes.
         rank: number of this one.
         shuffle: for training: in an order drawn from (`seed`, epoch), and without a last batch of
-            less than two samples for each process (the statistics of one are meaningless).
+            less than two samples for each process (the statistics of one are meaningless), or
+            than one where a whole batch has no more than two.
         seed: of the order.
 
     Raises:
@@ -56,11 +57,12 @@ class Shares(DistributedSampler[Any]):
         seed: int = 0,
     ) -> None:
         super().__init__(range(size), R, rank, shuffle, seed)  # type: ignore[arg-type]
-        if shuffle and size < R:
+        if shuffle and 0 < size < R:
             raise ValueError(f"{size} training samples are too few for {R} processes: start fewer")
         last = size % batch_size
+        least = R if 1 < R >= batch_size // 2 else 2 * R
         if shuffle:
-            self.used = size - last if size > batch_size and last < 2 * R else size
+            self.used = size - last if size > batch_size and last < least else size
         else:
             self.used = size + (R - last if 0 < last < R else 0)
         self.size = size

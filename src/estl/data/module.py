@@ -51,12 +51,12 @@ class EventData(L.LightningDataModule):
     Attributes:
         fingerprint: stands for the items, their content and their splits.
         no_training: what is missing if the folder holds only the test split.
-        images: whether training batches have the pairs' images: where a supervision looks at them.
+        training_images: whether training batches have images; a supervision has to look at them.
     """
 
     fingerprint: str
     no_training: str | None = None
-    images: bool = True
+    training_images: bool = True
 
     def __init__(
         self,
@@ -270,7 +270,7 @@ class ItemData(EventData):
 
     def dataset(self, split: str, *, shuffle: bool = False) -> Split:
         """The samples of a split; `shuffle` as for `loader`."""
-        images, scaling = self.images or not shuffle, self.scaling(shuffle)
+        images, scaling = self.training_images or not shuffle, self.scaling(shuffle)
         return Split(self.splits[split], self.classes, self.load, scaling, images=images)
 
     def loader(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from inspect import signature
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
 class Split(Dataset[Sample]):
     """One split: an item is loaded, and its frames normalized, when it is asked for.
 
-    Without `images` they are None, and not read if `load` takes `image=False` for that.
+    Without `images` they are None, and not read if `load` has an option `image=True` for that.
     """
 
     def __init__(
@@ -46,9 +46,9 @@ class Split(Dataset[Sample]):
         self.items = list(items)
         self.number = {name: i for i, name in enumerate(classes)}
         self.load, self.scaling, self.images = load, scaling, images
-        if not images and not isinstance(load, Cache) and "image" in signature(load).parameters:
-            with_options: Any = load
-            self.load = partial(with_options, image=False)
+        if not images and not isinstance(load, Cache):
+            option, loads = signature(load).parameters.get("image"), cast(Any, load)
+            self.load = partial(loads, image=False) if option and option.default is True else load
 
     def __len__(self) -> int:
         return len(self.items)

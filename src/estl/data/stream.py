@@ -40,7 +40,7 @@ class Stream(IterableDataset[Sample]):
         self.number = {name: i for i, name in enumerate(data.classes)}
         self.T, self.batch_size, self.scaling = data.T, data.batch_share(R), data.scaling(shuffle)
         self.shuffle, self.buffer, self.seed, self.rank = shuffle, data.buffer, data.seed, rank
-        self.images = data.images or not shuffle
+        self.images = data.training_images or not shuffle
         self.epoch = 0
         n = data.sizes[split]
         share = n // R if shuffle else -(-n // R)

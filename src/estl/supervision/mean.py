@@ -22,7 +22,7 @@ class MeanCE(Supervision):
     MeanCE(label_smoothing=0.1)
     """
 
-    images = False
+    reads_images = False
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()

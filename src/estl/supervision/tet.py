@@ -53,7 +53,7 @@ class TET(Supervision):
     TET(means=1.0, lamb=0.001, label_smoothing=0.0)
     """
 
-    images = False
+    reads_images = False
 
     def __init__(
         self, means: float = 1.0, lamb: float = 1e-3, label_smoothing: float = 0.0

@@ -135,7 +135,7 @@ class TRE(Scheduled, Supervision):
     TRE(theta0=0.5, lamb=2.0, reduction='sum', label_smoothing=0.0)
     """
 
-    images = False
+    reads_images = False
 
     def __init__(
         self,

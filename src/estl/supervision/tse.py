@@ -138,7 +138,7 @@ class TSE(Scheduled, Supervision):
     TSE(tau_f=0.3, kappa=1.0, reduction='sum', label_smoothing=0.0)
     """
 
-    images = False
+    reads_images = False
 
     def __init__(
         self,

@@ -144,10 +144,11 @@ class Learner(LightningModule):
         values = {f"train/{name}": value for name, value in loss.terms.items()}
         values["train/loss"] = loss.total
         size = len(batch.label) - batch.unlabeled
+        weight: Any = float(size)  # of an int Lightning takes the mean over processes as an int
         mean = output.logits[:size].detach().float().mean(1)
         values["train/acc"] = _accuracy(mean, batch.label[:size])
         values |= {f"watch/{name}": value for name, value in loss.metrics.items()}
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=weight, sync_dist=True)
         self.log("loss", loss.total, prog_bar=True, logger=False)
         if self.trainer.world_size == 1 or not self.trainer.is_last_batch:
             return loss.total
@@ -185,7 +186,7 @@ class Learner(LightningModule):
         mean = self.student(batch.events).logits.float().mean(1)
         correct = _accuracy(mean, batch.label)
         loss = F.cross_entropy(mean, batch.label)
-        size = len(batch.label)
+        size: Any = float(len(batch.label))  # see `training_step`
         self.log("val/loss", loss, batch_size=size, sync_dist=True)
         self.log("val/acc", correct, prog_bar=True, batch_size=size, sync_dist=True)
         # Small validation splits tie often: the loss decides between equal accuracies.

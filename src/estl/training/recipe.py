@@ -220,9 +220,15 @@ def build(config: Namespace, given: Namespace) -> Parts:
     """
     data = build_data(config, given)
     student, supervision = networks(config, given, data)
-    recolored = data.augment is not None and bool(data.augment.color or data.augment.gray)
-    data.images = supervision.images or recolored
+    data.training_images = supervision.reads_images or _needs_images(data)
     return Parts(data, student, supervision, plain(config))
+
+
+def _needs_images(data: EventData) -> bool:
+    """Whether what is done to training batches needs their images, whoever looks at them."""
+    augment, bridge = data.augment, getattr(data, "bridge", None)
+    recolored = augment is not None and bool(augment.color or augment.gray)
+    return recolored or (bridge is not None and bridge.recordings == "simulated")
 
 
 def networks(config: Namespace, given: Namespace, data: EventData) -> tuple[nn.Module, Supervision]:

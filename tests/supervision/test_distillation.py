@@ -20,6 +20,7 @@ from estl.supervision import TSE, Sum
 from estl.supervision.distillation import EdgeGuidedDistillation
 from estl.supervision.terms import WEIGHTS
 from estl.supervision.terms import WRITTEN as WRITTEN_WEIGHTS
+from estl.training.recipe import build, parse_recipe
 from estl.types import Batch, Loss, Output
 from tests.small_teacher import FixedTeacher
 
@@ -671,3 +672,24 @@ def test_two_ranks_with_half_the_batch_each_are_one_rank_with_the_whole(tmp_path
     assert got["grads"].keys() == expected.keys()
     for name in expected:
         torch.testing.assert_close(got["grads"][name], expected[name], atol=1e-6, rtol=1e-4)
+
+
+def test_a_recipes_sum_gives_its_parts_the_facts_of_the_data(folder: Path) -> None:
+    def recipe(**more: int) -> dict[str, Any]:
+        arguments = {"teacher": str(folder), "weights": {"cls": 0.0}, **more}
+        guided = {"class_path": "estl.supervision.EdgeGuidedDistillation", "init_args": arguments}
+        summed = {"supervisions": [{"class_path": "estl.supervision.TSE"}, guided]}
+        student = {"layers": [8, "AP", 12]}
+        return {
+            "data": {"class_path": "estl.data.Digits", "init_args": {"T": 3, "size": 16}},
+            "student": {"class_path": "estl.students.VGGSNN", "init_args": student},
+            "supervision": {"class_path": "estl.supervision.Sum", "init_args": summed},
+        }
+
+    built = build(*parse_recipe(recipe())).recipe["supervision"]["init_args"]["supervisions"][1]
+    filled = {"student_dim": 12, "T": 3, "classes": 10}
+    assert {key: built["init_args"][key] for key in filled} == filled
+    with pytest.raises(
+        ValueError, match=r"supervisions\.1\.init_args\.T is 4, but T of Digits and"
+    ):
+        build(*parse_recipe(recipe(T=4)))

@@ -220,15 +220,11 @@ def build(config: Namespace, given: Namespace) -> Parts:
     """
     data = build_data(config, given)
     student, supervision = networks(config, given, data)
-    data.training_images = supervision.reads_images or _needs_images(data)
-    return Parts(data, student, supervision, plain(config))
-
-
-def _needs_images(data: EventData) -> bool:
-    """Whether what is done to training batches needs their images, whoever looks at them."""
     augment, bridge = data.augment, getattr(data, "bridge", None)
     recolored = augment is not None and bool(augment.color or augment.gray)
-    return recolored or (bridge is not None and bridge.recordings == "simulated")
+    simulated = bridge is not None and bridge.recordings == "simulated"
+    data.training_images = supervision.reads_images or recolored or simulated
+    return Parts(data, student, supervision, plain(config))
 
 
 def networks(config: Namespace, given: Namespace, data: EventData) -> tuple[nn.Module, Supervision]:
@@ -243,10 +239,12 @@ def networks(config: Namespace, given: Namespace, data: EventData) -> tuple[nn.M
         "in_channels": data.in_channels,
         "frame_size": tuple(data.frame_size),
     }
-    _fill(config, given, "student", facts, of=type(data).__name__)
+    name = type(data).__name__
+    _fill("student", config.student, _written(given, "student"), facts, name)
     student = make(parser, "student", config.student)
     known = {"student_dim": getattr(student, "dim", None), "T": data.T, "classes": facts["classes"]}
-    _fill(config, given, "supervision", known, of=f"{type(data).__name__} and its student")
+    told = _written(given, "supervision")
+    _fill("supervision", config.supervision, told, known, f"{name} and its student")
     return student, make(parser, "supervision", config.supervision)
 
 
@@ -281,15 +279,20 @@ def _written(given: Namespace, part: str) -> Namespace:
     return given[part].get("init_args", Namespace()) if part in given else Namespace()
 
 
-def _fill(
-    config: Namespace, given: Namespace, part: str, facts: dict[str, Any], *, of: str
-) -> None:
-    """Put `facts` into the arguments of `part` that are left out; refuse those that differ."""
-    written, accepted = _written(given, part), config[part].get("init_args", Namespace())
+def _fill(name: str, part: Namespace, written: Namespace, facts: dict[str, Any], of: str) -> None:
+    """Put `facts` into the arguments of a part that are left out; refuse those that differ.
+
+    So in each of the supervisions of a `Sum`.
+    """
+    accepted = part.get("init_args", Namespace())
     for key in [key for key in facts if key in accepted]:
         if written.get(key) not in (None, facts[key]):
             raise ValueError(
-                f"{part}.init_args.{key} is {written[key]}, but {key} of {of} is {facts[key]}: "
+                f"{name}.init_args.{key} is {written[key]}, but {key} of {of} is {facts[key]}: "
                 "leave it out, or choose matching data"
             )
         accepted[key] = facts[key]
+    summed, told = accepted.get("supervisions") or [], written.get("supervisions") or []
+    for i, (one, its) in enumerate(zip(summed, told, strict=True)):
+        own = its.get("init_args", Namespace())
+        _fill(f"{name}.init_args.supervisions.{i}", one, own, facts, of)

@@ -70,9 +70,9 @@ def _steps() -> Comparison:
     ways = {"": False, ", recomputed": True}
     return Comparison(
         "steps",
-        "training step of recipe, 34x34, batch 25, by the number of steps",
+        "training step of resnet19, 32x32, batch 4, by the number of steps",
         {
-            f"T = {T}{way}": partial(students.step, "recipe", (25, T, 34), recompute=recompute)
+            f"T = {T}{way}": partial(students.step, "resnet19", (4, T, 32), recompute=recompute)
             for way, recompute in ways.items()
             for T in (1, 2, 4, 8, 16, 32)
         },

@@ -1,6 +1,7 @@
 """The command: what a user types, and what she gets when it is wrong."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -199,6 +200,17 @@ def test_every_recipe_is_listed_and_found_by_its_name(capsys: pytest.CaptureFixt
         assert capsys.readouterr().out == find_recipe(name).read_text()
         parse(TrainingFlags(config=(name,)).spell_out())
     assert "choose from" in fails(capsys, ["recipes", "nosuch"])
+
+
+@pytest.mark.parametrize("command", ["recipes", "doctor"])
+def test_output_that_nobody_reads_ends_without_a_word(command: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, "-m", "estl.commands", command]
+    with os.fdopen(writer, "wb") as out:
+        done = subprocess.run(words, stdout=out, stderr=subprocess.PIPE, text=True)
+    assert done.stderr == ""
+    assert done.returncode == 141
 
 
 def test_the_help_of_every_command_fits_a_screen(capsys: pytest.CaptureFixture[str]) -> None:

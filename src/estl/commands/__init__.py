@@ -5,6 +5,7 @@ Lightning take seconds, and `--help` does not wait for them.
 """
 
 import os
+import select
 import signal
 import sys
 import threading
@@ -57,7 +58,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run `estl` with the arguments of a command line; returns the exit status.
 
     A user's mistake ends with one line on standard error and status 2, Ctrl-C with 130 and SIGTERM
-    with 143, as shells have it.
+    with 143, as shells have it; so does 141, where who read the output has ended, as `head` does.
     """
     args = list(sys.argv[1:] if args is None else args)
     keep_freed_memory()
@@ -66,8 +67,11 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         with _stoppable():
             status = app(args, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except (CycloptsError, ValueError, OSError, FloatingPointError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 141
         _after_the_first()
         print(f"{command}: {_said(error)}", file=sys.stderr)
         return 2
@@ -76,6 +80,16 @@ def main(args: Sequence[str] | None = None) -> int:
         go_on = str(stop) or "the same command"
         print(f"{command}: {what}; go on with {go_on}", file=sys.stderr)
         return 143 if isinstance(stop, Terminated) else 130
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe without a reader; then nothing more is written to it."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _said(error: Exception) -> str:

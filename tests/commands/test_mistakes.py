@@ -48,6 +48,8 @@ FIT = """
 --augment=flip=2                          | flip must be a finite number in [0,1], not 2.0
 --augment=flip=x                          | flip: Expected a <class 'float'>. Got value: x
 --precision=7                             | trainer.precision
+--precision=bf16-true                     | trainer.precision is bf16-true: give 32, or bf16
+--trainer.precision=64                    | trainer.precision is 64: give 32, or bf16 or 16
 --devices=0                               | with trainer.devices 0
 --devices=-3 --trainer.accelerator=cpu    | with trainer.devices -3
 --devices=x --trainer.accelerator=cpu     | with trainer.devices x

@@ -192,7 +192,7 @@ class TrainingFlags(DataFlags):
         optimizer: adamw, adam or sgd (momentum 0.9).
         weight_decay: of the optimizer.
         augment: none, cifar (crop, flip, policy, cutout), events (flip, roll), or flip=0.5,roll=5.
-        precision: 32, bf16 or 16 (mixed), or another of Lightning's.
+        precision: 32, or bf16 or 16 (mixed).
         devices: how many devices, or which: 2, or 0,1.
         logger: where metrics are written: tensorboard, csv or wandb.
         epochs: passes over the training split.

@@ -18,6 +18,10 @@ from estl.training.processes import launched, stale_store
 
 Logging = Literal["tensorboard", "csv", "wandb"]
 
+WHOLLY = ("64", "64-true", "16-true", "bf16-true")
+"""Precisions of weights and batches themselves: Lightning cannot convert a `Batch`, and at 16 bits
+potentials would be rounded at every step."""
+
 
 def make_trainer(options: dict[str, Any], **own: Any) -> Trainer:
     """A trainer, over all processes if a launcher such as torchrun has started several.
@@ -33,6 +37,8 @@ def make_trainer(options: dict[str, Any], **own: Any) -> Trainer:
     Traceback (most recent call last):
     ValueError: trainer.accelerator cpu with trainer.devices 0: `Trainer(devices=0)` value is ...
     """
+    if str(precision := options.get("precision")) in WHOLLY:
+        raise ValueError(f"trainer.precision is {precision}: give 32, or bf16 or 16 (mixed)")
     found = launched()
     if found is not None and options.get("devices", "auto") == "auto":
         nodes = {"num_nodes": found.size // found.here} if found.size > found.here else {}

@@ -146,7 +146,6 @@ exec "$@" > /dev/null 2>&1
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The `srun` command is available")
 def test_a_sweep_is_an_array_of_slurms_jobs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

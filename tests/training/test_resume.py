@@ -134,3 +134,43 @@ def test_a_run_on_a_full_disk_ends_in_one_line_and_goes_on_when_there_is_room(
         assert not list(disk.rglob("*.new"))
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_compiling")
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system needs root")
+def test_a_folder_that_cannot_be_written_is_one_line_and_costs_nothing(tmp_path: Path) -> None:
+    run = [*RUN, "--student.init_args.layers=[4,AP,8]"]
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run([*run, f"--output-dir={tmp_path / 'whole'}"], check=True, capture_output=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", disk], check=True)
+    try:
+        begun = [*run, f"--output-dir={disk / 'run'}"]
+        resumed = [*RUN[:4], "--resume", str(disk / "run")]
+        refused = subprocess.run(begun, capture_output=True, text=True)
+        subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+        nowhere = subprocess.DEVNULL
+        with subprocess.Popen(begun, stdout=nowhere, stderr=nowhere) as process:
+            while not (disk / "run" / "last.ckpt").exists():
+                assert process.poll() is None
+                time.sleep(0.01)
+            process.terminate()
+        assert process.returncode == 143
+        before = {path: path.read_bytes() for path in (disk / "run").iterdir() if path.is_file()}
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        again = subprocess.run(resumed, capture_output=True, text=True)
+        for stopped in (refused, again):
+            assert stopped.returncode == 2
+            (line,) = stopped.stderr.splitlines()
+            assert "Read-only file system: give another path, or make this one usable" in line
+        assert all(path.read_bytes() == content for path, content in before.items())
+        subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+        subprocess.run(resumed, check=True, capture_output=True)
+        one, two = (
+            torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
+            for folder in (tmp_path / "whole", disk / "run")
+        )
+        assert same(one, two)
+    finally:
+        subprocess.run(["umount", disk], check=True)

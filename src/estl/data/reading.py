@@ -1,8 +1,7 @@
 """The files of each set as frames and images: one function a set, used by fit and test.
 
 Such a function takes an item and the set's options and returns (frames, image or None); with
-`image=False` no image is read. Lightning
-takes seconds to import and is not imported here.
+`image=False` no image is read. Lightning takes seconds to import and is not imported here.
 """
 
 from functools import lru_cache

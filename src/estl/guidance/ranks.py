@@ -34,11 +34,11 @@ def share(own: int, device: torch.device) -> Tensor:
     return size / whole
 
 
-def mean(x: Tensor, share: Tensor) -> Tensor:
-    """The mean over all samples, where x is that over the process's own, which are a `share`."""
+def mean(x: Tensor, part: Tensor) -> Tensor:
+    """The mean over all samples, where x is that over the process's own, a `share` of `part`."""
     if not together():
         return x
-    x = x * share
+    x = x * part
     dist.all_reduce(x)
     return x
 

@@ -10,14 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
+from torch._inductor.utils import run_and_get_code
 
 from estl.neurons import LIF, Sigmoid
 from estl.neurons import fused as kernels
 from estl.neurons.lif import Potentials
-from estl.neurons.norm import norm_lif, of_spikes, pairs
-from estl.students import VGGSNN, ResNet
+from estl.neurons.norm import Norm, norm_lif, of_spikes, pairs, statistics
+from estl.students import VGGSNN, ResNet, Spikformer
 from estl.students.layers import Layers, conv_norm, time_first
 from estl.students.recompute import recomputing
+from estl.students.resnet import ResidualBlock
 from estl.types import direct_code
 
 NEURONS = {
@@ -50,34 +52,42 @@ def maps(B: int, T: int, C: int, H: int, W: int) -> Tensor:
     return time_first(x, C)
 
 
-def norm_of(C: int) -> nn.BatchNorm2d:
+def norm_of(C: int, kind: type[Norm] = nn.BatchNorm2d) -> Norm:
     """A norm whose parameters and statistics are not the initial ones."""
-    norm = nn.BatchNorm2d(C).double()
+    norm = kind(C).double()
     for values in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
         values.data.copy_(0.5 + torch.rand(C))
     return norm
 
 
-def one_after_the_other(norm: nn.BatchNorm2d, neuron: LIF, x: Tensor) -> Tensor:
+def one_after_the_other(
+    norm: Norm, neuron: LIF, x: Tensor, shortcut: Tensor | None = None
+) -> Tensor:
     """The modules themselves; the neuron by the plain scan."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ESTL_COMPILE", "0")
         steps = x.transpose(0, 1)
-        return neuron(norm(steps.flatten(0, 1)).view_as(steps).transpose(0, 1))
+        rows = steps.flatten(0, 1) if isinstance(norm, nn.BatchNorm2d) else steps.flatten(0, 2)
+        current = norm(rows).view_as(steps).transpose(0, 1)
+        return neuron(current if shortcut is None else current + shortcut)
 
 
-def both(norm: nn.BatchNorm2d, neuron: LIF, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+def both(
+    norm: Norm, neuron: LIF, x: Tensor, shortcut: Tensor | None = None
+) -> tuple[list[Tensor], list[Tensor]]:
     """Spikes, gradients and statistics of the one pass, which must have been taken, and of the
     modules one after the other."""
     weights = torch.randn(x.shape).to(x.dtype)
     results = []
     for way in (norm_lif, one_after_the_other):
-        twin, source = deepcopy(norm), x.detach().requires_grad_()
-        spikes = way(twin, neuron, source)
+        twin, sources = deepcopy(norm), [x.detach().requires_grad_()]
+        if shortcut is not None:
+            sources.append(shortcut.detach().requires_grad_())
+        spikes = way(twin, neuron, *sources)
         assert is_one_pass(spikes) == (way is norm_lif)
         (spikes * weights).sum().backward()
-        gradients = [x.grad for x in (source, *twin.parameters()) if x.grad is not None]
-        assert len(gradients) == 3
+        gradients = [x.grad for x in (*sources, *twin.parameters()) if x.grad is not None]
+        assert len(gradients) == len(sources) + 2
         results.append([spikes.detach(), *gradients, *twin.buffers()])
     return results[0], results[1]
 
@@ -90,10 +100,10 @@ def is_one_pass(spikes: Tensor) -> bool:
     return node.name() == "_NormLIFBackward"
 
 
-def assert_same(norm: nn.BatchNorm2d, neuron: LIF, x: Tensor) -> None:
+def assert_same(norm: Norm, neuron: LIF, x: Tensor, shortcut: Tensor | None = None) -> None:
     """Spikes and memory order exactly, the rest to 1e-9, in float64: sums are taken in another
     order, and no potential here comes within 1e-12 of the threshold."""
-    fused, expected = both(norm, neuron, x)
+    fused, expected = both(norm, neuron, x, shortcut)
     assert torch.equal(fused[0], expected[0])
     assert fused[0].stride() == expected[0].stride()
     assert 0 < expected[0].mean() < 1
@@ -114,14 +124,57 @@ def test_one_pass_equals_the_modules(neuron: str, steps: int) -> None:
 
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("neuron", NEURONS)
-def test_one_pass_over_bfloat16_computes_in_float32(neuron: str) -> None:
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_one_pass_with_a_shortcut_equals_the_modules(neuron: str, steps: int) -> None:
     torch.manual_seed(0)
-    x, weights = (maps(3, 4, 7, 5, 4).bfloat16() for _ in range(2))
+    shortcut = time_first((torch.rand(3, steps, 7, 5, 4) < 0.3).double(), 7)
+    assert_same(norm_of(7), NEURONS[neuron], maps(3, steps, 7, 5, 4), shortcut)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_one_pass_over_tokens_equals_the_modules() -> None:
+    torch.manual_seed(0)
+    tokens = (maps(3, 4, 7, 5, 4).flatten(3).mT for _ in range(2))
+    assert_same(norm_of(7, nn.BatchNorm1d), LIF.spikformer(), *tokens)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_shortcut_in_another_precision_keeps_it() -> None:
+    torch.manual_seed(0)
+    x, shortcut = maps(2, 3, 4, 5, 5).float(), maps(2, 3, 4, 5, 5).float().round()
+    wide, narrow = shortcut.requires_grad_(), shortcut.detach().bfloat16().requires_grad_()
+    grads, norm = [], norm_of(4).float()
+    for given in (wide, narrow):
+        norm_lif(norm, LIF.tet(), x.requires_grad_(), given).sum().backward()
+        assert given.grad is not None
+        assert given.grad.dtype == given.dtype
+        grads.append(given.grad.float())
+    torch.testing.assert_close(grads[1], grads[0], rtol=2**-8, atol=0.0)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("rows", [2, 31, 32, 33, 64, 95, 320, 1000])
+def test_statistics_of_any_number_of_rows(rows: int) -> None:
+    torch.manual_seed(0)
+    x = 1000 + torch.randn(rows, 5)  # whose squares have no digits left in float32
+    variance, mean = torch.var_mean(x.double(), 0, correction=0)
+    found_mean, found_variance = statistics(x)
+    torch.testing.assert_close(found_mean.double(), mean, rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(found_variance.double(), variance, rtol=1e-3, atol=0.0)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("neuron", NEURONS)
+@pytest.mark.parametrize("shortcut", [False, True])
+def test_one_pass_over_bfloat16_computes_in_float32(neuron: str, shortcut: bool) -> None:
+    torch.manual_seed(0)
+    x, weights, more = (maps(3, 4, 7, 5, 4).bfloat16() for _ in range(3))
     results = []
     given = norm_of(7).float()
     for source in (x.requires_grad_(), x.detach().float().requires_grad_()):
         norm = deepcopy(given)
-        spikes = norm_lif(norm, NEURONS[neuron], source)
+        other = more.to(source.dtype) if shortcut else None
+        spikes = norm_lif(norm, NEURONS[neuron], source, other)
         (spikes * weights).float().sum().backward()
         results.append((spikes, source.grad, norm.weight.grad, norm.bias.grad, norm.running_var))
     (spikes, grad, *sums), (expected, expected_grad, *expected_sums) = results
@@ -187,6 +240,12 @@ def test_one_tensor_of_the_inputs_size_is_kept() -> None:
         norm_lif(norm_of(3), LIF.tet(), x)
     assert [tensor.numel() for tensor in kept if tensor.numel() > 3] == [x.numel()]
     assert kept[0].data_ptr() == x.data_ptr()
+    kept.clear()
+    shortcut = maps(2, 4, 3, 5, 5)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        norm_lif(norm_of(3), LIF.tet(), x, shortcut)
+    found = {tensor.data_ptr() for tensor in kept if tensor.numel() > 3}
+    assert found == {x.data_ptr(), shortcut.data_ptr()}
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -220,6 +279,19 @@ def test_one_compilation_serves_all_sizes_and_equals_the_modules() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("steps", [4, 10])
+@pytest.mark.parametrize("shortcut", [False, True])
+def test_every_pass_is_one_loop(steps: int, shortcut: bool) -> None:
+    """Moments, forward, backward, and what goes through the statistics: a second loop in one of
+    them would pass what is between the two through memory."""
+    torch.manual_seed(0)
+    x, more = maps(2, steps, 16, 5, 5), maps(2, steps, 16, 5, 5)
+    _, codes = run_and_get_code(assert_same, norm_of(16), LIF.tet(), x, more if shortcut else None)
+    assert [code.count("#pragma omp for") for code in codes] == [1, 1, 1, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiled")
 def test_compiled_float32_differs_only_next_to_the_threshold() -> None:
     torch.manual_seed(0)
     assert_same_but_for_ties(LIF.spikformer(), 3)
@@ -246,6 +318,48 @@ def test_layers_in_training_take_one_pass(monkeypatch: pytest.MonkeyPatch) -> No
     assert not is_one_pass(layers()(x))  # too small to pay
     monkeypatch.setattr(kernels, "LARGE", x.numel())
     assert is_one_pass(layers()(x))
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_residual_block_takes_one_pass_with_its_shortcut(stride: int) -> None:
+    torch.manual_seed(0)
+    block = ResidualBlock(4, 4, stride).double()
+    x = time_first((torch.rand(2, 3, 4, 6, 6) < 0.3).double(), 4).requires_grad_()
+    seen: list[Tensor] = []
+    results = []
+    for apart in (False, True):
+        twin = deepcopy(block)
+        if apart:
+            twin.residual.register_forward_hook(lambda *args: seen.append(args[2]))
+        spikes = twin(x)
+        assert is_one_pass(spikes) != apart
+        results.append(
+            [spikes.detach(), *torch.autograd.grad(spikes.sum(), [x, *twin.parameters()])]
+        )
+    assert len(seen) == 1  # the hook was called
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * float(b.abs().max()))
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_every_norm_of_a_student_is_one_pass_with_its_neuron(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = 0
+
+    def counted(self: nn.Module, x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return x
+
+    for kind in (nn.BatchNorm1d, nn.BatchNorm2d):
+        monkeypatch.setattr(kind, "forward", counted)
+    x = time_first(torch.rand(2, 3, 2, 8, 8), 2)
+    Spikformer(dim=16, depth=2, heads=2)(x).logits.sum().backward()
+    VGGSNN(layers=(8, "AP", 8), frame_size=(8, 8))(x).logits.sum().backward()
+    ResNet((2, 1), (8, 8), in_channels=2, stem_width=8)(x).logits.sum().backward()
+    assert calls == 1  # the shortcut of the second stage, after which there is no neuron
 
 
 @pytest.mark.usefixtures("uncompiled")

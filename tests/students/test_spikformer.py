@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from estl.students import Spikformer
+from estl.students.layers import PerToken
 from estl.students.spikformer import (
     Block,
     PatchSplitting,
-    PerToken,
     SpikingSelfAttention,
     SpikingToken,
     softmax_free_attention,

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from estl.neurons import LIF
 from estl.students import VGGSNN, ResNet, Spikformer, resnet18, resnet19
-from estl.students.layers import PerStep
-from estl.students.spikformer import PerToken
+from estl.students.layers import PerStep, PerToken
 from estl.types import direct_code
 
 STUDENTS: dict[str, Callable[[], nn.Module]] = {

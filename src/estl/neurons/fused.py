@@ -130,7 +130,12 @@ def _forward(
 
 
 def scan(
-    x: Sequence[Tensor], decay: float, gain: float, threshold: float, hard: bool, inclusive: bool
+    x: Sequence[Tensor],
+    decay: float,
+    gain: float,
+    threshold: float | Tensor,
+    hard: bool,
+    inclusive: bool,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Spikes and potential before the reset of each step.
 
@@ -160,7 +165,7 @@ def scan_back(
     potential: Sequence[Tensor],
     decay: float,
     gain: float,
-    threshold: float,
+    threshold: float | Tensor,
     hard: bool,
     detach_reset: bool,
     surrogate: Callable[[Tensor], Tensor],

@@ -1,8 +1,9 @@
 """Batch norm and the neuron after it fused into one pass over what they read, in training.
 
 Apart they keep what the norm reads and the potential, and write and read the normalized current in
-between. Here only what the norm reads is kept; the current and the potential are computed again in
-the backward pass, within the processor's registers. Compiled as in `fused.py`.
+between, and once more where a shortcut is added to it. Here only what the norm reads and the
+shortcut are kept; the current and the potential are computed again in the backward pass, within the
+processor's registers. Compiled as in `fused.py`.
 """
 
 from collections.abc import Callable
@@ -25,6 +26,9 @@ from estl.neurons.fused import (
 from estl.neurons.lif import LIF, carried
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
+
+GROUP = 32
+"""Rows whose moments compiled code takes at once."""
 
 
 def pairs(norm: nn.Module, neuron: nn.Module) -> bool:
@@ -72,9 +76,15 @@ def of_spikes(hook: Callable[..., None]) -> Callable[..., None]:
     return hook
 
 
-def norm_lif(norm: Norm, neuron: LIF, x: Float[Tensor, "B T *shape"]) -> Float[Tensor, "B T *out"]:
-    """`neuron` of `norm` of `x`, with statistics over all but the channels: (B,T,C,H,W) for a
-    `BatchNorm2d`, (B,T,N,C) for a `BatchNorm1d`. Both of a kind that `pairs` takes.
+def norm_lif(
+    norm: Norm,
+    neuron: LIF,
+    x: Float[Tensor, "B T *shape"],
+    shortcut: Float[Tensor, "B T *shape"] | None = None,
+) -> Float[Tensor, "B T *shape"]:
+    """`neuron` of `norm` of `x`, plus `shortcut` if there is one, with statistics over all but the
+    channels: (B,T,C,H,W) for a `BatchNorm2d`, (B,T,N,C) for a `BatchNorm1d`. Both of a kind that
+    `pairs` takes.
 
     One pass in the norm's own precision where `fused.worthwhile` says that it pays, or else one
     after the other.
@@ -90,10 +100,13 @@ def norm_lif(norm: Norm, neuron: LIF, x: Float[Tensor, "B T *shape"]) -> Float[T
     values = x.numel() // x.shape[channels]
     if not (training and same and values > 1 and worthwhile(steps)):
         folded = steps.flatten(0, 1) if channels == 2 else steps.flatten(0, 2)
-        spikes: Tensor = neuron(norm(folded).view_as(steps).transpose(0, 1))
+        current = norm(folded).view_as(steps).transpose(0, 1)
+        spikes: Tensor = neuron(current if shortcut is None else current + shortcut)
         return spikes
+    if shortcut is not None:
+        shortcut = shortcut.transpose(0, 1).movedim(channels, -1).flatten(1, -2)
     flat, mean, variance = fused_norm_lif(
-        last.flatten(1, -2), norm.weight, norm.bias, norm.eps, **neuron.options
+        last.flatten(1, -2), norm.weight, norm.bias, norm.eps, shortcut, **neuron.options
     )
     with torch.no_grad():
         _track(norm, mean, variance * (values / (values - 1)))
@@ -118,9 +131,11 @@ def fused_norm_lif(
     weight: Float[Tensor, " C"],
     bias: Float[Tensor, " C"],
     eps: float,
+    shortcut: Float[Tensor, "T M C"] | None = None,
     **options: Any,
 ) -> tuple[Float[Tensor, "T M C"], Float[Tensor, " C"], Float[Tensor, " C"]]:
-    """Spikes of the normalized x, with the options of `lif`; mean and biased variance of x.
+    """Spikes of the normalized x plus `shortcut`, with the options of `lif`; mean and biased
+    variance of x.
 
     >>> x = torch.tensor([0.0, 1.0, 0.0, 3.0]).view(4, 1, 1)
     >>> spikes, mean, variance = fused_norm_lif(
@@ -131,7 +146,7 @@ def fused_norm_lif(
     order = ("decay", "gain", "threshold", "reset", "detach_reset", "surrogate", "inclusive")
     values = [options[name] for name in order]
     values[3] = values[3] == "hard"
-    spikes, mean, variance = _NormLIF.apply(x, weight, bias, eps, *values)
+    spikes, mean, variance = _NormLIF.apply(x, weight, bias, shortcut, eps, *values)
     return spikes, mean, variance
 
 
@@ -140,52 +155,89 @@ class _NormLIF(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, *options: Any
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        shortcut: Tensor | None,
+        eps: float,
+        *options: Any,
     ) -> tuple[Tensor, Tensor, Tensor]:
         x, weight, bias = x.detach().contiguous(), weight.detach(), bias.detach()
+        shortcut = None if shortcut is None else shortcut.detach().contiguous()
         decay, gain, threshold, hard, _, _, inclusive = options
-        # In two stages: over T in one pass, then over what is left, where compilers are slow.
-        means, squares = run(_moments, x)
-        mean = means.mean(0)
-        variance = squares.mean(0).div_(len(x)) + (means - mean).square_().mean(0)
+        mean, variance = statistics(x.flatten(0, 1))
         invstd = (variance + eps).rsqrt()
         alpha = weight * invstd
         beta = bias - mean * alpha
-        spikes = run(_forward, x, alpha, beta, decay, gain, threshold, hard, inclusive)
+        spikes = run(_forward, x, alpha, beta, shortcut, decay, gain, threshold, hard, inclusive)
         ctx.options = options
-        ctx.save_for_backward(x, alpha, beta, mean, invstd)
+        ctx.save_for_backward(x, alpha, beta, mean, invstd, shortcut)
         ctx.mark_non_differentiable(mean, variance)
         return spikes, mean, variance
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
-        x, alpha, beta, mean, invstd = ctx.saved_tensors
+        x, alpha, beta, mean, invstd, shortcut = ctx.saved_tensors
         grad = grads[0].detach().contiguous()
-        grad_y, sums, products = run(_backward, grad, x, alpha, beta, mean, *ctx.options)
+        decay, gain, threshold, *others = ctx.options
+        # A threshold a channel: without it, part of the code does not look at channels, and the
+        # compiler then makes two loops, with the potential in memory between them.
+        options = (decay, gain, torch.full_like(mean, threshold), *others)
+        grad_y, sums, products = run(_backward, grad, x, alpha, beta, mean, shortcut, *options)
         grad_bias = sums.sum(0)
         grad_weight = products.sum(0) * invstd
         n = x.shape[0] * x.shape[1]
         slope = invstd * grad_weight / n
-        grad_x = run(_through_statistics, grad_y, x, alpha, mean, grad_bias / n, slope)
-        return grad_x, grad_weight, grad_bias, None, *(None for _ in ctx.options)
+        # The gradient of the shortcut is that of the current, which then is not overwritten.
+        grad_shortcut = None if shortcut is None else grad_y.to(shortcut.dtype)
+        function = _in_place if shortcut is None else _through_statistics
+        grad_x = run(function, grad_y, x, alpha, mean, grad_bias / n, slope)
+        return grad_x, grad_weight, grad_bias, grad_shortcut, None, *(None for _ in ctx.options)
+
+
+def statistics(x: Float[Tensor, "N C"]) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
+    """Mean and biased variance of each column of a contiguous x, in one pass over it.
+
+    Compiled code is slow at sums over all rows, so it takes those over `GROUP` rows, and what is
+    left of N / GROUP groups is summed after that: with M2 the sum of squared deviations,
+
+        variance = (sum of M2_i + sum of n_i (mean_i - mean)^2) / N
+
+    >>> statistics(torch.tensor([[1.0], [3.0], [5.0]]))
+    (tensor([3.]), tensor([2.6667]))
+    """
+    whole = len(x) - len(x) % GROUP
+    groups, rest = x[:whole].view(-1, GROUP, x.shape[1]).transpose(0, 1), x[whole:].unsqueeze(1)
+    parts = [(rows, *run(_moments, rows)) for rows in (groups,) if whole]
+    parts += [(rows, *_moments(rows)) for rows in (rest,) if len(rows)]
+    mean = torch.stack([means.sum(0) * len(rows) for rows, means, _ in parts]).sum(0) / len(x)
+    apart = [(means - mean).square_().sum(0) * len(rows) for rows, means, _ in parts]
+    within = [squares.sum(0) for _, _, squares in parts]
+    return mean, torch.stack(within + apart).sum(0) / len(x)
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over T and sum of squared deviations from it, both (M,C)."""
+    """Mean over the first dimension of x and sum of squared deviations from it."""
     steps = steps_of(x)
     mean = _sum(steps) / len(x)
     return mean, _sum([(x_t - mean).square() for x_t in steps])
 
 
-def _currents(x: Tensor, alpha: Tensor, beta: Tensor) -> list[Tensor]:
+def _currents(x: Tensor, alpha: Tensor, beta: Tensor, shortcut: Tensor | None) -> list[Tensor]:
     """What the neuron reads at each step."""
-    return [x_t * alpha + beta for x_t in x]
+    normalized = [x_t * alpha + beta for x_t in x]
+    if shortcut is None:
+        return normalized
+    return [y_t + s_t for y_t, s_t in zip(normalized, shortcut, strict=True)]
 
 
-def _forward(x: Tensor, alpha: Tensor, beta: Tensor, *options: Any) -> Tensor:
+def _forward(
+    x: Tensor, alpha: Tensor, beta: Tensor, shortcut: Tensor | None, *options: Any
+) -> Tensor:
     """Spikes (T,M,C) of x (T,M,C)."""
-    return stacked(scan(_currents(x, alpha, beta), *options)[0], x.dtype)
+    return stacked(scan(_currents(x, alpha, beta, shortcut), *options)[0], x.dtype)
 
 
 def _backward(
@@ -194,13 +246,15 @@ def _backward(
     alpha: Tensor,
     beta: Tensor,
     mean: Tensor,
+    shortcut: Tensor | None,
     *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradient of the current (T,M,C); its sum over T and that of its product with x - mean, both
     (M,C). The options are those of `scan_back`.
     """
     decay, gain, threshold, hard, _, _, inclusive = options
-    potential = scan(_currents(x, alpha, beta), decay, gain, threshold, hard, inclusive)[1]
+    currents = _currents(x, alpha, beta, shortcut)
+    potential = scan(currents, decay, gain, threshold, hard, inclusive)[1]
     grad_y = scan_back(steps_of(grad), potential, *options)
     products = [g * (x_t - mean) for g, x_t in zip(grad_y, x, strict=True)]
     return stacked(grad_y, x.dtype), _sum(grad_y), _sum(products)
@@ -209,10 +263,15 @@ def _backward(
 def _through_statistics(
     grad_y: Tensor, x: Tensor, alpha: Tensor, mean: Tensor, offset: Tensor, slope: Tensor
 ) -> Tensor:
-    """Gradient of x: alpha * (dy - mean(dy) - xhat * mean(dy * xhat)), in the memory of dy, since
-    fresh memory costs more than the computation.
-    """
-    return grad_y.copy_(alpha * (grad_y - offset - (x - mean) * slope))
+    """Gradient of x: alpha * (dy - mean(dy) - xhat * mean(dy * xhat))."""
+    return (alpha * (grad_y - offset - (x - mean) * slope)).to(x.dtype)
+
+
+def _in_place(
+    grad_y: Tensor, x: Tensor, alpha: Tensor, mean: Tensor, offset: Tensor, slope: Tensor
+) -> Tensor:
+    """The same in the memory of dy, since fresh memory costs more than the computation."""
+    return grad_y.copy_(_through_statistics(grad_y, x, alpha, mean, offset, slope))
 
 
 def _sum(steps: list[Tensor]) -> Tensor:

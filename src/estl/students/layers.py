@@ -6,7 +6,7 @@ return views of this order. Folding time into the batch is then a view too, noth
 between layers, and convolutions need not bring their input into another order first.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import cast
 
 import torch
@@ -101,9 +101,27 @@ class PerStep(nn.Sequential):
         return per_step(super().forward, x, folded=folds(self.training))
 
 
+class PerToken(nn.Sequential):
+    """Stateless modules applied to every token: (B,T,N,D) to (B,T,N,...).
+
+    Tokens are folded into rows, so that a batch norm in here takes its statistics over B, T and N.
+
+    >>> PerToken(nn.Linear(8, 16, bias=False), nn.BatchNorm1d(16))(torch.rand(2, 4, 9, 8)).shape
+    torch.Size([2, 4, 9, 16])
+    """
+
+    def forward(self, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N F"]:
+        """Every token of `x` through the modules."""
+        return per_step(self._rows, x, folded=folds(self.training))
+
+    def _rows(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N F"]:
+        y = cast(Tensor, super().forward(x.flatten(0, 1)))
+        return y.unflatten(0, x.shape[:2])
+
+
 class Layers(nn.Sequential):
     """Modules one after the other, of which batch norms and the neurons after them are one pass in
-    training where that pays (`estl.neurons.norm`). Otherwise an `nn.Sequential`.
+    training where that pays (`fire`). Otherwise an `nn.Sequential`.
 
     >>> Layers(conv_norm(2, 8), LIF.tet())(torch.rand(2, 4, 2, 6, 6)).shape
     torch.Size([2, 4, 8, 6, 6])
@@ -111,21 +129,51 @@ class Layers(nn.Sequential):
 
     def forward(self, x: Float[Tensor, "B T *shape"]) -> Float[Tensor, "B T *out"]:
         """Every module, in their order."""
-        layers = list(self)
-        while layers:
-            layer = layers.pop(0)
-            if layers and _one_pass(layer, layers[0], x):
-                layer, norm, neuron = *cast(PerStep, layer), layers.pop(0)
-                y = per_step(layer, x, folded=True)
-                x = norm_lif(cast(Norm, norm), cast(LIF, neuron), y)
-            else:
-                x = layer(x)
-        return x
+        return one_by_one(self, x)
+
+
+def one_by_one(
+    layers: Iterable[nn.Module], x: Float[Tensor, "B T *shape"]
+) -> Float[Tensor, "B T *out"]:
+    """`x` through `layers`, each and the neuron after it by `fire`.
+
+    >>> one_by_one([conv_norm(2, 8), LIF.tet()], torch.rand(2, 4, 2, 6, 6)).shape
+    torch.Size([2, 4, 8, 6, 6])
+    """
+    left = list(layers)
+    while left:
+        layer = left.pop(0)
+        neuron = left.pop(0) if left and isinstance(left[0], LIF) else None
+        x = layer(x) if neuron is None else fire(layer, neuron, x)
+    return x
+
+
+def fire(
+    layer: nn.Module,
+    neuron: nn.Module,
+    x: Float[Tensor, "B T *shape"],
+    shortcut: Float[Tensor, "B T *out"] | None = None,
+) -> Float[Tensor, "B T *out"]:
+    """Spikes of `neuron` for what `layer` makes of `x`, plus `shortcut` if there is one.
+
+    If `layer` ends with a norm, it is one pass with the neuron in training where that pays
+    (`estl.neurons.norm`).
+
+    >>> fire(conv_norm(2, 8), LIF.tet(), torch.rand(2, 4, 2, 6, 6)).shape
+    torch.Size([2, 4, 8, 6, 6])
+    """
+    if _one_pass(layer, neuron, x):
+        linear, norm = cast("PerStep | PerToken", layer)
+        y = per_step(linear, x, folded=True)
+        return norm_lif(cast(Norm, norm), cast(LIF, neuron), y, shortcut)
+    y = layer(x)
+    spikes: Tensor = neuron(y if shortcut is None else y + shortcut)
+    return spikes
 
 
 def _one_pass(layer: nn.Module, neuron: nn.Module, x: Tensor) -> bool:
     """Whether `layer` of `x` ends with a norm that `neuron` may be fused with."""
-    if not isinstance(layer, PerStep) or len(layer) != 2:
+    if not isinstance(layer, PerStep | PerToken) or len(layer) != 2:
         return False
     return pairs(layer[1], neuron) and not hooked(layer) and not is_static(x)
 

@@ -4,11 +4,21 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from estl.neurons import LIF
-from estl.students.layers import Layers, PerStep, Readout, conv_norm, time_first
+from estl.neurons.norm import hooked
+from estl.students.layers import (
+    Layers,
+    PerStep,
+    Readout,
+    conv_norm,
+    fire,
+    one_by_one,
+    time_first,
+)
 from estl.students.recompute import through
 from estl.types import Output
 
@@ -23,7 +33,6 @@ class ResidualBlock(nn.Module):
     1x1 convolution, the last to 4 * width. The first 3x3 has the stride. Where the shape changes,
     the shortcut is a 1x1 convolution and norm.
 
-    >>> import torch
     >>> ResidualBlock(8, 4, stride=2, bottleneck=True)(torch.rand(1, 4, 8, 6, 6)).shape
     torch.Size([1, 4, 16, 3, 3])
     """
@@ -54,8 +63,11 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T C H W"]) -> Float[Tensor, "B T D h w"]:
         """Spikes of the block."""
-        spikes: Tensor = self.neuron(self.residual(x) + self.shortcut(x))
-        return spikes
+        if torch.compiler.is_compiling() or hooked(self.residual):
+            spikes: Tensor = self.neuron(self.residual(x) + self.shortcut(x))
+            return spikes
+        *inner, last = self.residual
+        return fire(last, self.neuron, one_by_one(inner, x), self.shortcut(x))
 
 
 class ResNet(nn.Module):
@@ -79,7 +91,6 @@ class ResNet(nn.Module):
     Raises:
         ValueError: if `blocks` and `widths` differ in length.
 
-    >>> import torch
     >>> net = ResNet(blocks=(1, 1), widths=(8, 16), classes=5)
     >>> output = net(torch.rand(2, 4, 3, 12, 12))
     >>> output.logits.shape, output.features.shape

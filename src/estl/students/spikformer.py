@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from estl.neurons import LIF
-from estl.students.layers import Layers, PerStep, Readout, conv_norm, folds, per_step, time_first
+from estl.students.layers import Layers, PerStep, PerToken, Readout, conv_norm, time_first
 from estl.students.recompute import ending_with_neurons, through
 from estl.types import Output
 
@@ -24,24 +24,6 @@ QKV_WEIGHT = 2.0**0.5
 """Initial weight of the norms of q, k and v, whose product grows with the cube of their rate. With
 2 the attention's neuron fires nearly always (84 % on 48x48 at D = 256), with this 15 %.
 """
-
-
-class PerToken(nn.Sequential):
-    """Stateless modules applied to every token: (B,T,N,D) to (B,T,N,...).
-
-    Tokens are folded into rows, so that a batch norm in here takes its statistics over B, T and N.
-
-    >>> PerToken(nn.Linear(8, 16, bias=False), nn.BatchNorm1d(16))(torch.rand(2, 4, 9, 8)).shape
-    torch.Size([2, 4, 9, 16])
-    """
-
-    def forward(self, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N F"]:
-        """Every token of `x` through the modules."""
-        return per_step(self._rows, x, folded=folds(self.training))
-
-    def _rows(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N F"]:
-        y = cast(Tensor, super().forward(x.flatten(0, 1)))
-        return y.unflatten(0, x.shape[:2])
 
 
 def linear_norm(in_features: int, out_features: int, weight: float = WEIGHT) -> PerToken:
@@ -98,9 +80,9 @@ class SpikingSelfAttention(nn.Module):
             raise ValueError(f"heads={heads} must divide dim={dim}")
         self.heads, self.scale = heads, scale
         # One matrix for q, k and v equals three: norm and neuron treat each channel on its own.
-        self.qkv = nn.Sequential(linear_norm(dim, 3 * dim, QKV_WEIGHT), neuron())
+        self.qkv = Layers(linear_norm(dim, 3 * dim, QKV_WEIGHT), neuron())
         self.neuron = neuron(threshold=0.5)
-        self.project = nn.Sequential(linear_norm(dim, dim), neuron())
+        self.project = Layers(linear_norm(dim, dim), neuron())
 
     def forward(self, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
         """Spikes of the attention layer."""
@@ -129,9 +111,7 @@ class Block(nn.Module):
         super().__init__()
         hidden = dim * mlp_ratio
         self.attention = SpikingSelfAttention(dim, heads, scale=scale, neuron=neuron)
-        self.mlp = nn.Sequential(
-            linear_norm(dim, hidden), neuron(), linear_norm(hidden, dim), neuron()
-        )
+        self.mlp = Layers(linear_norm(dim, hidden), neuron(), linear_norm(hidden, dim), neuron())
 
     def forward(self, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
         """Tokens, each the sum of its spikes so far."""

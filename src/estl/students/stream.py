@@ -19,8 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from estl.neurons.lif import Potentials
 from estl.students.adapters import Adapter
-from estl.students.layers import PerStep
-from estl.students.spikformer import PerToken
+from estl.students.layers import PerStep, PerToken
 
 
 @dataclass(frozen=True)

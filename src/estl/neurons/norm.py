@@ -81,10 +81,11 @@ def norm_lif(
     neuron: LIF,
     x: Float[Tensor, "B T *shape"],
     shortcut: Float[Tensor, "B T *shape"] | None = None,
+    shortcut_norm: Norm | None = None,
 ) -> Float[Tensor, "B T *shape"]:
-    """`neuron` of `norm` of `x`, plus `shortcut` if there is one, with statistics over all but the
-    channels: (B,T,C,H,W) for a `BatchNorm2d`, (B,T,N,C) for a `BatchNorm1d`. Both of a kind that
-    `pairs` takes.
+    """`neuron` of `norm` of `x`, plus `shortcut` if there is one, itself normalized if it has a
+    norm. Statistics are over all but the channels: (B,T,C,H,W) for a `BatchNorm2d`, (B,T,N,C) for a
+    `BatchNorm1d`. Norms and neuron are of a kind that `pairs` takes.
 
     One pass in the norm's own precision where `fused.worthwhile` says that it pays, or else one
     after the other.
@@ -99,21 +100,34 @@ def norm_lif(
     same = norm.weight.dtype == precision_of(x)
     values = x.numel() // x.shape[channels]
     if not (training and same and values > 1 and worthwhile(steps)):
-        folded = steps.flatten(0, 1) if channels == 2 else steps.flatten(0, 2)
-        current = norm(folded).view_as(steps).transpose(0, 1)
-        spikes: Tensor = neuron(current if shortcut is None else current + shortcut)
+        current = _normalized(norm, x)
+        if shortcut is not None:
+            current = current + _normalized(shortcut_norm, shortcut)
+        spikes: Tensor = neuron(current)
         return spikes
     if shortcut is not None:
         shortcut = shortcut.transpose(0, 1).movedim(channels, -1).flatten(1, -2)
-    flat, mean, variance = fused_norm_lif(
-        last.flatten(1, -2), norm.weight, norm.bias, norm.eps, shortcut, **neuron.options
+    flat, *found = fused_norm_lif(
+        last.flatten(1, -2), norm, shortcut, shortcut_norm, **neuron.options
     )
     with torch.no_grad():
-        _track(norm, mean, variance * (values / (values - 1)))
+        for tracking, mean, variance in zip((norm, shortcut_norm), *found, strict=True):
+            if tracking is not None:
+                _track(tracking, mean, variance * (values / (values - 1)))
     spikes = flat.view(last.shape).movedim(-1, channels).transpose(0, 1)
     for hook in neuron._forward_hooks.values():
         hook(neuron, (), spikes)
     return spikes
+
+
+def _normalized(norm: Norm | None, x: Tensor) -> Tensor:
+    """`norm` of x (B,T,...) over all steps, or x itself."""
+    if norm is None:
+        return x
+    steps = x.transpose(0, 1)
+    folded = steps.flatten(0, 1) if isinstance(norm, nn.BatchNorm2d) else steps.flatten(0, 2)
+    y: Tensor = norm(folded)
+    return y.view_as(steps).transpose(0, 1)
 
 
 def _track(norm: Norm, mean: Tensor, variance: Tensor) -> None:
@@ -126,32 +140,39 @@ def _track(norm: Norm, mean: Tensor, variance: Tensor) -> None:
         running.mul_(1 - norm.momentum).add_(new, alpha=norm.momentum)
 
 
+Statistics = tuple[Float[Tensor, " C"], Float[Tensor, " C"] | None]
+"""Of x, and of its shortcut if that is normalized."""
+
+
 def fused_norm_lif(
     x: Float[Tensor, "T M C"],
-    weight: Float[Tensor, " C"],
-    bias: Float[Tensor, " C"],
-    eps: float,
+    norm: Norm,
     shortcut: Float[Tensor, "T M C"] | None = None,
+    shortcut_norm: Norm | None = None,
     **options: Any,
-) -> tuple[Float[Tensor, "T M C"], Float[Tensor, " C"], Float[Tensor, " C"]]:
-    """Spikes of the normalized x plus `shortcut`, with the options of `lif`; mean and biased
-    variance of x.
+) -> tuple[Float[Tensor, "T M C"], Statistics, Statistics]:
+    """Spikes of the normalized x plus the shortcut, with the options of `lif`; means, and biased
+    variances.
 
     >>> x = torch.tensor([0.0, 1.0, 0.0, 3.0]).view(4, 1, 1)
-    >>> spikes, mean, variance = fused_norm_lif(
-    ...     x, torch.ones(1), torch.zeros(1), 1e-5, **LIF.tet().options)
-    >>> spikes.flatten(), mean, variance
-    (tensor([0., 0., 0., 1.]), tensor([1.]), tensor([1.5000]))
+    >>> spikes, means, variances = fused_norm_lif(x, nn.BatchNorm1d(1), **LIF.tet().options)
+    >>> spikes.flatten(), means, variances
+    (tensor([0., 0., 0., 1.]), (tensor([1.]), None), (tensor([1.5000]), None))
     """
     order = ("decay", "gain", "threshold", "reset", "detach_reset", "surrogate", "inclusive")
     values = [options[name] for name in order]
     values[3] = values[3] == "hard"
-    spikes, mean, variance = _NormLIF.apply(x, weight, bias, shortcut, eps, *values)
-    return spikes, mean, variance
+    first = x, norm.weight, norm.bias, norm.eps
+    second: tuple[Any, ...] = shortcut, None, None, None
+    if shortcut_norm is not None:
+        second = shortcut, shortcut_norm.weight, shortcut_norm.bias, shortcut_norm.eps
+    spikes, mean, variance, *others = _NormLIF.apply(*first, *second, *values)
+    shortcut_mean, shortcut_variance = others or (None, None)
+    return spikes, (mean, shortcut_mean), (variance, shortcut_variance)
 
 
 class _NormLIF(torch.autograd.Function):
-    """The pure functions below as one node of the autograd graph."""
+    """The pure functions below as one node of the autograd graph; `other` is the shortcut."""
 
     @staticmethod
     def forward(
@@ -159,42 +180,74 @@ class _NormLIF(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor,
-        shortcut: Tensor | None,
         eps: float,
+        other: Tensor | None,
+        other_weight: Tensor | None,
+        other_bias: Tensor | None,
+        other_eps: float | None,
         *options: Any,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        x, weight, bias = x.detach().contiguous(), weight.detach(), bias.detach()
-        shortcut = None if shortcut is None else shortcut.detach().contiguous()
+    ) -> tuple[Tensor, ...]:
         decay, gain, threshold, hard, _, _, inclusive = options
-        mean, variance = statistics(x.flatten(0, 1))
-        invstd = (variance + eps).rsqrt()
-        alpha = weight * invstd
-        beta = bias - mean * alpha
-        spikes = run(_forward, x, alpha, beta, shortcut, decay, gain, threshold, hard, inclusive)
+        x = x.detach().contiguous()
+        mean, variance, invstd = _statistics(x, eps)
+        alpha = weight.detach() * invstd
+        beta = bias.detach() - mean * alpha
+        found = [mean, variance]
+        other = None if other is None else other.detach().contiguous()
+        other_mean = other_invstd = gamma = None
+        if other_weight is not None:
+            assert other is not None
+            assert other_bias is not None
+            assert other_eps is not None
+            other_mean, other_variance, other_invstd = _statistics(other, other_eps)
+            gamma = other_weight.detach() * other_invstd
+            beta = beta + (other_bias.detach() - other_mean * gamma)
+            found += [other_mean, other_variance]
+        spikes: Tensor = run(
+            _forward, x, alpha, beta, other, gamma, decay, gain, threshold, hard, inclusive
+        )
         ctx.options = options
-        ctx.save_for_backward(x, alpha, beta, mean, invstd, shortcut)
-        ctx.mark_non_differentiable(mean, variance)
-        return spikes, mean, variance
+        ctx.save_for_backward(x, alpha, beta, mean, invstd, other, gamma, other_mean, other_invstd)
+        ctx.mark_non_differentiable(*found)
+        return spikes, *found
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
-        x, alpha, beta, mean, invstd, shortcut = ctx.saved_tensors
+        x, alpha, beta, mean, invstd, other, gamma, other_mean, other_invstd = ctx.saved_tensors
         grad = grads[0].detach().contiguous()
-        decay, gain, threshold, *others = ctx.options
+        decay, gain, threshold, *rest = ctx.options
         # A threshold a channel: without it, part of the code does not look at channels, and the
         # compiler then makes two loops, with the potential in memory between them.
-        options = (decay, gain, torch.full_like(mean, threshold), *others)
-        grad_y, sums, products = run(_backward, grad, x, alpha, beta, mean, shortcut, *options)
-        grad_bias = sums.sum(0)
-        grad_weight = products.sum(0) * invstd
+        options = (decay, gain, torch.full_like(mean, threshold), *rest)
+        grad_y, *partial = run(
+            _backward, grad, x, alpha, beta, mean, other, gamma, other_mean, *options
+        )
+        grad_bias, grad_weight, *more = [part.sum(0) for part in partial]
+        del partial  # for what is made next
         n = x.shape[0] * x.shape[1]
+        offset = grad_bias / n
+        grad_weight = grad_weight * invstd
+        of_other: list[Tensor | None] = [None, None, None]
+        through_statistics = _in_place
+        if gamma is not None:
+            other_weight = more[0] * other_invstd
+            slope = other_invstd * other_weight / n
+            through = run(_through_statistics, grad_y, other, gamma, other_mean, offset, slope)
+            of_other = [through, other_weight, grad_bias.clone()]
+        elif other is not None:  # the gradient of the current, which is not overwritten
+            of_other[0] = grad_y.to(other.dtype)
+            through_statistics = _through_statistics
         slope = invstd * grad_weight / n
-        # The gradient of the shortcut is that of the current, which then is not overwritten.
-        grad_shortcut = None if shortcut is None else grad_y.to(shortcut.dtype)
-        function = _in_place if shortcut is None else _through_statistics
-        grad_x = run(function, grad_y, x, alpha, mean, grad_bias / n, slope)
-        return grad_x, grad_weight, grad_bias, grad_shortcut, None, *(None for _ in ctx.options)
+        grad_x = run(through_statistics, grad_y, x, alpha, mean, offset, slope)
+        nothing = (None for _ in ctx.options)
+        return grad_x, grad_weight, grad_bias, None, *of_other, None, *nothing
+
+
+def _statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and variance of x (T,M,C), and what a norm divides by, inverted."""
+    mean, variance = statistics(x.flatten(0, 1))
+    return mean, variance, (variance + eps).rsqrt()
 
 
 def statistics(x: Float[Tensor, "N C"]) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
@@ -225,19 +278,27 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, _sum([(x_t - mean).square() for x_t in steps])
 
 
-def _currents(x: Tensor, alpha: Tensor, beta: Tensor, shortcut: Tensor | None) -> list[Tensor]:
+def _currents(
+    x: Tensor, alpha: Tensor, beta: Tensor, other: Tensor | None, gamma: Tensor | None
+) -> list[Tensor]:
     """What the neuron reads at each step."""
-    normalized = [x_t * alpha + beta for x_t in x]
-    if shortcut is None:
-        return normalized
-    return [y_t + s_t for y_t, s_t in zip(normalized, shortcut, strict=True)]
+    currents = [x_t * alpha + beta for x_t in x]
+    if other is None:
+        return currents
+    added = list(other) if gamma is None else [x_t * gamma for x_t in other]
+    return [a + b for a, b in zip(currents, added, strict=True)]
 
 
 def _forward(
-    x: Tensor, alpha: Tensor, beta: Tensor, shortcut: Tensor | None, *options: Any
+    x: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    other: Tensor | None,
+    gamma: Tensor | None,
+    *options: Any,
 ) -> Tensor:
     """Spikes (T,M,C) of x (T,M,C)."""
-    return stacked(scan(_currents(x, alpha, beta, shortcut), *options)[0], x.dtype)
+    return stacked(scan(_currents(x, alpha, beta, other, gamma), *options)[0], x.dtype)
 
 
 def _backward(
@@ -246,18 +307,28 @@ def _backward(
     alpha: Tensor,
     beta: Tensor,
     mean: Tensor,
-    shortcut: Tensor | None,
+    other: Tensor | None,
+    gamma: Tensor | None,
+    other_mean: Tensor | None,
     *options: Any,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Gradient of the current (T,M,C); its sum over T and that of its product with x - mean, both
-    (M,C). The options are those of `scan_back`.
+    (M,C), and with the same of the shortcut if that has a norm. The options are those of
+    `scan_back`.
     """
     decay, gain, threshold, hard, _, _, inclusive = options
-    currents = _currents(x, alpha, beta, shortcut)
+    currents = _currents(x, alpha, beta, other, gamma)
     potential = scan(currents, decay, gain, threshold, hard, inclusive)[1]
     grad_y = scan_back(steps_of(grad), potential, *options)
-    products = [g * (x_t - mean) for g, x_t in zip(grad_y, x, strict=True)]
-    return stacked(grad_y, x.dtype), _sum(grad_y), _sum(products)
+    sums = [_sum(grad_y), _products(grad_y, x, mean)]
+    if other is not None and other_mean is not None:
+        sums.append(_products(grad_y, other, other_mean))
+    return stacked(grad_y, x.dtype), *sums
+
+
+def _products(grad_y: list[Tensor], x: Tensor, mean: Tensor) -> Tensor:
+    """The sum over T of the gradient times x - mean."""
+    return _sum([g * (x_t - mean) for g, x_t in zip(grad_y, x, strict=True)])
 
 
 def _through_statistics(

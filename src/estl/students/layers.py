@@ -152,23 +152,36 @@ def fire(
     layer: nn.Module,
     neuron: nn.Module,
     x: Float[Tensor, "B T *shape"],
-    shortcut: Float[Tensor, "B T *out"] | None = None,
+    shortcut: Float[Tensor, "B T *other"] | None = None,
+    shortcut_layer: nn.Module | None = None,
 ) -> Float[Tensor, "B T *out"]:
-    """Spikes of `neuron` for what `layer` makes of `x`, plus `shortcut` if there is one.
+    """Spikes of `neuron` for what `layer` makes of `x`, plus what `shortcut_layer` makes of
+    `shortcut`; that itself without a layer.
 
     If `layer` ends with a norm, it is one pass with the neuron in training where that pays
-    (`estl.neurons.norm`).
+    (`estl.neurons.norm`), and so is a norm of the shortcut.
 
     >>> fire(conv_norm(2, 8), LIF.tet(), torch.rand(2, 4, 2, 6, 6)).shape
     torch.Size([2, 4, 8, 6, 6])
     """
-    if _one_pass(layer, neuron, x):
-        linear, norm = cast("PerStep | PerToken", layer)
-        y = per_step(linear, x, folded=True)
-        return norm_lif(cast(Norm, norm), cast(LIF, neuron), y, shortcut)
-    y = layer(x)
-    spikes: Tensor = neuron(y if shortcut is None else y + shortcut)
-    return spikes
+    if not _one_pass(layer, neuron, x):
+        y = layer(x)
+        if shortcut is not None:
+            y = y + (shortcut if shortcut_layer is None else shortcut_layer(shortcut))
+        spikes: Tensor = neuron(y)
+        return spikes
+    linear, norm = cast("PerStep | PerToken", layer)
+    shortcut_norm = None
+    if shortcut is not None and shortcut_layer is not None:
+        if _one_pass(shortcut_layer, neuron, shortcut):
+            other, shortcut_norm = cast("PerStep | PerToken", shortcut_layer)
+            shortcut = per_step(other, shortcut, folded=True)
+        else:
+            shortcut = shortcut_layer(shortcut)
+    y = per_step(linear, x, folded=True)
+    return norm_lif(
+        cast(Norm, norm), cast(LIF, neuron), y, shortcut, cast("Norm | None", shortcut_norm)
+    )
 
 
 def _one_pass(layer: nn.Module, neuron: nn.Module, x: Tensor) -> bool:

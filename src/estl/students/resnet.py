@@ -67,7 +67,7 @@ class ResidualBlock(nn.Module):
             spikes: Tensor = self.neuron(self.residual(x) + self.shortcut(x))
             return spikes
         *inner, last = self.residual
-        return fire(last, self.neuron, one_by_one(inner, x), self.shortcut(x))
+        return fire(last, self.neuron, one_by_one(inner, x), x, self.shortcut)
 
 
 class ResNet(nn.Module):

@@ -17,7 +17,7 @@ from estl.neurons import fused as kernels
 from estl.neurons.lif import Potentials
 from estl.neurons.norm import Norm, norm_lif, of_spikes, pairs, statistics
 from estl.students import VGGSNN, ResNet, Spikformer
-from estl.students.layers import Layers, conv_norm, time_first
+from estl.students.layers import Layers, PerStep, PerToken, conv_norm, time_first
 from estl.students.recompute import recomputing
 from estl.students.resnet import ResidualBlock
 from estl.types import direct_code
@@ -157,17 +157,14 @@ def test_one_pass_over_tokens_equals_the_modules() -> None:
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_a_shortcut_in_another_precision_keeps_it() -> None:
-    torch.manual_seed(0)
-    x, shortcut = maps(2, 3, 4, 5, 5).float(), maps(2, 3, 4, 5, 5).float().round()
-    wide, narrow = shortcut.requires_grad_(), shortcut.detach().bfloat16().requires_grad_()
-    grads, norm = [], norm_of(4).float()
-    for given in (wide, narrow):
-        norm_lif(norm, LIF.tet(), x.requires_grad_(), given).sum().backward()
-        assert given.grad is not None
-        assert given.grad.dtype == given.dtype
-        grads.append(given.grad.float())
-    torch.testing.assert_close(grads[1], grads[0], rtol=2**-8, atol=0.0)
+def test_a_shortcut_of_another_kind_is_added_apart() -> None:
+    norm, x = norm_of(4).float(), maps(2, 3, 4, 5, 5).bfloat16().requires_grad_()
+    shortcut = maps(2, 3, 4, 5, 5).bfloat16()
+    assert is_one_pass(norm_lif(norm, LIF.tet(), x, shortcut))
+    for other in (shortcut.float(), shortcut[:1], shortcut[:, :1]):
+        spikes = norm_lif(norm, LIF.tet(), x, other)
+        assert not is_one_pass(spikes)
+        assert spikes.dtype == other.dtype
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -363,6 +360,48 @@ def test_a_residual_block_takes_one_pass_with_its_shortcut(stride: int) -> None:
     assert len(seen) == 1  # the hook was called
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * float(b.abs().max()))
+
+
+class Silent(Layers):
+    """Layers that compute something else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0 * super().forward(x)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_residual_of_ones_own_is_called() -> None:
+    block = ResidualBlock(4, 4)
+    x = time_first((torch.rand(2, 3, 4, 6, 6) < 0.3).float(), 4)
+    for own in (Silent(*block.residual), nn.Sequential(block.residual, nn.ReLU())):
+        block.residual = own
+        assert torch.equal(block(x), block.neuron(own(x) + x))
+
+
+class Doubled(PerStep):
+    """A layer that computes something else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+ODD: dict[str, Callable[[], nn.Module]] = {
+    "no linear layer before the norm": lambda: PerToken(nn.Softmax(1), nn.BatchNorm1d(4)),
+    "two norms": lambda: PerToken(nn.BatchNorm1d(4), nn.BatchNorm1d(4)),
+    "rows in PerStep": lambda: PerStep(nn.Conv1d(4, 4, 1), nn.BatchNorm1d(4)),
+    "a layer's own forward": lambda: Doubled(nn.Conv1d(4, 4, 1), nn.BatchNorm1d(4)),
+}
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("name", ODD)
+def test_a_layer_of_another_kind_is_called(name: str) -> None:
+    torch.manual_seed(0)
+    net, x = Layers(ODD[name](), LIF.tet()), 3 * torch.randn(2, 3, 4, 4).requires_grad_()
+    twin = nn.Sequential(*deepcopy(net))
+    assert torch.equal(net(x), twin(x))
+    for a, b in zip(net.buffers(), twin.buffers(), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.usefixtures("uncompiled")

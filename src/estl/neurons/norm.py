@@ -1,9 +1,9 @@
 """Batch norm and the neuron after it fused into one pass over what they read, in training.
 
-Apart they keep what the norm reads and the potential, and write and read the normalized current in
-between, and once more where a shortcut is added to it. Here only what the norm reads and the
-shortcut are kept; the current and the potential are computed again in the backward pass, within the
-processor's registers. Compiled as in `fused.py`.
+Apart they keep what the norm reads and what the neuron reads, and write and read the normalized
+current in between, and once more where a shortcut is added to it. Here only what the norm reads and
+the shortcut are kept; the current and the potential are computed again in the backward pass, within
+the processor's registers. Compiled as in `fused.py`.
 """
 
 from collections.abc import Callable
@@ -98,6 +98,8 @@ def norm_lif(
     last = steps.movedim(channels, -1)  # (T,B,...,C), the order of memory
     training = torch.is_grad_enabled() and x.requires_grad
     same = norm.weight.dtype == precision_of(x)
+    if shortcut is not None:  # which may be wider, or be broadcast
+        same = same and shortcut.dtype == x.dtype and shortcut.shape == x.shape
     values = x.numel() // x.shape[channels]
     if not (training and same and values > 1 and worthwhile(steps)):
         current = _normalized(norm, x)
@@ -235,8 +237,8 @@ class _NormLIF(torch.autograd.Function):
             slope = other_invstd * other_weight / n
             through = run(_through_statistics, grad_y, other, gamma, other_mean, offset, slope)
             of_other = [through, other_weight, grad_bias.clone()]
-        elif other is not None:  # the gradient of the current, which is not overwritten
-            of_other[0] = grad_y.to(other.dtype)
+        elif ctx.needs_input_grad[4]:  # the gradient of the current, which is not overwritten
+            of_other[0] = grad_y
             through_statistics = _through_statistics
         slope = invstd * grad_weight / n
         grad_x = run(through_statistics, grad_y, x, alpha, mean, offset, slope)

@@ -186,7 +186,9 @@ def fire(
 
 def _one_pass(layer: nn.Module, neuron: nn.Module, x: Tensor) -> bool:
     """Whether `layer` of `x` ends with a norm that `neuron` may be fused with."""
-    if not isinstance(layer, PerStep | PerToken) or len(layer) != 2:
+    kinds = {PerStep: (nn.Module, nn.BatchNorm2d), PerToken: (nn.Linear, nn.BatchNorm1d)}
+    expected = kinds.get(type(layer), ())
+    if not expected or len(layer) != 2 or not all(map(isinstance, layer, expected)):
         return False
     return pairs(layer[1], neuron) and not hooked(layer) and not is_static(x)
 

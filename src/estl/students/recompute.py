@@ -1,12 +1,12 @@
 """Layers computed again in the backward pass, with their spikes kept as bits in between.
 
-Training keeps what every layer computed at every step until the backward pass has used it: three
-numbers a neuron and step (what the norm reads, what the neuron reads, and the spikes that the next
-convolution reads), in float32 12 bytes. Here only the spikes between blocks are kept, a bit each,
-and a block's layers are computed once more when its backward pass comes: memory is that of the
-largest block, and an eighth of a byte a neuron and step for all others. Spikes are 0 or 1, sums of
-spikes small integers: nothing is rounded, and the same kernels compute the same numbers, so that
-gradients are those of an ordinary pass bit for bit.
+Training keeps what every layer computed at every step until the backward pass has used it: two
+numbers a neuron and step (what the norm reads, and the spikes that the next convolution reads), in
+float32 8 bytes, and a third where norm and neuron are not one pass. Here only the spikes between
+blocks are kept, a bit each, and a block's layers are computed once more when its backward pass
+comes: memory is that of the largest block, and an eighth of a byte a neuron and step for all
+others. Spikes are 0 or 1, sums of spikes small integers: nothing is rounded, and the same kernels
+compute the same numbers, so that gradients are those of an ordinary pass bit for bit.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -374,7 +374,7 @@ def test_a_residual_of_ones_own_is_called() -> None:
     block = ResidualBlock(4, 4)
     x = time_first((torch.rand(2, 3, 4, 6, 6) < 0.3).float(), 4)
     for own in (Silent(*block.residual), nn.Sequential(block.residual, nn.ReLU())):
-        block.residual = own
+        block.add_module("residual", own)
         assert torch.equal(block(x), block.neuron(own(x) + x))
 
 

@@ -186,11 +186,15 @@ def fire(
 
 def _one_pass(layer: nn.Module, neuron: nn.Module, x: Tensor) -> bool:
     """Whether `layer` of `x` ends with a norm that `neuron` may be fused with."""
-    kinds = {PerStep: (nn.Module, nn.BatchNorm2d), PerToken: (nn.Linear, nn.BatchNorm1d)}
-    expected = kinds.get(type(layer), ())
-    if not expected or len(layer) != 2 or not all(map(isinstance, layer, expected)):
+    if not isinstance(layer, PerStep | PerToken) or len(layer) != 2:
         return False
-    return pairs(layer[1], neuron) and not hooked(layer) and not is_static(x)
+    linear, norm = layer
+    if type(layer) is PerStep:
+        plain = isinstance(norm, nn.BatchNorm2d)
+    else:
+        plain = type(layer) is PerToken and isinstance(norm, nn.BatchNorm1d)
+        plain = plain and isinstance(linear, nn.Linear)
+    return plain and pairs(norm, neuron) and not hooked(layer) and not is_static(x)
 
 
 class Readout(nn.Linear):

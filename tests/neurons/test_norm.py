@@ -14,8 +14,9 @@ from torch._inductor.utils import run_and_get_code
 
 from estl.neurons import LIF, Sigmoid
 from estl.neurons import fused as kernels
+from estl.neurons.fused_norm import Norm, statistics
 from estl.neurons.lif import Potentials
-from estl.neurons.norm import Norm, norm_lif, of_spikes, pairs, statistics
+from estl.neurons.norm import norm_lif, of_spikes, pairs
 from estl.students import VGGSNN, ResNet, Spikformer
 from estl.students.layers import Layers, PerStep, PerToken, conv_norm, time_first
 from estl.students.recompute import recomputing

@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from estl.neurons import LIF
-from estl.neurons.norm import Norm, hooked, norm_lif, pairs
+from estl.neurons.fused_norm import Norm
+from estl.neurons.norm import hooked, norm_lif, pairs
 from estl.types import direct_code, is_static
 
 

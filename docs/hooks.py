@@ -25,7 +25,19 @@ ABOVE = (
     "CITATION.cff",
     "LICENSE",
 )
-PACKAGES = ("data", "students", "supervision", "neurons", "training", "types")
+PACKAGES = (
+    "data",
+    "students",
+    "students.adapters",
+    "students.layers",
+    "supervision",
+    "guidance",
+    "neurons",
+    "training",
+    "training.results",
+    "evaluation.accuracy",
+    "types",
+)
 FORMULA = re.compile(r'<span class="arithmatex">\\\((.*?)\\\)</span>', re.DOTALL)
 EXAMPLE = re.compile(r"^>>> .*?(?=\n\s*\n|\Z)", re.MULTILINE | re.DOTALL)
 
@@ -56,7 +68,7 @@ def on_page_content(content: str, **_: Any) -> str:
 
 def exported(package: str) -> Iterator[str]:
     """Full names of what a package imports of its own modules, or a module defines for others."""
-    path = ROOT / "src/estl" / package
+    path = ROOT / "src/estl" / package.replace(".", "/")
     if not path.is_dir():
         tree = ast.parse(path.with_suffix(".py").read_text())
         for node in tree.body:

@@ -22,6 +22,7 @@ from estl.commands.fit import fit
 from estl.commands.flags import ARCHS, DATASETS, KEYS, RECIPES, TrainingFlags
 from estl.data.augment import Augment
 from estl.students import VGGSNN, resnet18, resnet19
+from estl.supervision import EdgeGuidedDistillation
 from estl.supervision.terms import WEIGHTS
 from estl.training.checkpoint import make
 from estl.training.recipe import make_parser, parse
@@ -29,7 +30,8 @@ from estl.training.recipe import make_parser, parse
 ROOT = Path(__file__).parents[1]
 ENGLISH, CHINESE = (ROOT / name for name in ("README.md", "README.zh-CN.md"))
 TUNING, TUNING_CHINESE = (ROOT / "docs" / name for name in ("tuning.md", "tuning.zh-CN.md"))
-GUIDES = [ROOT / "docs" / name for name in ("data.md", "supervision.md")] + [TUNING]
+SUPERVISION = ROOT / "docs/supervision.md"
+GUIDES = [ROOT / "docs/data.md", SUPERVISION, TUNING]
 TWINS = [ENGLISH, *GUIDES, ROOT / "docs/deploy.md", ROOT / "docs/scale.md"]
 """The pages that are there in English and in Chinese."""
 WITH_COMMANDS = [
@@ -336,6 +338,16 @@ def test_short_flags_and_names_are_all_there(path: Path) -> None:
     flags = [f"--{name.replace('_', '-')}" for name in names]
     keys = [*flags, *KEYS.values(), "output_dir", "seed", *ARCHS, *DATASETS, *WEIGHTS]
     assert [key for key in keys if f"`{key}`" not in text] == []
+
+
+@pytest.mark.parametrize("path", [SUPERVISION, chinese(SUPERVISION)], ids=["en", "zh"])
+def test_options_and_weights_of_the_guided_distillation_are_those_of_the_code(path: Path) -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| `?([^|`]+)`? \|", path.read_text(), re.MULTILINE))
+    facts = {"student_dim", "T", "classes", "weights"}
+    options = signature(EdgeGuidedDistillation).parameters
+    defaults = {name: p.default for name, p in options.items() if name not in facts}
+    assert {name: yaml.safe_load(rows[name]) for name in defaults} == defaults
+    assert {name: float(rows[name]) for name in WEIGHTS} == WEIGHTS
 
 
 @pytest.mark.slow

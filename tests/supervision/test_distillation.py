@@ -20,6 +20,7 @@ from estl.supervision import TSE, Sum
 from estl.supervision.distillation import EdgeGuidedDistillation
 from estl.supervision.terms import WEIGHTS
 from estl.supervision.terms import WRITTEN as WRITTEN_WEIGHTS
+from estl.supervision.tet import tet_loss
 from estl.training.recipe import build, parse_recipe
 from estl.types import Batch, Loss, Output
 from tests.small_teacher import FixedTeacher
@@ -545,24 +546,28 @@ def test_terms_of_labels_and_recordings_see_the_recorded_samples_alone(
     torch.testing.assert_close(long["patch_distill"], ALL["patch_distill"] * expected)
 
 
+@pytest.mark.parametrize("each_step", [False, True])
 def test_the_probe_learns_from_labels_and_the_student_from_the_probe(
-    teacher: ClipTeacher,
+    teacher: ClipTeacher, each_step: bool
 ) -> None:
     only = dict.fromkeys(WEIGHTS, 0.0) | {"logit_distill": 2.0}
-    supervision, student = make(teacher, edges="none", weights=only), Student()
+    supervision = make(teacher, edges="none", weights=only, each_step=each_step)
+    student = Student()
     batch = extended(make(teacher))
     output = student(batch.events)
     term = supervision(output, batch).terms["logit_distill"]
     f = teacher(batch.image).pooled
     f = (f - f.mean(1, keepdim=True)) / (f.var(1, keepdim=True, unbiased=False) + 1e-5).sqrt()
     z = f @ supervision.probe.linear.weight.T + supervision.probe.linear.bias
-    x = output.logits.mean(1)
+    asked = output.logits.unbind(1) if each_step else [output.logits.mean(1)]
     n, total = len(batch.label) - batch.unlabeled, torch.zeros(())
     for row in range(n):  # the labeled ones
         total = total - z[row].log_softmax(0)[batch.label[row]] / n
-    for row in range(len(x)):
-        p, q = z[row].softmax(0), x[row].softmax(0)
-        total = total + sum(p[k] * (p[k].log() - q[k].log()) for k in range(K)) / len(x)
+    for x in asked:
+        for row in range(len(x)):
+            p, q = z[row].softmax(0), x[row].softmax(0)
+            apart = sum(p[k] * (p[k].log() - q[k].log()) for k in range(K))
+            total = total + apart / (len(x) * len(asked))
     torch.testing.assert_close(term, 2 * total)
 
     supervision.zero_grad()
@@ -570,6 +575,18 @@ def test_the_probe_learns_from_labels_and_the_student_from_the_probe(
     learned = -z[:n].log_softmax(1)[range(n), batch.label[:n]].mean()
     (expected,) = torch.autograd.grad(2 * learned, supervision.probe.linear.weight)
     torch.testing.assert_close(supervision.probe.linear.weight.grad, expected)
+
+
+def test_each_step_is_asked_for_the_label_as_tet_asks(teacher: ClipTeacher) -> None:
+    batch = make_batch()
+    student = Student()
+    output = student(10 * batch.events)
+    tet = tet_loss(output.logits, batch.label, means=1.0, lamb=0.0)
+    term, of_mean = (
+        make(teacher, each_step=each)(output, batch).terms["cls"] for each in (True, False)
+    )
+    torch.testing.assert_close(term, tet)
+    assert term > of_mean + 1e-3  # cross-entropy is convex
 
 
 def test_a_sum_gives_unlabeled_samples_to_the_guidance_alone(teacher: ClipTeacher) -> None:

@@ -66,9 +66,9 @@ def edge_smoothness_loss(edges: Float[Tensor, "B 1 H W"]) -> Float[Tensor, ""]:
 
 
 def edge_attention(
-    attention: Float[Tensor, "B h w"], edges: Float[Tensor, "B 1 H W"]
+    attention: Float[Tensor, "B h w"], edges: Float[Tensor, "B 1 H W"] | None
 ) -> Float[Tensor, "B N"]:
-    """The teacher's attention times the edges, each row summing to 1.
+    """The teacher's attention times the edges, if there are any, each row summing to 1.
 
     The edge map is averaged over the cells of the attention's grid. An image without any edge gives
     the uniform distribution.
@@ -77,9 +77,11 @@ def edge_attention(
     >>> p = edge_attention(torch.tensor([[[0.5, 0.5]]]), torch.tensor([[[[0.2, 0.0, 0.6, 0.0]]]]))
     >>> torch.testing.assert_close(p, torch.tensor([[0.25, 0.75]]))
     """
-    _, h, w = attention.shape
-    pooled = F.adaptive_avg_pool2d(edges.float(), (h, w))
-    product = (attention.float() * pooled.squeeze(1)).flatten(1) + 1e-12
+    product = attention.float()
+    if edges is not None:
+        _, h, w = attention.shape
+        product = product * F.adaptive_avg_pool2d(edges.float(), (h, w)).squeeze(1)
+    product = product.flatten(1) + 1e-12
     return product / product.sum(1, keepdim=True)
 
 

@@ -7,7 +7,7 @@ the neurons: C++ on the CPU, Triton on CUDA. Operations and their order are thos
 and contraction is off, so that the results are the same, but for the last bit of gradients through
 an exponential, which eager code computes in two ways.
 
-Each direction is compiled once: half a minute in all the first time on a machine, two or three
+Each direction is compiled once: half a minute in all the first time on a machine, two to six
 seconds in a later process (inductor keeps its results on disk). One compilation serves all layer
 sizes; another T, dtype or set of options needs its own.
 """

@@ -86,7 +86,7 @@ def step(
         raise ValueError("the student is in training mode: call eval() first")
     if isinstance(student, Adapter):
         raise ValueError(
-            "a network of another framework keeps its state in its modules: step unwrap() itself"
+            "a network of another framework may keep state in its modules: step unwrap() itself"
         )
     if state is not None and len(state.steps) != len(frame):
         raise ValueError(

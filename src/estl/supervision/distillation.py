@@ -29,6 +29,7 @@ from estl.guidance.terms import (
 )
 from estl.guidance.watch import Maps, inner, spread, watch_attention, watch_edges
 from estl.supervision.probe import Probe
+from estl.supervision.steps import StepLoss
 from estl.supervision.terms import EdgeKind, refuse_untrained, term_weights, trained_parts
 from estl.types import Batch, Loss, Output, Supervision
 
@@ -55,9 +56,9 @@ class EdgeGuidedDistillation(Supervision):
     and a is the teacher's attention times the edges on the student's grid, summing to 1. The target
     carries gradient to fusion and detector (with `detach_target`, not of global_distill); a carries
     none unless `align_edges`. With edges="none" (plain CLIP distillation) the target is the pooled
-    feature and a the attention alone; no term acts on edges. The teacher's patches and attention
-    are resampled to the student's grid. Tokens are the student's patch tokens, or else the cells
-    of its features. Learned edges are seen on the grid of the frames, others on the image's own.
+    feature and a the attention alone. The teacher's patches and attention are resampled to the
+    student's grid; tokens are the student's patch tokens, or else the cells of its features.
+    Learned edges are seen on the grid of the frames, others on the image's own.
 
     A term of weight 0 is neither computed nor reported; parts that only it needs are not built:
     `edge_detector`, `fusion`, `projector`, `projector_patches`, `target_head`, `probe` may be None.
@@ -89,11 +90,11 @@ class EdgeGuidedDistillation(Supervision):
         positives: of the contrastive term, "pair" or "class".
         detach_target: whether global_distill gives no gradient to its target; fusion then learns
             from the contrastive term or target_cls.
-        normalize_targets: whether both sides of the two MSE terms are layer-normalized over E, so
-            that the scale of the features, which differs between teachers, does not matter.
+        normalize_targets: whether the two MSE terms layer-normalize both sides: teachers differ.
+        each_step: whether cls and logit_distill ask the logits of each time step, as TET does, and
+            are the mean over them; else they ask the mean logits.
         warm_up: steps of edge_events alone, before the student's first.
-        bridge: what recordings of unpaired images are drawn from: the learned "rates", or "sobel"
-            (`even_rates`, a control).
+        bridge: what it draws from: learned "rates", or "sobel" (`even_rates`, a control).
 
     Raises:
         ValueError: for unknown, negative or contradictory weights or options; in `forward`, for a
@@ -126,6 +127,7 @@ class EdgeGuidedDistillation(Supervision):
         positives: Literal["pair", "class"] = "pair",
         detach_target: bool = False,
         normalize_targets: bool = True,
+        each_step: bool = False,
         warm_up: int = 0,
         bridge: Literal["rates", "sobel"] = "rates",
     ) -> None:
@@ -136,7 +138,7 @@ class EdgeGuidedDistillation(Supervision):
         self.student_dim = student_dim
         self.target, self.align, self.align_edges = target, align, align_edges
         self.detach_target, self.normalize_targets = detach_target, normalize_targets
-        self.warm_up, self.bridge = warm_up, bridge
+        self.each_step, self.warm_up, self.bridge = each_step, warm_up, bridge
         self.teacher = teacher if isinstance(teacher, ClipTeacher) else ClipTeacher(teacher)
         E = self.teacher.dim
 
@@ -169,8 +171,8 @@ class EdgeGuidedDistillation(Supervision):
         """The loss of one batch."""
         terms, metrics, own = dict[str, Tensor](), dict[str, Tensor](), batch.labeled
         if "cls" in self.weights:
-            logits = output.first(len(own.label)).logits
-            terms["cls"] = F.cross_entropy(logits.mean(1), own.target)
+            logits = self._asked(output.first(len(own.label)))
+            terms["cls"] = StepLoss("mean")(logits, own.target)
         if self.training and self.weights.keys() - {"cls"}:
             guided, metrics = self._guide(output, batch)
             terms |= guided
@@ -179,9 +181,7 @@ class EdgeGuidedDistillation(Supervision):
 
     def _guide(self, output: Output, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Every term but cls, and the metrics."""
-        terms: dict[str, Tensor] = {}
-        metrics: dict[str, Tensor] = {}
-        own = batch.labeled
+        terms, metrics, own = dict[str, Tensor](), dict[str, Tensor](), batch.labeled
         n = len(own.label)
         tokens, grid = self._tokens(output)
         seen = self.teacher(_image(batch))
@@ -200,7 +200,7 @@ class EdgeGuidedDistillation(Supervision):
         if self.target_head is not None:
             terms["target_cls"] = F.cross_entropy(self.target_head(target[:n]), own.target)
         if self.probe is not None:
-            terms["logit_distill"] = self.probe(output.logits.mean(1), seen.pooled, own.target)
+            terms["logit_distill"] = self.probe(self._asked(output), seen.pooled, own.target)
         if self.projector is not None:
             metrics["target_spread"] = spread(target.detach())
             student = self.projector(output.class_token.mean(1))
@@ -255,6 +255,10 @@ class EdgeGuidedDistillation(Supervision):
             **({} if fusion is None else fusion.gates(seen.patches, look, self.teacher.grid)),
         )
 
+    def _asked(self, output: Output) -> Float[Tensor, "B S K"]:
+        """The logits that have to name the class: those of each step, or their mean alone."""
+        return output.logits if self.each_step else output.logits.mean(1, keepdim=True)
+
     def _tokens(self, output: Output) -> tuple[Float[Tensor, "B N D"], tuple[int, int]]:
         """The student's tokens, mean over T, and the grid that they lie on."""
         tokens = output.tokens.mean(1)
@@ -278,10 +282,8 @@ class EdgeGuidedDistillation(Supervision):
     ) -> Float[Tensor, "B N"]:
         """The teacher's attention, times the edges if there are any, on `grid`, summing to 1."""
         attention = resample(seen.attention.flatten(1).unsqueeze(2), self.teacher.grid, grid)
-        attention = attention.squeeze(2).unflatten(1, grid)
-        return edge_attention(
-            attention, torch.ones_like(attention[:, None]) if look is None else look.edges
-        )
+        maps = attention.squeeze(2).unflatten(1, grid)
+        return edge_attention(maps, None if look is None else look.edges)
 
     def _mse(self, student: Tensor, target: Tensor) -> Tensor:
         if self.normalize_targets:

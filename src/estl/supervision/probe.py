@@ -13,8 +13,9 @@ class Probe(nn.Module):
 
         L = CE(z, label) + KL(softmax(z) || softmax(x)),
 
-    the first over the samples that have a label, the second over all (Hinton et al. 2015, at
-    temperature 1). The first trains the probe alone and the second the student alone.
+    the first over the samples that have a label, the second over all, and over S sets of logits of
+    each, such as those of its time steps (Hinton et al. 2015, at temperature 1). The first trains
+    the probe alone and the second the student alone.
 
     Args:
         dim: E, width of the feature.
@@ -22,7 +23,7 @@ class Probe(nn.Module):
 
     >>> import torch
     >>> probe = Probe(8, 3)
-    >>> logits = torch.zeros(4, 3, requires_grad=True)
+    >>> logits = torch.zeros(4, 1, 3, requires_grad=True)
     >>> probe(logits, torch.randn(4, 8), torch.tensor([0, 2])).backward()  # two without a label
     >>> [x.grad is not None for x in (logits, probe.linear.weight)]
     [True, True]
@@ -34,14 +35,13 @@ class Probe(nn.Module):
 
     def forward(
         self,
-        logits: Float[Tensor, "B K"],
+        logits: Float[Tensor, "B S K"],
         feature: Float[Tensor, "B E"],
         target: Int[Tensor, " n"] | Float[Tensor, "n K"],
     ) -> Float[Tensor, ""]:
         """The loss; `target`, class numbers or weights, is of the first samples."""
         own: Tensor = self.linear(F.layer_norm(feature.detach(), feature.shape[-1:])).float()
         learned = F.cross_entropy(own[: len(target)], target)
-        said = F.kl_div(
-            logits.float().log_softmax(-1), own.detach().softmax(-1), reduction="batchmean"
-        )
-        return learned + said
+        student, said = logits.float().log_softmax(-1), own.detach().softmax(-1).unsqueeze(1)
+        apart = F.kl_div(student, said.expand_as(student), reduction="sum")
+        return learned + apart / student[..., 0].numel()

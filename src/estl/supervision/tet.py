@@ -49,6 +49,9 @@ class TET(Supervision):
 
     The terms are the two weighted parts, "tet_ce" and "tet_mse".
 
+    Raises:
+        ValueError: `lamb` or `label_smoothing` outside [0,1].
+
     >>> TET()
     TET(means=1.0, lamb=0.001, label_smoothing=0.0)
     """

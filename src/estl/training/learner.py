@@ -53,14 +53,18 @@ class Learner(LightningModule):
         part_lr: learning rates of named parts of the supervision, such as
             `{edge_detector: 1e-3, fusion: 1e-3, projector: 1e-3}`.
         compile: whether the student's training steps run through `torch.compile`, which fuses batch
-            norms, neurons and poolings: a third less time for a small VGGSNN, after a first step of
-            half a minute and more (minutes for a deep student at many steps).
+            norms, neurons and poolings: a quarter less time for a small VGGSNN, after a first step
+            of half a minute and more (minutes for a deep student at many steps).
         recompute: whether the student's layers are computed again in the backward pass, with only
             spikes kept in between: two fifths more time, three quarters to half of the memory of
             a deep student; nothing is saved where one block is most of it.
         recipe: the resolved configuration, kept in the checkpoint.
         classes: class names in the order of the labels, kept in the checkpoint.
         fingerprint: of the data, kept in the checkpoint.
+
+    Raises:
+        ValueError: an `lr` that is not above 0, or `compile` with `recompute`; when training
+            starts, a name in `part_lr` that no part has.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from lightning import LightningModule
@@ -22,10 +22,12 @@ from estl.guidance.watch import edge_trouble
 from estl.students.recompute import recomputing
 from estl.supervision.schedule import Scheduled
 from estl.training.compiled import compiled
+from estl.training.contract import check_choice, check_loss, check_numbers, check_student
 from estl.training.trouble import FiniteCheck
 from estl.types import Batch, Loss, Output, Supervision
 
 Optimizer = Literal["adamw", "adam", "sgd"]
+Schedule = Literal["cosine", "constant"]
 
 
 def cosine(step: int, total: int, warmup: int) -> float:
@@ -51,7 +53,7 @@ class Learner(LightningModule):
         schedule: "cosine" to zero over the run, or "constant".
         warmup: epochs of linear warm-up before the cosine; may be a fraction.
         part_lr: learning rates of named parts of the supervision, such as
-            `{edge_detector: 1e-3, fusion: 1e-3, projector: 1e-3}`.
+            `{edge_detector: 1e-3}`, or of modules of the student, as `{student.head: 1e-2}`.
         compile: whether the student's training steps run through `torch.compile`, which fuses batch
             norms, neurons and poolings: a quarter less time for a small VGGSNN, after a first step
             of half a minute and more (minutes for a deep student at many steps).
@@ -63,8 +65,9 @@ class Learner(LightningModule):
         fingerprint: of the data, kept in the checkpoint.
 
     Raises:
-        ValueError: an `lr` that is not above 0, or `compile` with `recompute`; when training
-            starts, a name in `part_lr` that no part has.
+        ValueError: an option outside its range, or `compile` with `recompute`; when training
+            starts, a name in `part_lr` that no part has, a student of which nothing is trained, or
+            what `training.contract` refuses.
     """
 
     def __init__(
@@ -75,7 +78,7 @@ class Learner(LightningModule):
         optimizer: Optimizer = "adamw",
         lr: float = 1e-3,
         weight_decay: float = 0.0,
-        schedule: Literal["cosine", "constant"] = "cosine",
+        schedule: Schedule = "cosine",
         warmup: float = 0.0,
         part_lr: dict[str, float] | None = None,
         compile: bool = False,  # PyTorch's word
@@ -85,8 +88,10 @@ class Learner(LightningModule):
         fingerprint: str = "",
     ) -> None:
         super().__init__()
-        if lr <= 0:
-            raise ValueError(f"lr is {lr}: it must be above 0")
+        rates = {f"part_lr of {part}": rate for part, rate in (part_lr or {}).items()}
+        check_numbers({"lr": lr} | rates, {"weight_decay": weight_decay, "warmup": warmup})
+        check_choice("optimizer", optimizer, get_args(Optimizer))
+        check_choice("schedule", schedule, get_args(Schedule))
         if lr > 0.05 and optimizer != "sgd":
             warnings.warn(
                 f"lr {lr} is one for SGD, and far above what {optimizer} trains with (1e-3 or so): "
@@ -109,6 +114,7 @@ class Learner(LightningModule):
         self.finite = FiniteCheck()
         self.terms: dict[str, Tensor] = {}  # of the last step, for the progress bar
         self.warned = False
+        self.unseen = True  # what student and supervision return
         self.stepped = 0
         self.preparing: int | None = None  # batches that the supervision is prepared on at most
 
@@ -117,6 +123,11 @@ class Learner(LightningModule):
         seed = int(self.recipe.get("seed", 0))
         torch.manual_seed(seed + 1_000_003 * self.current_epoch + 7_919 * self.global_rank)
         self.stepped = 0
+
+    def on_fit_start(self) -> None:
+        """Train a student that was last used to predict."""
+        if not self.student.training:
+            self.student.train()
 
     def on_train_start(self) -> None:
         """Let the supervision prepare itself, on batches as a step gets them."""
@@ -141,7 +152,12 @@ class Learner(LightningModule):
         """Loss of one batch; every term and metric is logged by its name, and the accuracy."""
         batch = self.supervision.extend(batch)
         output: Output = (self.compiled or self.student)(batch.events)
+        if self.unseen:
+            check_student(self.student, output, batch, len(self.classes))
         loss: Loss = self.supervision(output, batch)
+        if self.unseen:
+            check_loss(self.supervision, loss)
+            self.unseen = False
         self.finite.see(loss, batch)
         self.finite.stop(late=2)
         self.terms = {name: value.detach() for name, value in loss.terms.items()}
@@ -198,9 +214,11 @@ class Learner(LightningModule):
         self.log("val/rank", rank, batch_size=size, sync_dist=True, logger=False)
 
     def part_of(self, name: str) -> str:
-        """The part a parameter belongs to: the innermost name in `part_lr`, or its owner."""
+        """The part a parameter belongs to: the innermost one in `part_lr`, or its owner."""
         path = name.split(".")
-        return next((p for p in reversed(path) if p in self.part_lr), path[0])
+        own = path[0] == "student"  # whose layers may have a part's name
+        parts = [".".join(path[:i]) for i in range(1, len(path))] if own else path
+        return next((part for part in reversed(parts) if part in self.part_lr), path[0])
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups: per part its learning rate, norms and biases without weight decay."""
@@ -208,6 +226,8 @@ class Learner(LightningModule):
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 members[self.part_of(name), parameter.ndim > 1].append(parameter)
+        if not any(p.requires_grad for p in self.student.parameters()):
+            raise ValueError("nothing of the student is trained: set requires_grad on a part of it")
         absent = set(self.part_lr) - {part for part, _ in members}
         if absent:
             raise ValueError(

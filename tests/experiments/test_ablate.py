@@ -51,13 +51,12 @@ def test_every_rung_parses_to_its_edges_and_terms() -> None:
             assert found.per_step == 7
             assert found.recordings == ("simulated" if rung.name[-1] == "m" else "drawn")
             assert (found.images is None) == (found.augment is not None) == (rung.name[-1] == "j")
-        each = rung.name in ("1t", "2bkt")
         arguments = config.supervision.init_args
         if not terms:
-            assert config.supervision.class_path.endswith("TET" if each else "MeanCE")
-            assert not each or arguments.lamb == 0
+            assert config.supervision.class_path.endswith("TET" if rung.name == "1t" else "MeanCE")
+            assert rung.name != "1t" or arguments.lamb == 0
             continue
-        assert arguments.each_step == each
+        assert arguments.each_step == (rung.name in ("2kt", "2bkt"))
         assert arguments.edges == edges
         assert arguments.bridge == ("sobel" if rung.name in ("6s", "2bks") else "rates")
         assert arguments.teacher == "t"
@@ -84,13 +83,6 @@ def test_the_rungs_of_a_recipe_of_the_best_rung_have_their_fusion_and_terms() ->
     assert arguments["2bk"]["weights"]["contrastive"] == 0.0
 
 
-def test_a_recipe_that_asks_each_step_has_rungs_that_do() -> None:
-    recipe = merge(RECIPE, {"supervision": {"init_args": {"each_step": True}}})
-    (alone, fixed) = (rung.overlay["supervision"] for rung in rungs(recipe, ["1", "2"]))
-    assert alone == {"class_path": "estl.supervision.TET", "init_args": {"lamb": 0.0}}
-    assert fixed["init_args"]["each_step"] is True
-
-
 def test_a_detached_target_is_attached_where_nothing_else_trains_the_fusion() -> None:
     arguments = {"teacher": "t", "detach_target": True}
     recipe: dict[str, Any] = {"supervision": {"class_path": GUIDED, "init_args": arguments}}
@@ -99,7 +91,7 @@ def test_a_detached_target_is_attached_where_nothing_else_trains_the_fusion() ->
         for rung in rungs(recipe)
         if rung.overlay["supervision"].get("init_args", {}).get("detach_target") is False
     }
-    assert attached == {"2", "2k", "2s", "2w", "3", "4"}
+    assert attached == {"2", "2k", "2kt", "2s", "2w", "3", "4"}
     arguments["weights"] = {"target_cls": 1.0}  # it trains the fusion where there are learned edges
     three = next(rung for rung in rungs(recipe) if rung.name == "3").overlay
     assert three["supervision"]["init_args"]["detach_target"] is True
@@ -118,6 +110,7 @@ def test_each_rung_adds_to_the_one_before() -> None:
     assert set(RUNGS["2k"].terms) - set(RUNGS["2"].terms) == {"logit_distill"}
     assert set(RUNGS["2bk"].terms) == set(RUNGS["2b"].terms) | set(RUNGS["2k"].terms)
     assert RUNGS["6kx"].terms == RUNGS["2k"].terms
+    assert RUNGS["2kt"][1:] == RUNGS["2k"][1:]
     assert RUNGS["2bkt"][1:] == RUNGS["2bk"][1:]
     for control in ("6s", "6m", "6j"):
         assert RUNGS[control].terms == RUNGS["6"].terms
@@ -140,6 +133,7 @@ def test_another_supervision_or_rung_is_refused() -> None:
         "1t",
         "2",
         "2k",
+        "2kt",
         "2s",
         "2w",
         "3",

@@ -20,7 +20,6 @@ from estl.supervision import TSE, Sum
 from estl.supervision.distillation import EdgeGuidedDistillation
 from estl.supervision.terms import WEIGHTS
 from estl.supervision.terms import WRITTEN as WRITTEN_WEIGHTS
-from estl.supervision.tet import tet_loss
 from estl.training.recipe import build, parse_recipe
 from estl.types import Batch, Loss, Output
 from tests.small_teacher import FixedTeacher
@@ -575,18 +574,6 @@ def test_the_probe_learns_from_labels_and_the_student_from_the_probe(
     learned = -z[:n].log_softmax(1)[range(n), batch.label[:n]].mean()
     (expected,) = torch.autograd.grad(2 * learned, supervision.probe.linear.weight)
     torch.testing.assert_close(supervision.probe.linear.weight.grad, expected)
-
-
-def test_each_step_is_asked_for_the_label_as_tet_asks(teacher: ClipTeacher) -> None:
-    batch = make_batch()
-    student = Student()
-    output = student(10 * batch.events)
-    tet = tet_loss(output.logits, batch.label, means=1.0, lamb=0.0)
-    term, of_mean = (
-        make(teacher, each_step=each)(output, batch).terms["cls"] for each in (True, False)
-    )
-    torch.testing.assert_close(term, tet)
-    assert term > of_mean + 1e-3  # cross-entropy is convex
 
 
 def test_a_sum_gives_unlabeled_samples_to_the_guidance_alone(teacher: ClipTeacher) -> None:

@@ -29,4 +29,4 @@ def demo(
     if not (teacher / "config.json").is_file():
         train_teacher(flags=DataFlags(dataset="digits"), epochs=teacher_epochs, output_dir=teacher)
     flags = TrainingFlags(config=("digits_guided",), teacher=str(teacher), epochs=epochs)
-    ablate(flags=flags, output_dir=output_dir, rungs=("1", "2bk"), seeds=seeds, jobs=jobs)
+    ablate(flags=flags, output_dir=output_dir, rungs=("1", "2bkt"), seeds=seeds, jobs=jobs)

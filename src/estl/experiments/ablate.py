@@ -3,8 +3,8 @@
 The rungs are those of the written design: (1) events only, (2) fixed CLIP distillation, (3) edges
 and fusion, (4) alignment, (5) contrastive learning; (2s) and (2w) beside (3), the edges of a fixed
 filter and those that nothing but the other terms defines; and (6) the bridge. (2b) is the bridge on
-(2) alone; (2k) and (2bk) distill the classes that a probe of the teacher has; (1t) and (2bkt) ask
-each time step, where the others ask the mean over them. The controls of (6)
+(2) alone; (2k) and (2bk) distill the classes that a probe of the teacher has into the mean over
+time, (2kt) and (2bkt) into each time step, (1t) asks each for the label. The controls of (6)
 and (2bk): (x) twice the steps without a bridge, (s) Sobel edges, (m) the simulator, (j) jittered
 copies of the pairs' own images.
 """
@@ -43,13 +43,15 @@ _JITTER = {"shift": 0.1, "rotation": 15.0, "scale": 0.15}
 
 RUNGS = {
     "1": Rung("events only"),
-    "1t": Rung("(1), each time step asked: TET without its second part"),
+    "1t": Rung("(1), each time step asked: TET, lamb 0"),
     "2": Rung("fixed CLIP: + global_distill, patch_distill", "none", _FIXED),
     "2b": Rung("fixed CLIP and the bridge: (2) + edge_events", "learned", _TRUE, {}, "pooled"),
     "2k": Rung("fixed CLIP and its classes: (2) + logit_distill", "none", _SAID),
     "2bk": Rung("fixed CLIP, its classes, the bridge: (2b) + (2k)", "learned", _BRIDGED, {},
                 "pooled"),
-    "2bkt": Rung("(2bk), each time step asked", "learned", _BRIDGED, {}, "pooled"),
+    "2kt": Rung("(2k) at each time step", "none", _SAID),
+    "2bkt": Rung("fixed CLIP, its classes at each step, the bridge", "learned", _BRIDGED, {},
+                 "pooled"),
     "2s": Rung("(2) + fixed Sobel edges, fused", "sobel", _FIXED),
     "2w": Rung("(2) + written edges, fused: + edge_reg", "written", (*_FIXED, "edge_reg")),
     "3": Rung("(2) + edges of events, fused: + edge_events", "learned", _TRUE),
@@ -73,8 +75,8 @@ RUNGS = {
 TWICE = ("6x", "6kx")
 """Rungs of twice the recipe's epochs."""
 
-EACH_STEP = ("1t", "2bkt")
-"""Rungs whose every time step is asked, as all are in a recipe with `each_step`."""
+EACH_STEP = ("2kt", "2bkt")
+"""Rungs that distill the teacher's classes into each time step."""
 
 
 def rungs(recipe: dict[str, Any], names: Sequence[str] = ()) -> list[Variant]:
@@ -142,18 +144,18 @@ def _overlay(recipe: dict[str, Any], name: str) -> dict[str, Any]:
         overlay["data"] = {"init_args": {"bridge": kept}}
     if name in TWICE:
         overlay["trainer"] = {"max_epochs": 2 * recipe["trainer"]["max_epochs"]}
-    each_step = name in EACH_STEP or bool(arguments.get("each_step"))
-    if not rung.terms:
-        alone = {"class_path": public_path(TET), "init_args": {"lamb": 0.0}}
+    if name == "1t":
         return overlay | {
-            "supervision": alone if each_step else {"class_path": public_path(MeanCE)}
+            "supervision": {"class_path": public_path(TET), "init_args": {"lamb": 0.0}}
         }
+    if not rung.terms:
+        return overlay | {"supervision": {"class_path": public_path(MeanCE)}}
     usual = {term: given[term] or WRITTEN[term] or 1.0 for term in given}
     changes: dict[str, Any] = {
         "edges": rung.edges,
         "weights": {term: usual[term] if term in terms else 0.0 for term in given},
         "target": target,
-        "each_step": each_step,
+        "each_step": name in EACH_STEP,
         # Where nothing else trains the fusion, its target has to. Such a target gives way.
         "detach_target": rung.edges != "none"
         and bool({"contrastive", "target_cls"} & terms)

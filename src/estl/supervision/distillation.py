@@ -29,7 +29,6 @@ from estl.guidance.terms import (
 )
 from estl.guidance.watch import Maps, inner, spread, watch_attention, watch_edges
 from estl.supervision.probe import Probe
-from estl.supervision.steps import StepLoss
 from estl.supervision.terms import EdgeKind, refuse_untrained, term_weights, trained_parts
 from estl.types import Batch, Loss, Output, Supervision
 
@@ -91,8 +90,8 @@ class EdgeGuidedDistillation(Supervision):
         detach_target: whether global_distill gives no gradient to its target; fusion then learns
             from the contrastive term or target_cls.
         normalize_targets: whether the two MSE terms layer-normalize both sides: teachers differ.
-        each_step: whether cls and logit_distill ask the logits of each time step, as TET does, and
-            are the mean over them; else they ask the mean logits.
+        each_step: whether logit_distill is the mean over the time steps of what each step's logits
+            miss, so that the student answers early; else it asks their mean over time.
         warm_up: steps of edge_events alone, before the student's first.
         bridge: what it draws from: learned "rates", or "sobel" (`even_rates`, a control).
 
@@ -127,7 +126,7 @@ class EdgeGuidedDistillation(Supervision):
         positives: Literal["pair", "class"] = "pair",
         detach_target: bool = False,
         normalize_targets: bool = True,
-        each_step: bool = False,
+        each_step: bool = True,
         warm_up: int = 0,
         bridge: Literal["rates", "sobel"] = "rates",
     ) -> None:
@@ -171,8 +170,8 @@ class EdgeGuidedDistillation(Supervision):
         """The loss of one batch."""
         terms, metrics, own = dict[str, Tensor](), dict[str, Tensor](), batch.labeled
         if "cls" in self.weights:
-            logits = self._asked(output.first(len(own.label)))
-            terms["cls"] = StepLoss("mean")(logits, own.target)
+            logits = output.first(len(own.label)).logits
+            terms["cls"] = F.cross_entropy(logits.mean(1), own.target)
         if self.training and self.weights.keys() - {"cls"}:
             guided, metrics = self._guide(output, batch)
             terms |= guided
@@ -200,7 +199,8 @@ class EdgeGuidedDistillation(Supervision):
         if self.target_head is not None:
             terms["target_cls"] = F.cross_entropy(self.target_head(target[:n]), own.target)
         if self.probe is not None:
-            terms["logit_distill"] = self.probe(self._asked(output), seen.pooled, own.target)
+            asked = output.logits if self.each_step else output.logits.mean(1, keepdim=True)
+            terms["logit_distill"] = self.probe(asked, seen.pooled, own.target)
         if self.projector is not None:
             metrics["target_spread"] = spread(target.detach())
             student = self.projector(output.class_token.mean(1))
@@ -254,10 +254,6 @@ class EdgeGuidedDistillation(Supervision):
             student=activation_log_attention(tokens, self.align).exp().unflatten(1, grid),
             **({} if fusion is None else fusion.gates(seen.patches, look, self.teacher.grid)),
         )
-
-    def _asked(self, output: Output) -> Float[Tensor, "B S K"]:
-        """The logits that have to name the class: those of each step, or their mean alone."""
-        return output.logits if self.each_step else output.logits.mean(1, keepdim=True)
 
     def _tokens(self, output: Output) -> tuple[Float[Tensor, "B N D"], tuple[int, int]]:
         """The student's tokens, mean over T, and the grid that they lie on."""

@@ -83,6 +83,12 @@ class Cache:
         seen = found["images"].unbind() if "images" in found else [None] * len(items)
         return list(zip(frames, seen, strict=True))
 
+    def tell_broken(self) -> None:
+        """Say on stderr how many items are broken, and where they are listed."""
+        name, error = next(iter(self.broken.items()))
+        what = f"{len(self.broken)} broken items are left out, the first {name} ({error})"
+        print(f"{what}; all of them are in {self.folder / 'cache.json'}", file=sys.stderr)
+
 
 def open_cache(
     items: Iterable[Item],

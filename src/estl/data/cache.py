@@ -216,16 +216,17 @@ def load_items(
     from rich.progress import track
 
     dataset: Any = items
-    attempt = functools.partial(_attempt, load=load)
+    collate = functools.partial(attempt, load=load)
     loader: DataLoader[Any] = DataLoader(
-        dataset, None, collate_fn=attempt, num_workers=num_workers, worker_init_fn=end_alone
+        dataset, None, collate_fn=collate, num_workers=num_workers, worker_init_fn=end_alone
     )
     console, silent = Console(stderr=True), not sys.stderr.isatty()
     shown = track(loader, what, len(items), console=console, transient=True, disable=silent)
     yield from zip(items, shown, strict=True)
 
 
-def _attempt(item: Item, load: Callable[[Item], Any]) -> Any:
+def attempt(item: Item, load: Callable[[Item], Any]) -> Any:
+    """What `load` returns of an item, or the ValueError or OSError that it raises."""
     try:
         return load(item)
     except (ValueError, OSError) as error:

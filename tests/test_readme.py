@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import fields
 from importlib import import_module
 from inspect import Parameter, signature
@@ -31,7 +32,8 @@ ROOT = Path(__file__).parents[1]
 ENGLISH, CHINESE = (ROOT / name for name in ("README.md", "README.zh-CN.md"))
 TUNING, TUNING_CHINESE = (ROOT / "docs" / name for name in ("tuning.md", "tuning.zh-CN.md"))
 SUPERVISION = ROOT / "docs/supervision.md"
-GUIDES = [ROOT / "docs/data.md", SUPERVISION, TUNING]
+DATA = ROOT / "docs/data.md"
+GUIDES = [DATA, SUPERVISION, TUNING]
 TWINS = [ENGLISH, *GUIDES, ROOT / "docs/deploy.md", ROOT / "docs/scale.md"]
 """The pages that are there in English and in Chinese."""
 WITH_COMMANDS = [
@@ -236,6 +238,23 @@ def test_python_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
         exec(compile(code, path.name, "exec"), names)
         if "accuracy" in names:  # 16 or more of 20 are right by chance in 6 of 1000 cases
             assert names.pop("accuracy") >= 0.8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [DATA, chinese(DATA)], ids=lambda path: path.name)
+def test_the_loop_of_the_data_guide_runs(
+    page: Path, tmp_path: Path, save_clip: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes = [text for language, text in FENCE.findall(page.read_text()) if language == "python"]
+    save_clip(tmp_path / "TEACHER")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(codes[-1], page.name, "exec"), names)
+    guided, tse = names["supervision"].supervisions
+    assert guided.edge_detector is not None
+    assert tse.progress == pytest.approx(1 - 1 / names["steps"])  # before the last step
+    assert len(names["batch"].label) == names["data"].batch_size + names["bridge"].per_step
+    assert names["accuracy"] > 0.1
 
 
 class Understood(BaseException):

@@ -189,6 +189,8 @@ def test_windows_go_on_from_each_other_if_asked(
         (["--follow=-", "--carry"], "carry goes through every event once"),
         (["--follow=-", "--carry", "--window=1s", "--until-sure=0.9"], "leave until_sure out"),
         (["--follow=-", "--window=soon"], "'soon' is no time"),
+        (["--follow=-", "--window=3"], "3 is a time without a unit: give 3ms, 3s or 3us"),
+        (["--window=3", "x.raw"], "3 is a time without a unit: give 3ms, 3s or 3us"),
         (["--carry", "x.raw"], "--carry is an option of --follow"),
         (["--stride=1s", "x.raw"], "stride=1s without a window"),
     ],

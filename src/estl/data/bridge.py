@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from estl.data.augment import Augment
+from estl.data.frames import Normalization
+from estl.data.items import Item, list_images
 from estl.data.simulator import simulate
 from estl.guidance.grid import on_frames
 from estl.types import Batch
@@ -41,6 +43,25 @@ class Bridge:
     def __post_init__(self) -> None:
         if self.per_step < 1:
             raise ValueError(f"bridge.per_step={self.per_step}: at least 1")
+
+    def check(self, normalize: Normalization) -> None:
+        """Raise ValueError for frames that are scaled."""
+        if normalize != "none":
+            raise ValueError(
+                f"bridge: recordings are drawn as counts, not as normalize={normalize!r} has "
+                "them: leave normalize out"
+            )
+
+    def items(self, pairs: Sequence[Item], unused: list[Item]) -> list[Item]:
+        """Those that are none of the training `pairs`; none if the images are the pairs' own."""
+        if self.images is None:
+            return []
+        if str(self.images) == "unused":
+            if not unused:
+                raise ValueError("bridge.images=unused: no training item is, give per_class")
+            return unused
+        known = set(pairs)
+        return [item for item in list_images(Path(self.images)) if item not in known]
 
     def add(self, batch: Batch, pictures: "Pictures[P]", classes: int) -> Batch:
         """`batch` with `per_step` of the pictures drawn at random."""

@@ -83,6 +83,12 @@ class Cache:
         seen = found["images"].unbind() if "images" in found else [None] * len(items)
         return list(zip(frames, seen, strict=True))
 
+    def tell_broken(self) -> None:
+        """Say on stderr how many items are broken, and where they are listed."""
+        name, error = next(iter(self.broken.items()))
+        what = f"{len(self.broken)} broken items are left out, the first {name} ({error})"
+        print(f"{what}; all of them are in {self.folder / 'cache.json'}", file=sys.stderr)
+
 
 def open_cache(
     items: Iterable[Item],
@@ -210,16 +216,17 @@ def load_items(
     from rich.progress import track
 
     dataset: Any = items
-    attempt = functools.partial(_attempt, load=load)
+    collate = functools.partial(attempt, load=load)
     loader: DataLoader[Any] = DataLoader(
-        dataset, None, collate_fn=attempt, num_workers=num_workers, worker_init_fn=end_alone
+        dataset, None, collate_fn=collate, num_workers=num_workers, worker_init_fn=end_alone
     )
     console, silent = Console(stderr=True), not sys.stderr.isatty()
     shown = track(loader, what, len(items), console=console, transient=True, disable=silent)
     yield from zip(items, shown, strict=True)
 
 
-def _attempt(item: Item, load: Callable[[Item], Any]) -> Any:
+def attempt(item: Item, load: Callable[[Item], Any]) -> Any:
+    """What `load` returns of an item, or the ValueError or OSError that it raises."""
     try:
         return load(item)
     except (ValueError, OSError) as error:

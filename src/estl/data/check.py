@@ -7,14 +7,14 @@ looks for pictures that are nearly the same.
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 
-from estl.data.cache import Load, load_items
+from estl.data.cache import Load, attempt, load_items
 from estl.data.items import Item, evenly, file_content, missing_partners
 from estl.data.module import EventData, ItemData, with_items
 from estl.data.similar import near, perceptual_hash
@@ -102,13 +102,14 @@ def refuse_leaks(data: EventData) -> list[Group]:
     return found
 
 
-def repeated(data: ItemData) -> list[Group]:
-    """All that is listed or stored more than once, in any splits."""
+def repeated(data: ItemData, unreadable: Collection[Item] = ()) -> list[Group]:
+    """All that is listed or stored more than once, in any splits; `unreadable` have no content."""
     members = [Member(split, item) for split, items in data.splits.items() for item in items]
     members += [Member("train", item) for item in data.unpaired]
     groups = _alike("name", members, lambda m: m.item)
     if data.content is not file_content:
-        same = _alike("content", members, lambda m: _digest(data.content(m.item)))
+        known = [m for m in members if m.item not in unreadable]
+        same = _alike("content", known, lambda m: _digest(data.content(m.item)))
         return groups + [group for group in same if len(group.items) > 1]
     # Once a file, of which several items may be windows.
     once = (cache(key) for key in (os.path.getsize, _ends, _whole))
@@ -269,7 +270,11 @@ def check(
     unreadable = {m.item: str(result) for m, result in results if isinstance(result, Exception)}
     seen = {m: result for m, result in results if m.item not in unreadable}
 
-    same = repeated(data) if same is None else list(same)
+    if data.content is not file_content:  # it asks for the items that were not decoded, too
+        rest = {i for items in data.splits.values() for i in items} - {m.item for m in members}
+        tried = ((item, attempt(item, data.content)) for item in sorted(rest))
+        unreadable |= {item: str(x) for item, x in tried if isinstance(x, Exception)}
+    same = repeated(data, unreadable) if same is None else list(same)
     known = [g.items for g in same]
     for twins in _alike("pixels", list(seen), lambda m: seen[m][0]):
         if len(twins.items) > 1 and not any(twins.items <= group for group in known):

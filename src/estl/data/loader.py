@@ -1,4 +1,6 @@
-"""Which samples a process gets; when a loader starts, and that its processes end with it."""
+"""Which samples a process gets; when a loader starts, for which epoch, and that its processes end
+with it.
+"""
 
 import multiprocessing
 import os
@@ -18,6 +20,16 @@ def end_alone(_: int) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None and os.getppid() != parent.pid:
         os._exit(1)
+
+
+def batch_share(batch_size: int, world_size: int) -> int:
+    """Samples of a batch that one of so many processes has."""
+    if batch_size % world_size:
+        raise ValueError(
+            f"batch_size={batch_size} is shared by {world_size} processes: "
+            f"choose a multiple of {world_size}"
+        )
+    return batch_size // world_size
 
 
 class Shares(DistributedSampler[Any]):
@@ -96,3 +108,13 @@ class Loader(DataLoader[Any]):
         if self.begin is not None:
             self.begin()
         yield from super().__iter__()
+
+
+def at_epoch(loader: DataLoader[Any], epoch: int) -> DataLoader[Any]:
+    """`loader`, of which the next pass is that of `epoch`, whatever a trainer says."""
+    if isinstance(loader, Loader):
+        loader.begin = None
+    for part in (loader.sampler, loader.dataset):
+        if hasattr(part, "set_epoch"):
+            part.set_epoch(epoch)
+    return loader

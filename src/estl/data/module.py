@@ -4,8 +4,7 @@ The sets are subclasses of `estl.data.splits.SplitData`, whose `__init__` list t
 the function that loads one (see `sets/nmnist.py`).
 """
 
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +19,11 @@ from torch.utils.data import DataLoader
 from estl.data.augment import Augment
 from estl.data.bridge import Bridge, Pictures
 from estl.data.cache import Content, Load, open_cache
+from estl.data.draws import drawn, epoch_seed
 from estl.data.formats.images import read_rgb
 from estl.data.frames import Normalization, normalize
-from estl.data.items import Item, file_content, fingerprint, list_images
-from estl.data.loader import Loader, Shares, end_alone
+from estl.data.items import Item, file_content, fingerprint
+from estl.data.loader import Loader, Shares, at_epoch, batch_share, end_alone
 from estl.data.samples import Sample, Split, collate
 from estl.types import Batch
 
@@ -83,7 +83,9 @@ class EventData(L.LightningDataModule):
     def loader(
         self, split: str, *, shuffle: bool = False, rank: int = 0, world_size: int = 1
     ) -> DataLoader[Sample]:
-        """Batches of a split, by default the whole of it, in the order of its items.
+        """Batches of a split as they are loaded; by default all of it, in the order of its items.
+
+        In a loop of one's own, train on `batches`: these are not augmented, a trainer does that.
 
         Args:
             split: "train", "val" or "test".
@@ -118,12 +120,36 @@ class EventData(L.LightningDataModule):
             )
         self.classes = tuple(classes)
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Augment a training batch on its device, and normalize it then."""
-        if self.augment is None or self.trainer is None or not self.trainer.training:
+    def batches(
+        self, epoch: int, *, device: torch.device | str = "cpu", rank: int = 0, world_size: int = 1
+    ) -> Iterator[Batch]:
+        """Training batches of an epoch as the steps of `estl fit` get them, for one's own loop.
+
+        They are shuffled and augmented by (`seed`, epoch), then normalized, with a bridge's images,
+        on `device`; `rank` and `world_size` as for `loader`. The program's own random numbers stay
+        what they are, so that a step that draws some gets the same batches.
+
+        >>> from estl import Digits
+        >>> data = Digits(T=3, size=16, per_class=4, augment=Augment(flip=0.5), normalize="max")
+        >>> {batch.events.max().item() for epoch in range(2) for batch in data.batches(epoch)}
+        {1.0}
+        """
+        self.require("train")
+        loader = self.loader("train", shuffle=True, rank=rank, world_size=world_size)
+        seed = epoch_seed(self.seed, epoch, rank)
+        return drawn(at_epoch(loader, epoch), self.for_training, seed, torch.device(device))
+
+    def for_training(self, batch: Batch) -> Batch:
+        """A training batch on its device as a step gets it: augmented, and normalized then."""
+        if self.augment is None:
             return batch
         batch = self.augment(batch, len(self.classes))
         return replace(batch, events=normalize(batch.events, self.normalize))
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Lightning's hook: `for_training` of a training batch."""
+        training = self.trainer is not None and self.trainer.training
+        return self.for_training(batch) if training else batch
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """What the trainer's process trains on."""
@@ -146,21 +172,12 @@ class EventData(L.LightningDataModule):
         """How frames are scaled when they are loaded: augmentation is of counts."""
         return "none" if shuffle and self.augment is not None else self.normalize
 
-    def batch_share(self, world_size: int) -> int:
-        """Samples of a batch that one of so many processes has."""
-        if self.batch_size % world_size:
-            raise ValueError(
-                f"batch_size={self.batch_size} is shared by {world_size} processes: "
-                f"choose a multiple of {world_size}"
-            )
-        return self.batch_size // world_size
-
     def _loading(self, world_size: int) -> dict[str, Any]:
         """What all loaders are given."""
         workers = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
         memory = {"collate_fn": collate, "pin_memory": torch.cuda.is_available()}
         own = {"generator": torch.Generator().manual_seed(self.seed), "worker_init_fn": end_alone}
-        return {"batch_size": self.batch_share(world_size)} | workers | memory | own
+        return {"batch_size": batch_share(self.batch_size, world_size)} | workers | memory | own
 
 
 class ItemData(EventData):
@@ -209,7 +226,7 @@ class ItemData(EventData):
             load = kept = open_cache(everything, load, Path(cache), content, **how)
             if kept.broken:
                 splits = {name: [i for i in items if i in kept] for name, items in splits.items()}
-                _tell_broken(kept.broken, kept.folder)
+                rank_zero_only(kept.tell_broken)()
         elif skip_broken:
             raise ValueError(
                 "skip_broken=true needs a cache, where broken items are listed: "
@@ -223,23 +240,13 @@ class ItemData(EventData):
             **loading,
         )
         self.bridge, self.unused = bridge, list[Item]()
-        if bridge is not None and self.normalize != "none":
-            raise ValueError(
-                f"bridge: recordings are drawn as counts, not as normalize={self.normalize!r} has "
-                "them: leave normalize out"
-            )
+        if bridge is not None:
+            bridge.check(self.normalize)
 
     @cached_property
     def unpaired(self) -> list[Item]:
         """The items of the bridge that are no training pairs; none if it has the pairs' own."""
-        if self.bridge is None or self.bridge.images is None:
-            return []
-        if str(self.bridge.images) == "unused":
-            if not self.unused:
-                raise ValueError("bridge.images=unused: no training item is, give per_class")
-            return self.unused
-        known = set(self.splits["train"])
-        return [item for item in list_images(Path(self.bridge.images)) if item not in known]
+        return [] if self.bridge is None else self.bridge.items(self.splits["train"], self.unused)
 
     @cached_property
     def pictures(self) -> Pictures:
@@ -252,10 +259,10 @@ class ItemData(EventData):
         """The image of an item of no split, which no cache has."""
         return self.decode(item)[1] if item.image is None else self.read_image(item.image)
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Augment a training batch, normalize it, and add the bridge's images."""
-        batch = super().on_after_batch_transfer(batch, dataloader_idx)
-        if self.bridge is None or self.trainer is None or not self.trainer.training:
+    def for_training(self, batch: Batch) -> Batch:
+        """A training batch augmented, normalized, and with the bridge's images."""
+        batch = super().for_training(batch)
+        if self.bridge is None:
             return batch
         return self.bridge.add(batch, self.pictures, len(self.classes))
 
@@ -288,13 +295,3 @@ def with_items(data: EventData) -> ItemData:
     if isinstance(data, ItemData):
         return data
     raise ValueError(f"{type(data).__name__} has no single items: give the set it was made from")
-
-
-@rank_zero_only
-def _tell_broken(broken: Mapping[str, str], folder: Path) -> None:
-    name, error = next(iter(broken.items()))
-    print(
-        f"{len(broken)} broken items are left out, the first {name} ({error}); all of them are "
-        f"in {folder / 'cache.json'}",
-        file=sys.stderr,
-    )

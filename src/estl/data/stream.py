@@ -15,7 +15,7 @@ from lightning import Trainer
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from estl.data.frames import Standard, normalize
-from estl.data.loader import Loader
+from estl.data.loader import Loader, batch_share
 from estl.data.module import EventData
 from estl.data.samples import Sample
 from estl.data.shards import Parts, read_index, read_shard, unpack_sample
@@ -38,7 +38,11 @@ class Stream(IterableDataset[Sample]):
     ) -> None:
         self.root, self.shards = data.root, data.shards[split]
         self.number = {name: i for i, name in enumerate(data.classes)}
-        self.T, self.batch_size, self.scaling = data.T, data.batch_share(R), data.scaling(shuffle)
+        self.T, self.batch_size, self.scaling = (
+            data.T,
+            batch_share(data.batch_size, R),
+            data.scaling(shuffle),
+        )
         self.shuffle, self.buffer, self.seed, self.rank = shuffle, data.buffer, data.seed, rank
         self.images = data.training_images or not shuffle
         self.epoch = 0
@@ -79,9 +83,13 @@ class Stream(IterableDataset[Sample]):
                     if first <= i < last:
                         yield parts
 
+    def set_epoch(self, epoch: int) -> None:
+        """Take the next pass for this epoch."""
+        self.epoch = epoch
+
     def follow(self, trainer: Trainer) -> None:
         """Take the next pass for the trainer's epoch."""
-        self.epoch = trainer.current_epoch
+        self.set_epoch(trainer.current_epoch)
 
     def __iter__(self) -> Iterator[Sample]:
         samples = self.parts()

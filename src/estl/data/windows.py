@@ -16,14 +16,19 @@ _UNITS = {"us": 1, "ms": 1000, "s": 1_000_000}
 
 
 def microseconds(time: str | int) -> int:
-    """A time as a user writes it: "300ms", "1.5s", "250us", or a number of microseconds.
+    """A time as a user writes it: "300ms", "1.5s", "250us".
 
-    >>> microseconds("300ms"), microseconds("1.5s"), microseconds(250)
+    Raises:
+        ValueError: no such time; a number without a unit, as 3 may mean seconds.
+
+    >>> microseconds("300ms"), microseconds("1.5s"), microseconds("250us")
     (300000, 1500000, 250)
     """
     found = re.fullmatch(r"([0-9.]+) ?(us|ms|s)?", str(time))
+    if found and not found[2]:
+        raise ValueError(f"{time} is a time without a unit: give {time}ms, {time}s or {time}us")
     try:
-        number = float(found[1]) * _UNITS[found[2] or "us"] if found else 0.0
+        number = float(found[1]) * _UNITS[found[2]] if found else 0.0
     except ValueError:
         number = 0.0
     if not 1 <= number < 1 << 53:

@@ -13,6 +13,7 @@ from lightning import seed_everything
 
 from estl.data.augment import Augment
 from estl.data.check import refuse_leaks
+from estl.data.loader import batch_share
 from estl.data.module import EventData
 from estl.data.sets.photographs import Photographs
 from estl.evaluation.accuracy import evaluate
@@ -99,7 +100,7 @@ def train_teacher(
         {"max_epochs": epochs, "enable_progress_bar": bool(bars), **off},
         callbacks=[History(folder), *bars],
     )
-    photographs.batch_share(trainer.world_size)
+    batch_share(photographs.batch_size, trainer.world_size)
     with plainly():
         trainer.fit(learner, photographs)
     if not trainer.is_global_zero:

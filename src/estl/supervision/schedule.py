@@ -73,7 +73,7 @@ class Scheduled:
 
     `progress` is its only state, 0 until `at` is called, and in no checkpoint. `Learner` calls `at`
     before every batch with the share of steps done, so that a resumed run goes on where it was.
-    Without `Learner`, call `at` yourself; otherwise progress stays 0.
+    Without `Learner`, call `set_progress` yourself; otherwise progress stays 0.
     """
 
     progress: float = 0.0
@@ -90,6 +90,16 @@ class Scheduled:
         """The present value of every attribute that is a `Schedule`, as metrics beside `like`."""
         values = {n: self.now(v) for n, v in vars(self).items() if isinstance(v, Schedule)}
         return {name: like.new_full((), value) for name, value in values.items()}
+
+
+def set_progress(supervision: nn.Module, progress: float) -> None:
+    """Tell each `Scheduled` part of a supervision the share of the training that is done.
+
+    `Learner` does so before every batch; in a loop of your own it is for you to do.
+    """
+    for module in supervision.modules():
+        if isinstance(module, Scheduled):
+            module.at(progress)
 
 
 class Positive(nn.Module):

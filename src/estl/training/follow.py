@@ -16,8 +16,8 @@ from estl.training.predict import Prediction, Predictor
 def follow(
     path: Path,
     source: str,
-    window: str | int | None = None,
-    stride: str | int | None = None,
+    window: str | None = None,
+    stride: str | None = None,
     sensor: str | None = None,
     carry: bool = False,
     until_sure: float | None = None,

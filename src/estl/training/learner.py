@@ -17,10 +17,11 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from estl.data.draws import epoch_seed
 from estl.guidance.ranks import share
 from estl.guidance.watch import edge_trouble
 from estl.students.recompute import recomputing
-from estl.supervision.schedule import Scheduled
+from estl.supervision.schedule import set_progress
 from estl.training.compiled import compiled
 from estl.training.contract import check_choice, check_loss, check_numbers, check_student
 from estl.training.trouble import FiniteCheck
@@ -121,7 +122,7 @@ class Learner(LightningModule):
     def on_train_epoch_start(self) -> None:
         """Seed each epoch on its own, so that a resumed run draws what an unbroken one draws."""
         seed = int(self.recipe.get("seed", 0))
-        torch.manual_seed(seed + 1_000_003 * self.current_epoch + 7_919 * self.global_rank)
+        torch.manual_seed(epoch_seed(seed, self.current_epoch, self.global_rank))
         self.stepped = 0
 
     def on_fit_start(self) -> None:
@@ -144,9 +145,7 @@ class Learner(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Pass the training progress (steps done / total) to every scheduled module."""
         progress = min(1.0, self.global_step / max(1, self.trainer.estimated_stepping_batches))
-        for module in self.supervision.modules():
-            if isinstance(module, Scheduled):
-                module.at(progress)
+        set_progress(self.supervision, progress)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch; every term and metric is logged by its name, and the accuracy."""

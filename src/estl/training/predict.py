@@ -99,8 +99,8 @@ def predict(
     files: Sequence[Path],
     trust: Sequence[str] = (),
     until_sure: float | None = None,
-    window: str | int | None = None,
-    stride: str | int | None = None,
+    window: str | None = None,
+    stride: str | None = None,
     sensor: str | None = None,
 ) -> Iterator[Prediction]:
     """For each event file, or each of its windows, the class after every time step t = 1..T.
@@ -133,7 +133,7 @@ def predict(
             yield Prediction(file, steps, seconds, span)
 
 
-def _say_long(file: Path, span: Span, trained: str | int) -> None:
+def _say_long(file: Path, span: Span, trained: str) -> None:
     """Say so where a recording is at least twice as long as what the student was trained on."""
     if span[1] >= 2 * (length := microseconds(trained)):
         print(

@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
 from torch import Tensor
 
 from estl.data.check import refuse_leaks
+from estl.data.loader import batch_share
 from estl.evaluation.accuracy import Accuracy, evaluate
 from estl.evaluation.attacks import attack, noise, robustness
 from estl.evaluation.diagnostics import diagnose, summary
@@ -166,7 +167,7 @@ def fit(
             *make_callbacks(config),
         ],
     )
-    parts.data.batch_share(trainer.world_size)  # before other processes are started
+    batch_share(parts.data.batch_size, trainer.world_size)  # before other processes are started
     if rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         for rest in folder.glob("*.new"):  # of a run that was killed while it wrote

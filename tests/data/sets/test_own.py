@@ -1,5 +1,7 @@
 """Any PyTorch data set as data."""
 
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from estl.commands import main
 from estl.data import FromDataset
 from estl.data.check import check, refuse_leaks
 from estl.data.formats.events import EVENT
 from estl.data.frames import to_frames
 from estl.evaluation.accuracy import evaluate
 from estl.students import VGGSNN
+from estl.training.recipe import build_data, parse
 
 
 class Mine(Dataset[Any]):
@@ -108,12 +112,110 @@ def test_the_same_sample_twice_is_a_leak_and_another_sample_another_fingerprint(
         ),
         ([], {}, "without samples"),
         ([(torch.zeros(1, 2, 3, 3), 0, "a.png")] * 9, {}, "its image is no tensor"),
+        (
+            [{"x": 0, "y": 1}] * 9,
+            {},
+            r"train sample 0 is a dict: .* has to be \(events, label\) or",
+        ),
+        ([torch.zeros(1, 2, 3, 3)] * 9, {}, r"train sample 0 is a Tensor: .* has to be"),
+        (
+            [(torch.zeros(1, 2, 3, 3), 0), (torch.zeros(1, 2, 3, 3), torch.tensor([0, 1]))],
+            {},
+            r"train sample 1 has a label of shape \(2,\): give a number or a name.*argmax",
+        ),
+        (
+            [(torch.zeros(1, 2, 3, 3), np.eye(2)[0])] * 9,
+            {},
+            r"sample 0 has a label of shape \(2,\)",
+        ),
+        ([(torch.zeros(1, 2, 3, 3), [0, 1])] * 9, {}, "sample 0 has a label of list: give"),
     ],
 )
 def test_samples_of_another_kind_are_refused(samples: Any, how: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         FromDataset(samples, **how)
     assert "\n" not in str(error.value)
+
+
+def test_dicts_and_one_hot_labels_are_refused_where_there_are_targets() -> None:
+    class Kept(list[Any]):
+        targets: Any = torch.eye(2)
+
+    with pytest.raises(ValueError, match=r"train sample 0 has a label of shape \(2,\)"):
+        FromDataset(Kept([(torch.zeros(1, 2, 3, 3), 0)] * 2))
+    Kept.targets = [0, 1]
+    with pytest.raises(ValueError, match="train sample 0 is a dict: a sample has to be"):
+        FromDataset(Kept([{"events": torch.zeros(1, 2, 3, 3), "label": 0}] * 2))
+
+
+def test_labels_may_be_arrays_of_one_number() -> None:
+    labels = (torch.tensor([1]), np.array(0), np.int64(1), torch.tensor(0))
+    samples = [(torch.full((1, 2, 3, 3), float(i)), label) for i, label in enumerate(labels)]
+    items = FromDataset(samples, test=samples).splits["test"]
+    assert {item.number[-1]: item.label for item in items} == dict(zip("0123", "1010", strict=True))
+
+
+def shown(folder: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> list[str]:
+    """Words that name a set of 20 samples of frames and images, changed by a line of code."""
+    (folder / "own_frames.py").write_text(
+        "import torch\nfrom estl.data import FromDataset\n\n\nclass Frames(FromDataset):\n"
+        "    def __init__(self, **loading):\n"
+        "        frames, images = torch.rand(20, 2, 2, 8, 8), torch.rand(20, 3, 8, 8)\n"
+        "        samples = [(x, i % 2, y) for i, (x, y) in enumerate(zip(frames, images))]\n"
+        f"        {change}\n"
+        "        super().__init__(samples, test=samples[:6], val=samples[6:8], **loading)\n"
+    )
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "own_frames", raising=False)
+    return ["--data=own_frames.Frames", "--data.init_args.allow_leaks=true"]
+
+
+BROKEN = {
+    "frames[3, 1, 0, 2, 2] = torch.nan": "sample 3: NaN or infinite values in its frames",
+    "frames[3, 1, 0, 2, 2] = torch.inf": "sample 3: NaN or infinite values in its frames",
+    "images[0, 0, 0, 0] = -torch.inf": "sample 0: NaN or infinite values in its image",
+    "samples[3] = (torch.rand(5, 2, 8, 8), 1, samples[3][2])": (
+        "sample 3 has T=5 frames (2, 8, 8) and an image (3, 8, 8), "
+        "but train sample 0 has T=2 frames (2, 8, 8) and an image (3, 8, 8): give all one shape"
+    ),
+    "samples[3] = samples[3][:2]": "sample 3 has T=2 frames (2, 8, 8) and no image, but train",
+}
+
+
+@pytest.mark.parametrize("change", BROKEN)
+@pytest.mark.parametrize("limit", [[], ["--limit=1"]])
+def test_broken_samples_are_listed_by_a_check(
+    change: str,
+    limit: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["data", "check", *shown(tmp_path, monkeypatch, change), *limit]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("unreadable")] == ["unreadable: 2"]
+    for split in ("train", "test"):  # the same one is in both
+        assert any(f": {split} {BROKEN[change]}" in line for line in lines)
+
+
+@pytest.mark.parametrize("change", BROKEN)
+def test_broken_samples_are_refused_when_they_are_read(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = shown(tmp_path, monkeypatch, change)
+    config, given = parse(words, ["data"])
+    data = build_data(config, given)
+    for read in (lambda: list(data.loader("test")), lambda: data.fingerprint):
+        with pytest.raises(ValueError, match=re.escape(BROKEN[change])) as error:
+            read()
+        assert "\n" not in str(error.value)
+
+
+def test_frames_whose_sum_alone_is_not_finite_are_taken() -> None:
+    large = torch.full((1, 2, 3, 3), 3e38)
+    assert large.sum().isinf()
+    data = FromDataset([(large * (1 - i / 100), i % 2) for i in range(20)])
+    assert next(iter(data.loader("test"))).events.isfinite().all()
 
 
 def test_plain_batches_are_evaluated() -> None:
@@ -139,8 +241,6 @@ def test_a_teacher_is_trained_on_its_images(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_subclass_is_fitted_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from estl.commands import main
-
     (tmp_path / "bars.py").write_text(
         "import torch\nfrom estl.data import FromDataset\n\n\nclass Bars(FromDataset):\n"
         "    def __init__(self, n: int = 40, **loading):\n"

@@ -176,8 +176,8 @@ def test_lists_name_recordings_and_their_windows_follow(tmp_path: Path) -> None:
 
 
 def test_times_and_sizes_are_understood_or_refused() -> None:
-    assert [microseconds(t) for t in ("0.5s", "20 ms", "7", 7)] == [500_000, 20_000, 7, 7]
-    for time in ("0ms", "fast", "1.2.3s", "-3ms", "3min", 0):
+    assert [microseconds(t) for t in ("0.5s", "20 ms", "7us")] == [500_000, 20_000, 7]
+    for time in ("0ms", "fast", "1.2.3s", "-3ms", "3min"):
         with pytest.raises(ValueError, match=r"is no time: give 300ms, 1\.5s or 250us"):
             microseconds(time)
     for size in ("720", "720x", "0x3", "axb", (1, 0), "40000x1"):
@@ -222,6 +222,14 @@ def test_what_is_wrong_with_a_folder_is_one_line(
     write_recordings(root, labels="chair")
     assert "of one class, chair: a folder a class" in refused(capsys, f"--root={root}")
     write_recordings(root)
+    for bare in (["--window=3"], ["--window=1s", "--stride=3"], ["--data.init_args.window=3"]):
+        text = "3 is a time without a unit: give 3ms, 3s or 3us"
+        assert text in refused(capsys, f"--root={root}", *bare)
+    (tmp_path / "bare.yaml").write_text(
+        "data: {class_path: estl.data.Recordings, init_args: {window: 300000}}"
+    )
+    said = refused(capsys, f"--root={root}", f"--config={tmp_path / 'bare.yaml'}")
+    assert "300000 is a time without a unit: give 300000ms" in said
     stride = ["--stride=3ms"]
     assert "stride=3ms without a window" in refused(capsys, f"--root={root}", *stride)
     write(root / "cup" / "walk_01.csv", encoders.csv(ONE, SIZE))

@@ -1,13 +1,15 @@
 """Any PyTorch data set of events, as data for everything that takes a set of ESTL's."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from estl.data.cache import Load
 from estl.data.formats.columns import from_columns
 from estl.data.frames import Slicing, to_frames
 from estl.data.items import Item
@@ -19,8 +21,8 @@ class FromDataset(SplitData):
     """A `torch.utils.data.Dataset`, or a sequence, of (events, label) or (events, label, image).
 
     Events are a structured array with the fields t (in microseconds), x, y and p, which are binned
-    here, or a tensor of frames (T,C,H,W), all of one shape, which are taken as they are. Labels are
-    numbers, which stay what they are, or names. An image is a tensor (3,h,w) in [0,1].
+    here, or a tensor of frames (T,C,H,W), which are taken as they are. Labels are numbers, which
+    stay what they are, or names. An image is a tensor (3,h,w) in [0,1]. All samples have one shape.
 
     Labels are taken from the attribute `targets` where there is one; otherwise every sample is
     asked for once. The fingerprint and the search for leaks ask for every sample once more. Samples
@@ -38,7 +40,9 @@ class FromDataset(SplitData):
         loading: arguments of `SplitData`, `ItemData` and `EventData`, but no `cache`.
 
     Raises:
-        ValueError: a sample of another kind, or a label without a class; the text names it.
+        ValueError: a sample of another kind, or a label without a class; when a sample is loaded,
+            one of another shape than the first, or with values that are not finite. The text names
+            it.
 
     >>> import torch
     >>> frames = [torch.full((2, 2, 4, 4), float(i)) for i in range(20)]
@@ -64,13 +68,14 @@ class FromDataset(SplitData):
         parts = {split: part for split, part in given.items() if part is not None}
         items, numbers = dict[str, list[Item]](), set[Any]()
         for split, part in parts.items():
-            labels = _labels(part)
+            labels = _labels(part, split)
             numbers |= set(labels)
             names = [_name(label, classes, f"{split} sample {i}") for i, label in enumerate(labels)]
             place = "" if split == "train" else f"{split}/"
             items[split] = [Item(name, f"{place}{i:06d}") for i, name in enumerate(names)]
-        load = partial(load_sample, parts=parts, T=T, size=size, by=by, sensor=sensor_shape(sensor))
-        frames = load(next(item for part in items.values() for item in part))[0]
+        read = partial(read_sample, parts=parts, T=T, size=size, by=by, sensor=sensor_shape(sensor))
+        frames, image = read(items["train"][0])
+        load = partial(load_sample, read=read, shape=_shape(frames, image))
         super().__init__(
             items["train"],
             load,
@@ -88,7 +93,22 @@ class FromDataset(SplitData):
             self.follow(classes)
 
 
-def load_sample(
+def load_sample(item: Item, read: Load, shape: str) -> tuple[Tensor, Tensor | None]:
+    """What `read` gives of an item, if it has this shape and all its values are finite."""
+    frames, image = read(item)
+    if (own := _shape(frames, image)) != shape:
+        raise ValueError(
+            f"{_name_of(item)} has {own}, but train sample 0 has {shape}: give all one shape"
+        )
+    for name, values in (("frames", frames), ("image", image)):
+        if values is not None and not _finite(values):
+            raise ValueError(
+                f"{_name_of(item)}: NaN or infinite values in its {name}: mend it or leave it out"
+            )
+    return frames, image
+
+
+def read_sample(
     item: Item,
     parts: Mapping[str, Any],
     T: int,
@@ -97,9 +117,9 @@ def load_sample(
     sensor: tuple[int, int] | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Frames and image of the sample that an item's number, "test/000012", names."""
-    split, _, number = item.number.rpartition("/")
-    what = f"{split or 'train'} sample {int(number)}"
-    events, _, *rest = parts[split or "train"][int(number)]
+    split, number = _place(item)
+    what = _name_of(item)
+    events, _, *rest = _sample(parts[split], number, what)
     if isinstance(events, Tensor):
         if events.ndim != 4:
             raise ValueError(f"{what}: frames of shape {tuple(events.shape)}, not (T,C,H,W)")
@@ -117,12 +137,56 @@ def load_sample(
     return frames, image
 
 
-def _labels(part: Any) -> list[Any]:
+def _place(item: Item) -> tuple[str, int]:
+    """The split and the number in it that an item's number, "test/000012" or "000012", names."""
+    split, _, number = item.number.rpartition("/")
+    return split or "train", int(number)
+
+
+def _name_of(item: Item) -> str:
+    return "{} sample {}".format(*_place(item))
+
+
+def _sample(part: Any, number: int, what: str) -> Sequence[Any]:
+    sample = part[number]
+    if not isinstance(sample, tuple | list) or len(sample) < 2:
+        raise ValueError(
+            f"{what} is a {type(sample).__name__}: a sample has to be (events, label) or "
+            "(events, label, image)"
+        )
+    return sample
+
+
+def _shape(frames: Tensor, image: Tensor | None) -> str:
+    beside = "no image" if image is None else f"an image {tuple(image.shape)}"
+    return f"T={len(frames)} frames {tuple(frames.shape[1:])} and {beside}"
+
+
+def _finite(values: Tensor) -> bool:
+    """Whether all values are finite; a sum, which tells nearly always, takes a thirtieth of it."""
+    return math.isfinite(values.sum().item()) or bool(values.isfinite().all())
+
+
+def _labels(part: Any, split: str) -> list[Any]:
     labels = getattr(part, "targets", None)
-    labels = [part[i][1] for i in range(len(part))] if labels is None else list(labels)
-    if not labels:
+    if labels is None:
+        labels = [_sample(part, i, f"{split} sample {i}")[1] for i in range(len(part))]
+    if not len(labels):
         raise ValueError("a data set without samples: give one that has some")
-    return [label.item() if isinstance(label, Tensor | np.generic) else label for label in labels]
+    return [_label(label, f"{split} sample {i}") for i, label in enumerate(labels)]
+
+
+def _label(label: Any, what: str) -> Any:
+    """A label as a plain number or name."""
+    if isinstance(label, Tensor | np.ndarray | np.generic) and label.ravel().shape == (1,):
+        return label.item()
+    if isinstance(label, Tensor) or not isinstance(label, Hashable):
+        kind = getattr(label, "shape", None)
+        kind = type(label).__name__ if kind is None else f"shape {tuple(kind)}"
+        raise ValueError(
+            f"{what} has a label of {kind}: give a number or a name, of one-hot labels the argmax"
+        )
+    return label
 
 
 def _name(label: Any, classes: Sequence[str] | None, what: str) -> str:

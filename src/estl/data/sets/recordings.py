@@ -58,7 +58,7 @@ class Recordings(SplitData):
         rgb: int = 224,
         by: Slicing = "count",
         sensor: str | tuple[int, int] | None = None,
-        window: str | int | None = None,
+        window: str | int | None = None,  # a number is refused in one line
         stride: str | int | None = None,
         images: bool | str | Path | None = None,
         **loading: Any,

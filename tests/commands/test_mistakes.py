@@ -109,6 +109,9 @@ predict x.bin                                        | --ckpt requires an argume
 export --ckpt={{t}}/file --to=nosuch {HERE}          | Choose from: "safetensors", "onnx"
 export --ckpt={{t}}/file --to=onnx {HERE}            | file is damaged
 calibrate --ckpt={{t}}/nowhere                       | give the best*.ckpt or last.ckpt of a run
+calibrate --ckpt={{t}}/file --tolerance=0            | tolerance=0.0: give a share above 0
+test --ckpt={{t}}/file --until-sure=95               | until_sure=95.0: give a probability
+predict --ckpt={{t}}/file x.bin --until-sure=2       | until_sure=2.0: give a probability
 calibrate --ckpt={{t}}/file --tolerance=x            | for --tolerance: unable to convert "x"
 report                                               | --run requires an argument
 report {{t}}/folder                                  | no run in {{t}}/folder: give a run folder

@@ -29,7 +29,7 @@ from estl.guidance.terms import (
 )
 from estl.guidance.watch import Maps, inner, spread, watch_attention, watch_edges
 from estl.supervision.probe import Probe
-from estl.supervision.steps import StepLoss
+from estl.supervision.steps import StepLoss, check_samples
 from estl.supervision.terms import EdgeKind, refuse_untrained, term_weights, trained_parts
 from estl.types import Batch, Loss, Output, Supervision
 
@@ -170,9 +170,9 @@ class EdgeGuidedDistillation(Supervision):
     def forward(self, output: Output, batch: Batch) -> Loss:
         """The loss of one batch."""
         terms, metrics, own = dict[str, Tensor](), dict[str, Tensor](), batch.labeled
+        check_samples("EdgeGuidedDistillation", output, batch.label)
         if "cls" in self.weights:
-            logits = self._asked(output.first(len(own.label)))
-            terms["cls"] = StepLoss("mean")(logits, own.target)
+            terms["cls"] = StepLoss("mean")(self._asked(output.first(len(own.label))), own.target)
         if self.training and self.weights.keys() - {"cls"}:
             guided, metrics = self._guide(output, batch)
             terms |= guided

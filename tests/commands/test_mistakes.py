@@ -66,6 +66,7 @@ FIT = """
 --student.init_args.layers=[AP]           | layers=('AP',) holds no convolution: add a width
 --student.init_args.layerz=3              | option 'layerz' is not accepted: correct it
 --student.init_args.classes=7             | is 7, but classes of Digits is 10: leave it out
+--student=tests.small_students.unannotated| a function with the annotation -> nn.Module;
 --student=no.such.Student                 | No module named 'no'
 --supervision=estl.supervision.NoSuch     | has no attribute 'NoSuch'
 --seed=x                                  | for --seed: unable to convert "x" into int

@@ -1,4 +1,4 @@
-"""A student that answers otherwise after every step, without training."""
+"""Students that answer otherwise after every step, without training, or that functions build."""
 
 from pathlib import Path
 from typing import Any
@@ -7,6 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from estl.students import VGGSNN
+
+
+def annotated(classes: int = 2, in_channels: int = 2) -> nn.Module:
+    """A student that a function builds."""
+    return VGGSNN(classes, in_channels, layers=(4, "AP"), pooled=True)
+
+
+def unannotated(classes=2, in_channels=2):  # type: ignore[no-untyped-def]
+    """The same, but the command line cannot know what it returns."""
+    return annotated(classes, in_channels)
 
 
 def save_changeable(

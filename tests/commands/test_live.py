@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from estl.commands import main
 from estl.commands.predict import latency
@@ -81,7 +82,30 @@ def test_calibration_is_of_the_validation_split(
     right = (last.argmax(-1) == batch.label).double().mean().item()
     assert found["all_steps"] == pytest.approx(right)
     assert found["samples"] == opened.data.sizes["val"] == len(batch.label)
-    assert f"--until-sure {found['threshold']:.6g}" in capsys.readouterr().out
+    told = f"--ckpt {ckpt} --until-sure {found['threshold']:.6g}"
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        f"estl predict {told} FILES",
+        f"estl test {told}",
+    ]
+    assert main([*words, "--tolerance=0.2", "--trust=one", "--trust=two"]) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        f"estl predict {told} --trust one --trust two FILES",
+        f"estl test {told} --trust one --trust two",
+    ]
+
+
+def test_where_no_threshold_will_do_no_command_is_told(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def late(*_: object) -> tuple[Tensor, Tensor]:
+        right = torch.zeros(50, 4, dtype=torch.bool)
+        right[:, -1] = True  # by the last step alone
+        return torch.rand(50, 1).expand(-1, 4), right
+
+    monkeypatch.setattr("estl.evaluation.early.confidences", late)
+    assert main(["calibrate", f"--ckpt={run / 'run' / 'last.ckpt'}", "--tolerance=0.02"]) == 0
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last == "no threshold keeps within --tolerance 0.02: answer after all steps"
 
 
 def test_a_threshold_is_tested_on_held_out_recordings(

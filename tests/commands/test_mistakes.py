@@ -66,6 +66,7 @@ FIT = """
 --student.init_args.layers=[AP]           | layers=('AP',) holds no convolution: add a width
 --student.init_args.layerz=3              | option 'layerz' is not accepted: correct it
 --student.init_args.classes=7             | is 7, but classes of Digits is 10: leave it out
+--student=tests.small_students.unannotated| a function with the annotation -> nn.Module;
 --student=no.such.Student                 | No module named 'no'
 --supervision=estl.supervision.NoSuch     | has no attribute 'NoSuch'
 --seed=x                                  | for --seed: unable to convert "x" into int
@@ -109,6 +110,9 @@ predict x.bin                                        | --ckpt requires an argume
 export --ckpt={{t}}/file --to=nosuch {HERE}          | Choose from: "safetensors", "onnx"
 export --ckpt={{t}}/file --to=onnx {HERE}            | file is damaged
 calibrate --ckpt={{t}}/nowhere                       | give the best*.ckpt or last.ckpt of a run
+calibrate --ckpt={{t}}/file --tolerance=0            | tolerance=0.0: give a share above 0
+test --ckpt={{t}}/file --until-sure=95               | until_sure=95.0: give a probability
+predict --ckpt={{t}}/file x.bin --until-sure=2       | until_sure=2.0: give a probability
 calibrate --ckpt={{t}}/file --tolerance=x            | for --tolerance: unable to convert "x"
 report                                               | --run requires an argument
 report {{t}}/folder                                  | no run in {{t}}/folder: give a run folder

@@ -190,6 +190,37 @@ def test_hooks_are_gone_afterwards_even_when_the_student_fails() -> None:
     assert not any(m._forward_hooks for m in net.modules())
 
 
+class Mixed(nn.Module):
+    """Layers that are counted, that cannot be, that multiply nothing, that are never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = nn.Parameter(torch.zeros(1, 4, 8))
+        self.words = nn.Embedding(3, 8)
+        self.read = nn.Linear(8, 8)
+        self.norm = nn.LayerNorm((4, 8))
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.recurrent = nn.GRU(8, 8, batch_first=True)
+        self.idle = nn.Bilinear(8, 8, 8)
+
+    def forward(self, index: Tensor) -> Tensor:
+        x = self.norm(self.read(self.words(index) + self.place))
+        x = self.attention(x, x, x)[0]
+        y: Tensor = self.recurrent(self.block(x))[0]
+        return y
+
+
+def test_layers_that_multiply_and_are_not_counted_are_named_once() -> None:
+    net, activity = Mixed().eval(), Activity()
+    index = torch.tensor([[0, 1, 2, 0]])
+    with torch.no_grad(), watch(net, activity):
+        net(index)
+        net(index)
+    assert activity.uncounted == ["attention", "block.self_attn", "recurrent"]
+    assert set(activity.operations) == {"read", "block.linear1", "block.linear2"}
+
+
 def test_neurons_of_spikingjelly_are_counted() -> None:
     pytest.importorskip("spikingjelly", reason="SpikingJelly is not installed")
     from spikingjelly.activation_based import functional, layer, neuron
@@ -321,6 +352,7 @@ def test_diagnosis_is_json_and_adds_up(name: str) -> None:
         (AC_PJ * sum(found["acs"].values()) + MAC_PJ * sum(found["macs"].values())) / 1e6
     )
     assert found["energy_uj_total"] < found["energy_uj_dense"]
+    assert found["uncounted"] == []
     assert sum(found["macs"].values()) == 0  # event counts are integers: nothing multiplies
     lifs = {n for n, m in student.named_modules() if isinstance(m, LIF)}
     assert set(found["firing_rate"]) == lifs

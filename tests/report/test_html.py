@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from estl.report.html import render, write
-from estl.report.parts import Table
+from estl.report.parts import Note, Table
 from estl.report.sources import Variant, read_variants
 from estl.supervision import TRE, MeanCE
 from estl.training.results import CheckpointResults, Results
@@ -317,6 +317,51 @@ def test_energy_is_that_of_the_operations_counted_over_all_seeds(
     assert rows["6"][:2] == [f"{adds:,.0f}", f"{macs:,.0f}"]
     assert rows["6"][2:4] == [f"{spent:.3g} µJ", f"{dense:.3g} µJ"]
     assert rows["6"][4] == f"{100 * spent / dense:.1f} %"
+
+
+def test_a_student_without_spiking_layers_has_a_report_that_says_so(
+    run: Path, sweep: Path, tmp_path: Path
+) -> None:
+    def notes(*paths: Path) -> list[str]:
+        return [p.text.en for p in sections(*paths)["time"].parts if isinstance(p, Note)]
+
+    assert not any("No spiking layers" in text for text in notes(run))
+    alone, together = tmp_path / "one", tmp_path / "all"
+    shutil.copytree(run, alone)
+    shutil.copytree(sweep, together)
+    for path in (alone / "diagnostics.json", *together.glob("1/*/diagnostics.json")):
+        held = json.loads(path.read_text())
+        path.write_text(json.dumps(held | {"firing_rate": {}, "firing_rate_steps": {}}))
+    assert "No spiking layers: one. There are no firing rates of them." in notes(alone)
+    assert "No spiking layers: 1. There are no firing rates of them." in notes(together)
+    assert not any(name.startswith(("firing", "steps_layers")) for name in drawn(alone))
+    assert [name for name in drawn(together) if name.startswith("firing")] == ["firing_6"]
+    for path in together.glob("*/*/diagnostics.json"):  # as of neurons of other frameworks
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"firing_rate_steps": {}}))
+    assert len(drawn(together)["steps_layers"].data) == 1
+
+
+def test_an_energy_that_layers_are_missing_from_is_no_total(run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "one"))
+    path = folder / "diagnostics.json"
+    held = json.loads(path.read_text())
+
+    def told() -> tuple[list[str], bool]:
+        found = sections(folder)
+        warnings = [p.text.en for p in found["time"].parts if isinstance(p, Note) and p.warning]
+        tables = [p for p in found["overview"].parts if isinstance(p, Table)]
+        cells = [cell.en for table in tables for row in table.rows for cell in row]
+        (energy,) = (cell for cell in cells if cell.endswith("µJ"))
+        return warnings, energy.startswith("> ")
+
+    assert told() == ([], False)
+    path.write_text(json.dumps(held | {"uncounted": ["mix.attention", "gate"]}))
+    (warning,), above = told()
+    assert warning.endswith("not counted. one: mix.attention, gate")
+    assert above
+    del held["uncounted"]  # a run of an earlier version
+    path.write_text(json.dumps(held))
+    assert told() == ([], False)
 
 
 def test_accuracy_under_attack_is_shown_where_it_was_measured(sweep: Path, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from estl.neurons import LIF
 from estl.students import VGGSNN, ResNet, Spikformer, resnet18, resnet19
 from estl.students.layers import PerStep, PerToken
+from estl.training.recipe import build as build_parts
+from estl.training.recipe import parse_recipe
 from estl.types import direct_code
 
 STUDENTS: dict[str, Callable[[], nn.Module]] = {
@@ -211,3 +213,17 @@ def test_at_initialization_no_layer_is_silent_or_saturated(
     assert len(rates) >= 8
     assert all(0.03 < rate < 0.7 for rate in rates.values()), rates
     assert 0.01 < logits.std() < 5
+
+
+def test_a_recipe_builds_a_student_by_a_function_with_its_annotation() -> None:
+    config, given = parse_recipe(
+        {
+            "data": {"class_path": "estl.data.Digits", "init_args": {"T": 3, "per_class": 3}},
+            "student": {"class_path": "tests.small_students.annotated"},
+            "supervision": {"class_path": "estl.supervision.TET"},
+        }
+    )
+    parts = build_parts(config, given)
+    assert isinstance(parts.student, VGGSNN)
+    (batch, *_) = parts.data.loader("val")
+    assert parts.student(batch.events).logits.shape == (len(batch.label), 3, 10)

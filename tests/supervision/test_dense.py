@@ -14,29 +14,31 @@ from estl.supervision import DenseTSE, Schedule, dense_tse_keep, dense_tse_loss,
 
 
 def scalar_dense(
-    logits: Tensor, labels: Tensor, tau_f: float, kappa: float
+    logits: Tensor, labels: Tensor, tau_f: float, kappa: float, void: int = -100
 ) -> tuple[Tensor, list[bool]]:
     """The summed loss and the mask in the order of its four dimensions, in loops over scalars."""
     B, T, K, H, W = logits.shape
     total = torch.zeros((), dtype=torch.float64)
+    asked = sum(label != void for label in labels.flatten().tolist())
     mask: list[bool] = []
     for b in range(B):
         for t in range(T):
-            places = [(i, j) for i in range(H) for j in range(W)]
-            keep = dict.fromkeys(places, True)
-            if t > 0:
+            every = [(i, j) for i in range(H) for j in range(W)]
+            places = [(i, j) for i, j in every if labels[b, i, j] != void]
+            keep = dict.fromkeys(every, True)
+            if t > 0 and len(places) > 1:
                 p = {}
                 for i, j in places:
                     mean = [logits[b, :t, k, i, j].mean().item() for k in range(K)]
                     y = int(labels[b, i, j])
                     p[i, j] = math.exp(mean[y]) / sum(math.exp(m) for m in mean)
                 tau_d = statistics.mean(p.values()) + kappa * statistics.stdev(p.values())
-                keep = {place: not p[place] >= max(tau_f, tau_d) for place in places}
+                keep |= {place: not p[place] >= max(tau_f, tau_d) for place in places}
             mask += keep.values()
             for i, j in places:
                 if keep[i, j]:
                     z = logits[b, t, :, i, j]
-                    total = total + (z.exp().sum().log() - z[labels[b, i, j]]) / (B * H * W)
+                    total = total + (z.exp().sum().log() - z[labels[b, i, j]]) / asked
     return total, mask
 
 
@@ -56,6 +58,64 @@ def test_loss_mask_and_gradient_equal_a_scalar_transcription(tau_f: float, kappa
     torch.testing.assert_close(loss, expected, rtol=0, atol=1e-12)
     (ours,), (oracle,) = (torch.autograd.grad(x, logits) for x in (loss, expected))
     torch.testing.assert_close(ours, oracle, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("void", [-100, 255, 0])
+@pytest.mark.parametrize(("tau_f", "kappa"), [(0.3, 0.5), (0.0, 0.0)])
+def test_void_places_are_in_no_mean_and_no_threshold(tau_f: float, kappa: float, void: int) -> None:
+    logits, labels = make(B=4)
+    labels[torch.rand(labels.shape) < 0.4] = void
+    labels[1] = void  # a sample of void places alone, one with a place and one with none of them
+    labels[2] = void
+    labels[2, 0, 1] = 2
+    labels[3] = labels[3].where(labels[3] != void, 1)
+    options: dict[str, Any] = {"tau_f": tau_f, "kappa": kappa, "ignore_index": void}
+    expected, mask = scalar_dense(logits, labels, tau_f, kappa, void)
+    keep = dense_tse_keep(logits, labels, **options)
+    assert keep.flatten().tolist() == mask
+    assert (~keep[0]).any()
+    assert not torch.equal(
+        keep[0], dense_tse_keep(logits, labels.clamp(0, 2), tau_f=tau_f, kappa=kappa)[0]
+    )
+    loss = dense_tse_loss(logits, labels, **options)
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-12)
+    (ours,), (oracle,) = (torch.autograd.grad(x, logits) for x in (loss, expected))
+    torch.testing.assert_close(ours, oracle, rtol=0, atol=1e-12)
+    assert not ours[(labels == void)[:, None, None].expand_as(ours)].any()
+
+
+def test_what_is_erased_is_a_share_of_the_places_with_a_class() -> None:
+    logits, labels = make(B=3)
+    labels[0, :, :2] = 255
+    labels[2] = 255
+    dense = DenseTSE(0.0, 0.0, ignore_index=255)
+    metrics = dense(logits, labels).metrics
+    gone, places, nothing_left, pairs = 0, 0, 0, 0
+    keep = dense_tse_keep(logits, labels, tau_f=0.0, kappa=0.0, ignore_index=255)
+    for b in range(3):
+        for t in range(1, 4):
+            kept = [
+                k
+                for k, y in zip(keep[b, t].flatten(), labels[b].flatten(), strict=True)
+                if y != 255
+            ]
+            gone, places = gone + kept.count(False), places + len(kept)
+            nothing_left, pairs = nothing_left + (bool(kept) and not any(kept)), pairs + bool(kept)
+    assert metrics["erased"].item() == pytest.approx(gone / places)
+    assert metrics["erased_everywhere"].item() == pytest.approx(nothing_left / pairs)
+    validation = dense.eval()(logits, labels).total
+    plain = sum(F.cross_entropy(logits[:, t], labels, ignore_index=255) for t in range(4))
+    torch.testing.assert_close(validation, plain)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_batch_of_void_places_alone_has_no_loss_and_no_gradient(training: bool) -> None:
+    logits, labels = make()
+    loss = DenseTSE(label_smoothing=0.1).train(training)(logits, torch.full_like(labels, -100))
+    loss.total.backward()
+    assert loss.total == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()
 
 
 def test_the_gradient_is_that_of_finite_differences() -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from estl.students import VGGSNN
-from estl.supervision import TRE, TSE, MeanCE, Schedule, Sum, tse_loss
+from estl.supervision import TRE, TSE, DenseTSE, MeanCE, Schedule, Sum, tse_loss
 from estl.supervision.schedule import Positive
 from estl.training.learner import Learner
 from estl.types import Batch, Loss, Output, Supervision
@@ -95,6 +95,21 @@ def test_a_constant_schedule_is_plain_tse(pooled_example: Example) -> None:
     scheduled.at(0.37)
     assert torch.equal(plain(output, batch).total, scheduled(output, batch).total)
     assert "tau_f" not in plain(output, batch).metrics
+
+
+@pytest.mark.parametrize("value", [{"start": 0.9, "end": 0.5, "shape": "cosine"}, "0.5", None])
+def test_a_threshold_that_is_neither_a_number_nor_a_schedule_is_refused(
+    value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # a user has no type checks
+    for kind, name in ((TSE, "tau_f"), (TRE, "theta0"), (DenseTSE, "tau_f")):
+        with pytest.raises(ValueError, match=rf"^{name} must be a number or a Schedule") as refusal:
+            kind(**{name: value})
+        assert str(refusal.value).endswith(f", not {value!r}")
+    for fixed in (value, Schedule(0.5)):  # there is no schedule for the others
+        for kind, name in ((TSE, "kappa"), (TRE, "lamb"), (DenseTSE, "kappa")):
+            with pytest.raises(ValueError, match=rf"^{name} must be a number, not"):
+                kind(**{name: fixed})
 
 
 @pytest.mark.parametrize("kind", [TSE, TRE])

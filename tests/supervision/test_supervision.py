@@ -207,6 +207,29 @@ def test_sum_refuses_weights_that_do_not_match_and_an_empty_list() -> None:
         Sum([])
 
 
+@pytest.mark.parametrize("weight", [-0.5, math.nan, math.inf])
+def test_sum_refuses_a_weight_below_zero_and_one_that_is_not_finite(weight: float) -> None:
+    with pytest.raises(
+        ValueError, match=rf"^Sum got the weights \[1.0, {weight}\]: each must be 0"
+    ):
+        Sum([MeanCE(), TET()], weights=[1.0, weight])
+
+
+@pytest.mark.parametrize("supervision", EVERY, ids=repr)
+@pytest.mark.parametrize("labels", [3, 5])
+def test_another_number_of_labels_than_samples_is_refused(
+    supervision: Supervision, labels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # a user has no type checks
+    output, batch, _ = make(B=4)
+    other = dataclasses.replace(batch, label=torch.zeros(labels, dtype=torch.long))
+    with pytest.raises((ValueError, RuntimeError)):
+        supervision(output, other)
+    if isinstance(supervision, Sum):
+        with pytest.raises(ValueError, match=f"^Sum got {labels} labels for 4 samples: give one"):
+            supervision(output, other)
+
+
 @pytest.mark.parametrize(
     ("function", "call"),
     [

@@ -82,6 +82,7 @@ def test_a_file_that_gives_other_logits_is_refused(
     )
     with pytest.raises(ValueError, match=r"on 40 of 40 recordings, by up to 2.*e-05"):
         export(checkpoint, ["safetensors"], tmp_path / "out", samples=40)
+    assert not list((tmp_path / "out").iterdir())
 
 
 DEPLOY = Path(__file__).parents[2] / "docs" / "deploy.md"

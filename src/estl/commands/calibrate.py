@@ -34,13 +34,14 @@ def calibrate(
     from estl.evaluation import early
     from estl.training.reopen import reopen
 
+    early.check_tolerance(tolerance)
     root = None if data_path is None else str(data_path)
     opened = reopen(ckpt, root, split="val", trust=trust)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     confidence, right = early.confidences(opened.student, opened.data.loader("val"), device)
     found = early.calibrate(confidence, right, tolerance)
     if found.threshold > 1:
-        least = math.ceil(1 / tolerance) - 1 if tolerance else math.inf
+        least = math.ceil(1 / tolerance) - 1
         if found.samples < least:
             enough = math.ceil(1e4 / (found.samples + 1)) / 1e4
             raise ValueError(
@@ -50,7 +51,12 @@ def calibrate(
     if output is not None:
         output.write_bytes(TypeAdapter(early.EarlyExit).dump_json(found, indent=2) + b"\n")
     print(f"validation accuracy after all {found.steps} steps: {100 * found.all_steps:.2f} %")
+    if found.threshold > 1:
+        print(f"no threshold keeps within --tolerance {tolerance:g}: answer after all steps")
+        return
     print(f"at threshold {found.threshold:.6g}: {100 * found.accuracy:.2f} % ", end="")
     print(f"after {found.mean_steps:.2f} steps on average ({found.samples} samples)")
-    print(f"estl predict --ckpt {ckpt} --until-sure {found.threshold:.6g} FILES")
-    print(f"estl test --ckpt {ckpt} --until-sure {found.threshold:.6g}")
+    trusted = "".join(f" --trust {module}" for module in trust)
+    options = f"--ckpt {ckpt} --until-sure {found.threshold:.6g}{trusted}"
+    print(f"estl predict {options} FILES")
+    print(f"estl test {options}")

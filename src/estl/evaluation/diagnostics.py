@@ -92,7 +92,8 @@ def diagnose(
     `supervision` would erase here (`erased`, `erased_everywhere`), None if it erases no places. By
     layer: `firing_rate`, and `firing_rate_steps` at each step where a layer is a `LIF`; `acs`,
     `macs` and `energy_uj` of one sample's T steps. Over all layers: `energy_uj_total`, and
-    `energy_uj_dense`, if every operation were a MAC.
+    `energy_uj_dense`, if every operation were a MAC; `uncounted` names the layers with weights that
+    are in neither.
 
     `see` is called with every output and its batch: what else is wanted needs no second pass. The
     student stays on `device` and in eval mode; the supervision's schedules are taken at their
@@ -144,6 +145,7 @@ def diagnose(
         "energy_uj": microjoules,
         "energy_uj_total": sum(microjoules.values()),
         "energy_uj_dense": sum(MAC_PJ * layer.dense for layer in layers.values()) / samples / 1e6,
+        "uncounted": activity.uncounted,
     }
 
 

@@ -41,8 +41,14 @@ class EarlyExit:
 
 def check_threshold(until_sure: float | None) -> None:
     """Raise ValueError for a threshold that is no probability."""
-    if until_sure is not None and not until_sure > 0:
+    if until_sure is not None and not 0 < until_sure <= 1:
         raise ValueError(f"until_sure={until_sure}: give a probability, such as 0.95")
+
+
+def check_tolerance(tolerance: float) -> None:
+    """Raise ValueError for a tolerance that is no share; no number of samples shows a loss of 0."""
+    if not 0 < tolerance < 1:
+        raise ValueError(f"tolerance={tolerance}: give a share above 0 and below 1, such as 0.005")
 
 
 def at(confidence: Float[Tensor, "n T"], right: Bool[Tensor, "n T"], threshold: float) -> EarlyExit:
@@ -77,8 +83,7 @@ def calibrate(
     >>> round(found.threshold, 2), found.mean_steps     # 0.5 would let the first leave wrong
     (0.6, 1.5)
     """
-    if not 0 <= tolerance < 1:
-        raise ValueError(f"tolerance={tolerance}: give a share in [0, 1), such as 0.005")
+    check_tolerance(tolerance)
     if not len(right):
         raise ValueError("there is nothing to calibrate on: no samples")
     values = (confidence.double() * 1e6).floor().div(1e6).unique().tolist()

@@ -15,6 +15,7 @@ The assumptions:
 * Synapses to the padding of a map are not counted: at rate 1, ACs equal MACs.
 * Attention multiplies spikes by spikes, outside any layer: each spike of the left factor adds a row
   of the right one, in the order of products that `softmax_free_attention` takes.
+* Any other layer with weights, such as `nn.MultiheadAttention`, is not counted, but named.
 """
 
 import math
@@ -75,6 +76,7 @@ class Activity:
     by_step: dict[str, Tensor] = field(default_factory=dict)
     neurons: dict[str, int] = field(default_factory=dict)
     operations: dict[str, Operations] = field(default_factory=dict)
+    uncounted: list[str] = field(default_factory=list)
 
     @property
     def rates(self) -> dict[str, float]:
@@ -102,9 +104,9 @@ def spiking_layers(student: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def watch(student: nn.Module, activity: Activity, places: int = 1) -> Iterator[None]:
     """Add to `activity` the spikes and operations of all calls of `student` within the context.
 
-    Spiking layers are those of `spiking_layers`. Operations are those of
-    convolutions, linear layers and `SpikingSelfAttention`. `places` is H*W of the maps that the
-    student averages before its head.
+    Spiking layers are those of `spiking_layers`. Operations are those of convolutions, linear
+    layers and `SpikingSelfAttention`; `uncounted` are other layers with weights that took part.
+    `places` is H*W of the maps that the student averages before its head.
 
     >>> net = nn.Sequential(nn.Linear(2, 5))
     >>> activity = Activity()
@@ -125,6 +127,8 @@ def watch(student: nn.Module, activity: Activity, places: int = 1) -> Iterator[N
         elif isinstance(module, SpikingSelfAttention):
             hook = partial(_count_attention, activity, name, module.heads)
             module = module.qkv
+        elif _multiplies(module):
+            hook = partial(_name_uncounted, activity, name or type(module).__name__)
         else:
             continue
         hooks.append(module.register_forward_hook(hook))
@@ -170,6 +174,23 @@ def _count_attention(
     # (q k^T) v: q's spikes add columns of k, v's add columns of the product, each of N values.
     layer.received += (k + q) * d if d < N else (q + v) * N
     layer.dense += 2 * rows * min(d, N)
+
+
+def _name_uncounted(activity: Activity, name: str, _: nn.Module, __: Any, ___: Any) -> None:
+    if name not in activity.uncounted:
+        activity.uncounted.append(name)
+
+
+def _multiplies(module: nn.Module) -> bool:
+    """Whether a module without parts of its own multiplies by a matrix of weights.
+
+    `nn.MultiheadAttention` has a part, whose weights it reads without calling it.
+    """
+    whole = isinstance(module, nn.MultiheadAttention) or not list(module.children())
+    folded = isinstance(
+        module, nn.LayerNorm | nn.RMSNorm | nn.Embedding
+    )  # a lookup multiplies nothing
+    return whole and not folded and any(p.ndim >= 2 for p in module.parameters())
 
 
 def _natural(x: Tensor) -> bool:

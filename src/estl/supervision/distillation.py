@@ -29,6 +29,7 @@ from estl.guidance.terms import (
 )
 from estl.guidance.watch import Maps, inner, spread, watch_attention, watch_edges
 from estl.supervision.probe import Probe
+from estl.supervision.steps import check_samples
 from estl.supervision.terms import EdgeKind, refuse_untrained, term_weights, trained_parts
 from estl.types import Batch, Loss, Output, Supervision
 
@@ -169,6 +170,7 @@ class EdgeGuidedDistillation(Supervision):
     def forward(self, output: Output, batch: Batch) -> Loss:
         """The loss of one batch."""
         terms, metrics, own = dict[str, Tensor](), dict[str, Tensor](), batch.labeled
+        check_samples("EdgeGuidedDistillation", output, batch.label)
         if "cls" in self.weights:
             logits = output.first(len(own.label)).logits
             terms["cls"] = F.cross_entropy(logits.mean(1), own.target)

@@ -2,7 +2,8 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from numbers import Real
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +67,24 @@ class Schedule:
         u = (progress - self.warmup) / (1.0 - self.warmup)
         done = u if self.shape == "linear" else (1.0 - math.cos(math.pi * u)) / 2.0
         return self.start + (self.end - self.start) * done
+
+
+def unscheduled(**thresholds: object) -> dict[str, Any]:
+    """Those that are numbers; a `Schedule` has checked itself. A tensor counts as a number.
+
+    Raises:
+        ValueError: one that is neither, such as the keywords that a recipe has for a schedule.
+
+    >>> unscheduled(tau_f=0.5, theta0=Schedule(0.9))
+    {'tau_f': 0.5}
+    """
+    for name, value in thresholds.items():
+        if not isinstance(value, Real | Tensor | Schedule):
+            raise ValueError(
+                f"{name} must be a number or a Schedule, such as estl.supervision.Schedule(0.9, "
+                f"0.5, 'cosine'), not {value!r}"
+            )
+    return {name: value for name, value in thresholds.items() if not isinstance(value, Schedule)}
 
 
 class Scheduled:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from estl.types import Classify, Labels, Output
+from estl.types import UNLABELED, Classify, Labels, Output
 
 Reduction = Literal["sum", "mean"]
 
@@ -31,6 +31,7 @@ class StepLoss:
             criterion.
         criterion: in place of the cross-entropy, such as `nn.CrossEntropyLoss(weight=...)`; called
             once, with every step of every sample as a row.
+        ignore_index: the label of places and samples that are in no mean, as in `F.cross_entropy`.
 
     Raises:
         ValueError: an option outside its range; when called, a criterion that returns no scalar.
@@ -42,6 +43,7 @@ class StepLoss:
     reduction: Reduction = "sum"
     label_smoothing: float = 0.0
     criterion: Criterion | None = None
+    ignore_index: int = UNLABELED
 
     def __post_init__(self) -> None:
         if self.reduction not in ("sum", "mean"):
@@ -61,17 +63,20 @@ class StepLoss:
     ) -> Float[Tensor, ""]:
         """The loss of all steps; cross-entropies of places that are not in `keep` count as 0.
 
-        `labels` are class numbers, or class weights summing to 1.
+        `labels` are class numbers, or class weights summing to 1. Where `ignore_index` is all there
+        is, the loss is 0 with `keep`, else NaN.
         """
         T = logits.shape[1]
         rows, targets = logits.flatten(0, 1), labels.repeat_interleave(T, 0)
-        ce = partial(F.cross_entropy, rows, targets, label_smoothing=self.label_smoothing)
+        smoothing, ignored = self.label_smoothing, self.ignore_index
+        ce = partial(F.cross_entropy, rows, targets, None, None, ignored, label_smoothing=smoothing)
         if self.criterion is not None:
             mean = self.criterion(rows, targets)
         elif keep is None:
             mean = ce()
         else:
-            mean = (ce(reduction="none") * keep.flatten(0, 1)).mean()
+            kept = ce(reduction="none") * keep.flatten(0, 1)
+            mean = kept.sum() / (targets != ignored).sum().clamp(min=1)
         if mean.ndim:
             raise ValueError(
                 f"criterion must return a scalar, the mean over its rows, not {tuple(mean.shape)}"
@@ -89,11 +94,15 @@ def check_smoothing(label_smoothing: float) -> None:
 
 
 def check_not_negative(**thresholds: object) -> None:
-    """Raise ValueError for a number below 0. A `Schedule` checks itself; a tensor is not checked,
-    since a GPU would have to wait.
+    """Raise ValueError for what is no number, or one below 0; a tensor is not checked, since a GPU
+    would have to wait.
     """
     for name, value in thresholds.items():
-        if isinstance(value, int | float) and not value >= 0.0:
+        if isinstance(value, Tensor):
+            continue
+        if not isinstance(value, int | float):
+            raise ValueError(f"{name} must be a number, not {value!r}")
+        if not value >= 0.0:
             raise ValueError(f"{name} must be >= 0, not {value}")
 
 
@@ -103,6 +112,14 @@ def check_order(call: str, *args: object) -> None:
     if not (isinstance(features, Tensor) and callable(classify) and isinstance(labels, Tensor)):
         given = ", ".join(type(arg).__name__ for arg in args)
         raise TypeError(f"the order is {call}, a tensor, the head and a tensor; got ({given})")
+
+
+def check_samples(name: str, output: Output, labels: Tensor) -> None:
+    """Raise ValueError unless `output` has as many samples as there are labels."""
+    if len(output.logits) != len(labels):
+        raise ValueError(
+            f"{name} got {len(labels)} labels for {len(output.logits)} samples: give one each"
+        )
 
 
 def check_pooled_head(name: str, output: Output) -> None:
@@ -155,15 +172,19 @@ def erasing_threshold(
     return (mean + factor * std).clamp(min=fixed)
 
 
-def erased(keep: Bool[Tensor, "B T *rest"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+def erased(
+    keep: Bool[Tensor, "B T *rest"], valid: Bool[Tensor, "B *rest"] | None = None
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Over steps 2..T, the share erased, and that of (sample, step) pairs with nothing left.
 
-    Both are 0 if T is 1.
+    Both are 0 if T is 1. Only what is `valid` is counted, and samples that have some of it.
 
     >>> keep = torch.tensor([[[True, True], [False, True]], [[True, True], [False, False]]])
     >>> erased(keep)
     (tensor(0.7500), tensor(0.5000))
     """
     gone = ~keep[:, 1:].flatten(2)
-    everything = gone.all(-1)
-    return gone.sum() / max(gone.numel(), 1), everything.sum() / max(everything.numel(), 1)
+    some = torch.ones_like(gone) if valid is None else valid.flatten(1)[:, None].expand_as(gone)
+    everything = (gone | ~some).all(-1) & some.any(-1)
+    pairs = some.any(-1).sum().clamp(min=1)
+    return (gone & some).sum() / some.sum().clamp(min=1), everything.sum() / pairs

@@ -1,11 +1,13 @@
 """Several supervisions at once."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from estl.supervision.steps import check_samples
 from estl.types import Batch, Loss, Output, Supervision
 
 
@@ -23,8 +25,9 @@ class Sum(Supervision):
         weights: one factor each, or None for all 1.
 
     Raises:
-        ValueError: no supervision, `weights` of another length, or all 0; in `forward`, two
-            supervisions that report a term or a metric of the same name.
+        ValueError: no supervision, `weights` of another length, negative, or all 0; in `forward`,
+            labels of another number than samples, or two supervisions that report a term or a
+            metric of the same name.
 
     >>> from estl.supervision import MeanCE, TET
     >>> Sum([MeanCE(), TET()], weights=[1.0, 0.5]).weights
@@ -44,6 +47,10 @@ class Sum(Supervision):
                 f"Sum got {len(self.weights)} weights for {len(supervisions)} supervisions: "
                 "give one each"
             )
+        if not all(0.0 <= weight < math.inf for weight in self.weights):
+            raise ValueError(
+                f"Sum got the weights {self.weights}: each must be 0 or more, and finite"
+            )
         if not any(self.weights):
             raise ValueError(f"Sum got the weights {self.weights}: one must not be 0")
         self.extends = any(part.extends for part in supervisions)
@@ -54,6 +61,7 @@ class Sum(Supervision):
 
     def forward(self, output: Output, batch: Batch) -> Loss:
         """The loss of one batch."""
+        check_samples("Sum", output, batch.label)
         totals: list[Tensor] = []
         terms: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}

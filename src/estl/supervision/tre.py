@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from estl.supervision import steps
-from estl.supervision.schedule import Schedule, Scheduled
+from estl.supervision.schedule import Schedule, Scheduled, unscheduled
 from estl.supervision.steps import Criterion, Reduction, StepLoss
 from estl.types import Batch, Classify, Labels, Loss, Output, Supervision
 
@@ -197,6 +197,7 @@ def _rescale(pooled: Float[Tensor, "B T D"], keep: Bool[Tensor, "B T D"]) -> Flo
 
 
 def _check(theta0: float | Schedule, lamb: float) -> None:
-    if not isinstance(theta0, Schedule) and not theta0 > 0.0:
-        raise ValueError(f"theta0 must be > 0, not {theta0}")
+    for name, value in unscheduled(theta0=theta0).items():
+        if not value > 0.0:
+            raise ValueError(f"{name} must be > 0, not {value}")
     steps.check_not_negative(lamb=lamb)

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from estl.supervision import steps
-from estl.supervision.schedule import Positive, Schedule, Scheduled
+from estl.supervision.schedule import Positive, Schedule, Scheduled, unscheduled
 from estl.supervision.steps import Criterion, Reduction, StepLoss
 from estl.types import Batch, Classify, Labels, Loss, Output, Supervision
 
@@ -279,6 +279,6 @@ def _pool(
 
 
 def _check(tau_f: float | Schedule, kappa: float | Tensor, temperature: float) -> None:
-    steps.check_not_negative(tau_f=tau_f, kappa=kappa)
+    steps.check_not_negative(**unscheduled(tau_f=tau_f), kappa=kappa)
     if not temperature > 0.0:
         raise ValueError(f"temperature must be > 0, not {temperature}")

@@ -6,6 +6,7 @@ written stepwise takes one frame and a state, and gives the frame's logits and t
 """
 
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -104,23 +105,31 @@ def export(
     card = _card(path, opened, events, license, formats)
     folder.mkdir(parents=True, exist_ok=True)
     for name in formats:
-        file = folder / FILES[name]
-        WRITERS[name](opened, events, file)
-        run = READERS[name](opened, file)
-        if run is None:
-            card.differs[name] = None
-            continue
-        differs, alone = _differences(run, opened.student, events, name.endswith("-step"))
-        off = int((differs > TOLERANCE).sum())
-        if off > flips or (alone > TOLERANCE and not flips):
-            raise ValueError(
-                f"{file} read back differs from PyTorch on {off} of {len(events)} recordings, by "
-                f"up to {differs.max():.2g}: a potential within rounding of its threshold may "
-                f"spike otherwise; --flips {off} accepts it"
-            )
-        card.differs[name] = differs.max().item()
+        with tempfile.TemporaryDirectory(dir=folder) as unchecked:  # what fails leaves no file
+            file = Path(unchecked, FILES[name])
+            WRITERS[name](opened, events, file)
+            card.differs[name] = _read_back(name, opened, events, file, flips)
+            file.replace(folder / file.name)
     (folder / "card.json").write_text(card.to_json())
     return card
+
+
+def _read_back(
+    name: Format, opened: Reopened, events: Tensor, file: Path, flips: int
+) -> float | None:
+    """Largest difference of a file from PyTorch's logits; None where nothing here reads it."""
+    run = READERS[name](opened, file)
+    if run is None:
+        return None
+    differs, alone = _differences(run, opened.student, events, name.endswith("-step"))
+    off = int((differs > TOLERANCE).sum())
+    if off > flips or (alone > TOLERANCE and not flips):
+        raise ValueError(
+            f"{file.name} read back differs from PyTorch on {off} of {len(events)} recordings, by "
+            f"up to {differs.max():.2g}: a potential within rounding of its threshold may spike "
+            f"otherwise; --flips {off} accepts it"
+        )
+    return differs.max().item()
 
 
 def _differences(

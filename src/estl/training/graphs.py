@@ -29,6 +29,11 @@ from estl.students.adapters import Adapter
 for _name in ("torch.onnx._internal.exporter._registration", "torch._library.triton"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
+FIXED = (
+    "its forward fixes the number of samples: take x.shape[0] in place of len(x) and "
+    "int(x.shape[0]), and no loop over samples or if on their number"
+)
+
 Run = Callable[[Tensor], Tensor]
 """Events (B,T,C,H,W) to logits (B,T,K)."""
 
@@ -118,13 +123,37 @@ def to_program(student: nn.Module, events: Tensor, *, stepwise: bool) -> Any:
             return torch.export.export(net, tuple(example.values()), dynamic_shapes=free)
     except Exception as error:
         reason = " ".join(str(error).split())[:160]
+        if "Constraints violated" in reason:  # of the batch, which alone is free
+            reason = FIXED
         name = type(student).__name__
-        raise ValueError(f"{name} cannot be expressed as a graph: {reason}") from None
+        refusal = f"{name} cannot be expressed as a graph: {reason}; safetensors needs no graph"
+        raise ValueError(refusal) from None
 
 
 def write_program(student: nn.Module, events: Tensor, file: Path, *, stepwise: bool) -> None:
-    """Write a student for `torch.export.load`; see `to_program`."""
-    torch.export.save(to_program(student, events, stepwise=stepwise), file)
+    """Write a student for `torch.export.load`; see `to_program`.
+
+    Operators of other packages, such as SpikingJelly's neurons, are written as what they are made
+    of: a process that has not imported the package could not load the file otherwise.
+
+    Raises:
+        ValueError: a student that is no graph, or an operator that is made of nothing else.
+    """
+    program = to_program(student, events, stepwise=stepwise)
+    if _foreign(program):
+        program = program.run_decompositions({})
+    if foreign := _foreign(program):
+        raise ValueError(
+            f"{type(student).__name__} computes with {', '.join(foreign)}, which is not PyTorch's "
+            "own, so that the file could not be read: use safetensors"
+        )
+    torch.export.save(program, file)
+
+
+def _foreign(program: Any) -> list[str]:
+    """Operators of a program that are not PyTorch's own."""
+    called = {node.target for node in program.graph.nodes if hasattr(node.target, "namespace")}
+    return sorted(str(op) for op in called if op.namespace not in ("aten", "prim", "prims"))
 
 
 READ = """
@@ -159,7 +188,7 @@ def read_program(file: Path, *, stepwise: bool) -> Run:
             done = subprocess.run(words, capture_output=True, text=True)
             if done.returncode:
                 last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-                raise ValueError(f"{file} cannot be read back: {last}")
+                raise ValueError(f"{file.name} cannot be read back: {last}: use safetensors")
             return cast(Tensor, torch.load(f"{folder}/logits"))
 
     return run

@@ -190,6 +190,8 @@ def one_line(text: str) -> str:
     kept = [line for line in lines if line and not line.startswith(noise)]
     message = " ".join(kept).replace('Parser key "', "key ").replace('":', ":")
     message = message.replace("Option", "option").rstrip(".")
+    kind = "subclass of Module"  # jsonargparse takes functions too, and tells by what they return
+    message = message.replace(kind, f"{kind}, nor to a function with the annotation -> nn.Module;")
     return f"{message}: correct it in the recipe or on the command line"
 
 

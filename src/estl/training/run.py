@@ -8,6 +8,7 @@ end.
 import itertools
 import json
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -230,6 +231,11 @@ def _evaluate(
             seen = diagnose(parts.student, batches, device, parts.supervision, each)
             (folder / "diagnostics.json").write_text(json.dumps(seen, indent=2) + "\n")
             diagnosis = summary(seen)
+            if seen["uncounted"]:
+                names = ", ".join(seen["uncounted"])
+                print(
+                    f"the energy is without layers that cannot be counted: {names}", file=sys.stderr
+                )
     return found, diagnosis
 
 

@@ -78,7 +78,9 @@ def compared(variants: Sequence[Variant]) -> Table:
     for variant in variants:
         best = interval(variant, "best_on_validation")
         known = [run.results for run in variant.runs if run.results]
-        energy = [run.diagnosis["energy_uj_total"] for run in variant.runs if run.diagnosis]
+        diagnosed = [run.diagnosis for run in variant.runs if run.diagnosis]
+        energy = [found["energy_uj_total"] for found in diagnosed]
+        above = "> " if any(found.get("uncounted") for found in diagnosed) else ""
         cells = [variant.label, str(len(known))]
         cells += [f"{interval(variant)} %"]
         if others:
@@ -86,7 +88,7 @@ def compared(variants: Sequence[Variant]) -> Table:
         cells += [f"{best} %" if best else "-"]
         cells += [f"{mean(r.train_seconds for r in known):.0f} s"]
         cells += [f"{mean(r.peak_memory_mib for r in known):.0f} MiB"]
-        cells += [f"{plus_minus(energy, 3)} µJ" if energy else "-"]
+        cells += [f"{above}{plus_minus(energy, 3)} µJ" if energy else "-"]
         rows.append([same(cell) for cell in cells])
     caption = joined(sample(variants[0]), say("interval_seeds" if many else "interval_samples"))
     return Table(head, rows, joined(caption, say("paired")) if others else caption)

@@ -30,9 +30,11 @@ def section(variants: Sequence[Variant]) -> Section | None:
     top = max((float(rates.max()) for _, runs in apart for _, rates in _rates(runs)), default=0.0)
     parts += [firing(v, runs, 110 * top) for v, runs in apart]
     if diagnosed:
-        if not apart:
-            parts.append(layers(diagnosed))
-        parts.append(energy(diagnosed))
+        parts += spikeless(diagnosed)
+        spiking = having(variants, lambda run: run.diagnosis.get("firing_rate"))
+        if spiking and not apart:
+            parts.append(layers(spiking))
+        parts += [energy(diagnosed), *uncounted(diagnosed)]
     robust = having(variants, lambda run: run.robustness)
     if robust:
         parts.append(robustness(robust))
@@ -183,6 +185,19 @@ def layers(found: Found) -> Figure:
         "steps_layers", drawn, x=say("spiking_layer"), y=say("firing_rate"),
         caption=say("layers_caption"), whole=True, unit=" %", span=(0.0, 1.1 * top),
     )  # fmt: skip
+
+
+def spikeless(found: Found) -> list[Note]:
+    """Which variants have no layer that spikes."""
+    names = [v.name for v, runs in found if not any(run.diagnosis["firing_rate"] for run in runs)]
+    return [Note(say("spikeless", names=", ".join(names)))] if names else []
+
+
+def uncounted(found: Found) -> list[Note]:
+    """Which layers are in no energy."""
+    layers = [(v.name, runs[0].diagnosis.get("uncounted") or []) for v, runs in found]
+    told = "; ".join(f"{name}: {', '.join(names)}" for name, names in layers if names)
+    return [Note(say("uncounted", layers=told), warning=True)] if told else []
 
 
 def energy(found: Found) -> Table:

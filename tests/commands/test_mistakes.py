@@ -129,7 +129,7 @@ data shard --dataset=digits                          | --output-dir requires an 
 data shard --dataset=digits {HERE} --shard-size=0    | shard_size=0: at least 1
 recipes nosuch                                       | no recipe 'nosuch': choose from
 ablate --dataset=digits --arch=vggsnn {HERE}         | an ablation needs a recipe with estl.super
-{GUIDED} --rungs=9 {HERE}                            | no rung 9: the rungs are 1, 2
+{GUIDED} --rungs=9 {HERE}                            | no rung 9: the rungs are 1, 1t
 {GUIDED} --rungs=1 --seeds=a,b {HERE}                | is no list of numbers: write 0,1,2
 {GUIDED} --rungs=1 --jobs=0 {HERE}                   | --jobs is 0: give a number at least 1
 {GUIDED} --rungs=1                                   | --output-dir requires an argument

@@ -4,22 +4,20 @@
 looks for pictures that are nearly the same.
 """
 
-import hashlib
-import os
-from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from estl.data.cache import Load, load_items
-from estl.data.items import Item, evenly, file_content, missing_partners
+from estl.data.items import Item, evenly, missing_partners
 from estl.data.module import EventData, ItemData, with_items
 from estl.data.similar import near, perceptual_hash
+from estl.data.twins import Group, Member, alike, digest, repeated
 
-_ENDS = 4096  # bytes
 _SHOWN = 5
 _EMPTY = {
     "train": "the test split alone is here, and can be tested",
@@ -39,52 +37,11 @@ TITLES = {
 """What `check` looks for."""
 
 
-@dataclass(frozen=True)
-class Member:
-    """An item of a split and, if stored in files, which one is meant."""
-
-    split: str
-    item: Item
-    path: Path | None = None
-
-    def __str__(self) -> str:
-        return f"{self.split} item {self.item}" + (f" ({self.path})" if self.path else "")
-
-
-@dataclass(frozen=True)
-class Group:
-    """Members that are, or look, the same.
-
-    Args:
-        what: "name", "image", "recording", "content", "pixels" or "look".
-        members: two or more.
-    """
-
-    what: str
-    members: tuple[Member, ...]
-
-    @property
-    def items(self) -> set[Item]:
-        """The members' items."""
-        return {m.item for m in self.members}
-
-    @property
-    def leak(self) -> bool:
-        """Whether the members are in more than one split."""
-        return len({m.split for m in self.members}) > 1
-
-    def __str__(self) -> str:
-        first = self.members[0]
-        other = next((m for m in self.members if m.split != first.split), self.members[1])
-        more = f" and {len(self.members) - 2} more" if len(self.members) > 2 else ""
-        return f"{first} and {other}{more}"
-
-
 def refuse_leaks(data: EventData) -> list[Group]:
     """Raise ValueError if one thing is in two splits; else return what is repeated within one.
 
     Looked for are an item (class, number) in two splits, and a file of an item, image or recording,
-    whose bytes are those of a file in another split. A set with a `content` of its own is compared
+    that is a file of another split or has its bytes. A set with a `content` of its own is compared
     by that. Whole files are read only where sizes, starts and ends agree. Shards were looked
     through when they were written.
     """
@@ -100,54 +57,6 @@ def refuse_leaks(data: EventData) -> list[Group]:
             "--data.init_args.allow_leaks=true"
         )
     return found
-
-
-def repeated(data: ItemData) -> list[Group]:
-    """All that is listed or stored more than once, in any splits."""
-    members = [Member(split, item) for split, items in data.splits.items() for item in items]
-    members += [Member("train", item) for item in data.unpaired]
-    groups = _alike("name", members, lambda m: m.item)
-    if data.content is not file_content:
-        same = _alike("content", members, lambda m: _digest(data.content(m.item)))
-        return groups + [group for group in same if len(group.items) > 1]
-    # Once a file, of which several items may be windows.
-    once = (cache(key) for key in (os.path.getsize, _ends, _whole))
-    keys = [lambda m, key=key: key(m.path) for key in once]
-    for what, attribute in (("image", "image"), ("recording", "events")):
-        files = [Member(m.split, m.item, getattr(m.item, attribute)) for m in members]
-        same = _alike(what, [m for m in files if m.path and m.path.is_file()], *keys)
-        groups += [group for group in same if len({m.path for m in group.members}) > 1]
-    return groups
-
-
-def _alike(
-    what: str, members: Sequence[Member], *keys: Callable[[Member], Hashable]
-) -> list[Group]:
-    """Members of which all keys are equal; one that is alone is left out before the next key."""
-    groups = [list(members)]
-    for key in keys:
-        parts = defaultdict(list)
-        for i, group in enumerate(groups):
-            for member in group:
-                parts[i, key(member)].append(member)
-        groups = [part for part in parts.values() if len(part) > 1]
-    return [Group(what, tuple(group)) for group in groups]
-
-
-def _ends(path: Path) -> bytes:
-    with path.open("rb") as file:
-        start = file.read(_ENDS)
-        file.seek(max(_ENDS, path.stat().st_size - _ENDS))
-        return start + file.read(_ENDS)
-
-
-def _whole(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
-
-
-def _digest(pieces: Iterable[bytes]) -> bytes:
-    return hashlib.sha256(b"".join(pieces)).digest()
 
 
 def lacking(data: ItemData) -> dict[str, str]:
@@ -271,7 +180,7 @@ def check(
 
     same = repeated(data) if same is None else list(same)
     known = [g.items for g in same]
-    for twins in _alike("pixels", list(seen), lambda m: seen[m][0]):
+    for twins in alike("pixels", list(seen), lambda m: seen[m][0]):
         if len(twins.items) > 1 and not any(twins.items <= group for group in known):
             same.append(twins)
             known.append(twins.items)
@@ -288,5 +197,5 @@ def _probe(item: Item, load: Load) -> tuple[bytes, int | None]:
     """Digest of the decoded image, or of the frames where there is none; the image's hash."""
     frames, image = load(item)
     picture = frames if image is None else image
-    digest = _digest([repr(picture.shape).encode(), picture.contiguous().numpy().tobytes()])
-    return digest, None if image is None else perceptual_hash(image)
+    pixels = digest([repr(picture.shape).encode(), picture.contiguous().numpy().tobytes()])
+    return pixels, None if image is None else perceptual_hash(image)

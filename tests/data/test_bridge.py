@@ -17,6 +17,7 @@ from estl.data.check import refuse_leaks
 from estl.data.module import ItemData
 from estl.data.sets.digits import Digits
 from estl.data.sets.nmnist import NMNISTPairs
+from estl.data.sets.photographs import Photographs
 from estl.data.simulator import simulate
 from estl.types import Batch
 from tests.tiny_sets import picture, write_nmnist, write_recordings
@@ -129,6 +130,18 @@ def test_what_a_bridge_cannot_be_is_refused(root: Path) -> None:
         trained(data)
 
 
+def test_a_folder_without_images_is_named_by_its_option(root: Path) -> None:
+    data = pairs(root, images=root / "nowhere")
+    with pytest.raises(
+        FileNotFoundError, match=r"point --data.init_args.bridge.images at a folder"
+    ):
+        refuse_leaks(data)
+    with pytest.raises(
+        FileNotFoundError, match=r"no images .*/nowhere .*: point --images at a folder"
+    ):
+        Photographs(NMNISTPairs(root), root / "nowhere")
+
+
 def test_an_extended_batch_moves_and_narrows_with_all_its_fields(root: Path) -> None:
     batch = trained(pairs(root))
     soft = torch.full((len(batch.label), 2), 0.5)
@@ -151,7 +164,7 @@ def test_an_extended_batch_moves_and_narrows_with_all_its_fields(root: Path) -> 
 def test_a_held_out_folder_given_as_it_is_spelled_is_refused(
     kind: str, split: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its images go by other names there, test/test_walk_01 or 60900, but are the very same files."""
+    """Its images go by other names there, test/test_walk_01 or 60900, but are the same."""
     root, folder = tmp_path, tmp_path / split
     if kind == "nmnist":
         write_nmnist(root)

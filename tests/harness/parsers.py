@@ -131,7 +131,12 @@ def others() -> list[bytes]:
     exif = Image.Exif()
     exif[0x0112] = 6
     found = []
-    for mode, how in (("I;16", {}), ("LA", {}), ("P", {"transparency": 3}), ("RGB", {"exif": exif})):
+    for mode, how in (
+        ("I;16", {}),
+        ("LA", {}),
+        ("P", {"transparency": 3}),
+        ("RGB", {"exif": exif}),
+    ):
         buffer = io.BytesIO()
         Image.new(mode, (14, 12)).save(buffer, "PNG", **how)
         found.append(buffer.getvalue())

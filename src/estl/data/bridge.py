@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from estl.data.augment import Augment
+from estl.data.items import Item, list_images
 from estl.data.simulator import simulate
 from estl.guidance.grid import on_frames
 from estl.types import Batch
@@ -41,6 +42,10 @@ class Bridge:
     def __post_init__(self) -> None:
         if self.per_step < 1:
             raise ValueError(f"bridge.per_step={self.per_step}: at least 1")
+
+    def listed(self) -> list[Item]:
+        """The images of the folder; FileNotFoundError if there are none."""
+        return list_images(Path(str(self.images)), option="--data.init_args.bridge.images")
 
     def add(self, batch: Batch, pictures: "Pictures[P]", classes: int) -> Batch:
         """`batch` with `per_step` of the pictures drawn at random."""

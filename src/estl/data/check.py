@@ -15,6 +15,8 @@ import numpy as np
 from estl.data.cache import Load, load_items
 from estl.data.items import Item, evenly, missing_partners
 from estl.data.module import EventData, ItemData, with_items
+from estl.data.reading import measure
+from estl.data.sets.recordings import Recordings, overlooked
 from estl.data.similar import near, perceptual_hash
 from estl.data.twins import Group, Member, alike, digest, repeated
 
@@ -29,6 +31,8 @@ TITLES = {
     "lacking": "SPLITS that lack something",
     "no_image": "recordings without their image",
     "no_recording": "images without a recording (not used)",
+    "nested": "recordings that lie deeper than <class>/<name> (not used)",
+    "bare": "folders without a recording (no classes)",
     "unreadable": "unreadable",
     "leaks": "LEAKS, the same in two splits",
     "twice": "the same twice in one split",
@@ -92,9 +96,12 @@ class Report:
         decoded: how many items were decoded.
         no_image: recordings whose image is missing.
         no_recording: images without a recording, which are not used.
+        nested: own recordings that lie too deep, which are not used.
+        bare: folders beside those of the classes, which have none.
         unreadable: error by item.
         same: exact repetitions, within splits and across.
         near: pictures that look the same, across splits.
+        measures: microseconds and events of each of the own recordings that were decoded.
     """
 
     counts: dict[str, Counter[str]]
@@ -102,9 +109,12 @@ class Report:
     decoded: int
     no_image: list[Path]
     no_recording: list[Path]
+    nested: list[Path]
+    bare: list[Path]
     unreadable: dict[Item, str]
     same: list[Group]
     near: list[Group]
+    measures: list[tuple[int, int]]
 
     @property
     def wrong(self) -> bool:
@@ -118,6 +128,8 @@ class Report:
             "lacking": [": ".join(x) for x in self.lacking.items()],
             "no_image": [str(path) for path in self.no_image],
             "no_recording": [str(path) for path in self.no_recording],
+            "nested": [str(path) for path in self.nested],
+            "bare": [str(path) for path in self.bare],
             "unreadable": [f"{item}: {error}" for item, error in self.unreadable.items()],
             "leaks": [f"{g.what}: {g}" for g in self.same if g.leak],
             "twice": [f"{g.what}: {g}" for g in self.same if not g.leak],
@@ -137,6 +149,11 @@ class Report:
             yield from _listed("classes without an item", sorted(classes - counts.keys()))
         total = sum(counts.total() for counts in self.counts.values())
         yield f"decoded: {self.decoded} of {total} items"
+        if self.measures:
+            times, numbers = np.array(self.measures).T
+            long = f"{np.median(times) / 1000:,.1f} ms, the longest {times.max() / 1000:,.1f}"
+            large = f"{np.median(numbers):,.0f} events, the largest {numbers.max():,}"
+            yield f"recordings, in the median: {long}; {large}"
         for name, found in self.entries().items():
             yield from _listed(TITLES[name], found)
         yield "something is wrong" if self.wrong else "nothing is wrong"
@@ -172,7 +189,8 @@ def check(
     data = with_items(data)
     no_image, no_recording = missing_partners(root) if root else ([], [])
     members = [Member(s, item) for s, items in data.splits.items() for item in evenly(items, limit)]
-    probe = partial(_probe, load=data.decode)
+    nested, bare = overlooked(data.places) if isinstance(data, Recordings) else ([], [])
+    probe = partial(_probe, load=data.decode, measured=isinstance(data, Recordings))
     found = load_items([m.item for m in members], probe, data.num_workers, "Checking")
     results = [(member, result) for member, (_, result) in zip(members, found, strict=True)]
     unreadable = {m.item: str(result) for m, result in results if isinstance(result, Exception)}
@@ -184,18 +202,26 @@ def check(
         if len(twins.items) > 1 and not any(twins.items <= group for group in known):
             same.append(twins)
             known.append(twins.items)
-    looks = [(m, look) for m, (_, look) in seen.items() if look is not None]
+    looks = [(m, look) for m, (_, look, _) in seen.items() if look is not None]
     hashes = np.array([look for _, look in looks], np.uint64)
     pairs = (Group("look", (looks[i][0], looks[j][0])) for i, j in near(hashes, distance))
     close = [p for p in pairs if p.leak and not any(p.items <= group for group in known)]
     counts = {s: Counter(i.label for i in items) for s, items in data.splits.items()}
-    missing = (no_image, no_recording, unreadable)
-    return Report(counts, lacking(data), len(seen), *missing, same, close)
+    missing = (no_image, no_recording, nested, bare, unreadable)
+    # Once a recording, of which several items may be windows.
+    measures = {m.item.events: found for m, (_, _, found) in seen.items() if found is not None}
+    facts = (same, close, list(measures.values()))
+    return Report(counts, lacking(data), len(seen), *missing, *facts)
 
 
-def _probe(item: Item, load: Load) -> tuple[bytes, int | None]:
-    """Digest of the decoded image, or of the frames where there is none; the image's hash."""
+def _probe(
+    item: Item, load: Load, measured: bool
+) -> tuple[bytes, int | None, tuple[int, int] | None]:
+    """Digest of the decoded image, or of the frames where there is none; the image's hash; how long
+    and large the recording is if it is `measured`.
+    """
     frames, image = load(item)
     picture = frames if image is None else image
     pixels = digest([repr(picture.shape).encode(), picture.contiguous().numpy().tobytes()])
-    return pixels, None if image is None else perceptual_hash(image)
+    size = measure(item.events) if measured and item.events is not None else None
+    return pixels, None if image is None else perceptual_hash(image), size

@@ -22,7 +22,7 @@ from estl.data.bridge import Bridge, Pictures
 from estl.data.cache import Content, Load, open_cache
 from estl.data.formats.images import read_rgb
 from estl.data.frames import Normalization, normalize
-from estl.data.items import Item, file_content, fingerprint, list_images
+from estl.data.items import Item, file_content, fingerprint
 from estl.data.loader import Loader, Shares, end_alone
 from estl.data.samples import Sample, Split, collate
 from estl.types import Batch
@@ -239,7 +239,7 @@ class ItemData(EventData):
                 raise ValueError("bridge.images=unused: no training item is, give per_class")
             return self.unused
         known = set(self.splits["train"])
-        return [item for item in list_images(Path(self.bridge.images)) if item not in known]
+        return [item for item in self.bridge.listed() if item not in known]
 
     @cached_property
     def pictures(self) -> Pictures:

@@ -317,7 +317,7 @@ def test_recordings_that_lie_too_deep_and_folders_without_any_are_named(
         assert main(["data", "check", *words]) == 2
         said = capsys.readouterr().err
         assert "recordings" in said
-        assert f"but 29 that lie deeper, the first {tmp_path / 'own'}" in said
+        assert f"but 30 that lie deeper, the first {tmp_path / 'own'}" in said
 
 
 @pytest.mark.parametrize("window", [None, "200ms"])

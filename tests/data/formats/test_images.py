@@ -88,14 +88,14 @@ def test_broken_exif_turns_nothing(tmp_path: Path, tail: bytes) -> None:
 def test_what_is_transparent_is_laid_on_what_it_is_seen_on(tmp_path: Path, kind: str) -> None:
     """White behind dark colors and black behind bright ones, blended as opacity says."""
     path = tmp_path / "a"
-    for color, ground in ((255, 0), (20, 255)):
+    for value, ground in ((255, 0), (20, 255)):
         logo = np.full((4, 5, 4), 255, np.uint8)  # of hidden white
         logo[..., 3] = 0
-        logo[1:3, 1:3] = color, color, color, 255
+        logo[1:3, 1:3] = value, value, value, 255
         Image.fromarray(logo).save(path, kind)
-        expected = np.full((4, 5), ground)
-        expected[1:3, 1:3] = color
-        assert (read_rgb(path) * 255).round().numpy().tolist() == [expected.tolist()] * 3
+        seen = np.full((4, 5), ground)
+        seen[1:3, 1:3] = value
+        assert (read_rgb(path) * 255).round().numpy().tolist() == [seen.tolist()] * 3
     soft = np.random.default_rng(0).integers(0, 256, (4, 5, 4), dtype=np.uint8)
     soft[..., :3] //= 2
     Image.fromarray(soft).save(tmp_path / "soft.png")

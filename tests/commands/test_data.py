@@ -13,8 +13,9 @@ from estl.commands import main
 from estl.commands.flags import DataFlags
 from estl.data.formats.atis import read_events
 from estl.data.sets.digits import Digits
-from estl.data.show import View, draw, event_picture, partner, view
+from estl.data.show import View, chinese_fonts, draw, event_picture, partner, show, view
 from estl.training.recipe import build_data, parse
+from tests import tiny_sets
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
@@ -209,3 +210,19 @@ def test_every_frame_says_its_step_and_its_time(shared: Path) -> None:
     assert figure.axes[4].texts[0].get_text() == "no image"
     (legend,) = figure.legends
     assert [t.get_text() for t in legend.get_texts()] == ["ON: brighter", "OFF: darker", "both"]
+
+
+def test_names_in_chinese_letters_are_drawn_or_are_boxes_without_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a letter that no font has, each is drawn as the same box."""
+
+    def drawn(name: str) -> np.ndarray:
+        path = tiny_sets.picture(tmp_path / name / "0.png", 12, 12)
+        show(path, tmp_path / "page.png", steps=1)
+        with Image.open(tmp_path / "page.png") as page:
+            return np.asarray(page)
+
+    assert np.array_equal(drawn("椅"), drawn("杯")) == (not chinese_fonts())
+    monkeypatch.setattr("estl.data.show.chinese_fonts", list)
+    assert np.array_equal(drawn("椅"), drawn("杯"))

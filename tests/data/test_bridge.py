@@ -10,15 +10,17 @@ import pytest
 import torch
 from lightning import Trainer
 
+from estl.commands import main
 from estl.data.augment import Augment
 from estl.data.bridge import Bridge
 from estl.data.check import refuse_leaks
 from estl.data.module import ItemData
 from estl.data.sets.digits import Digits
 from estl.data.sets.nmnist import NMNISTPairs
+from estl.data.sets.photographs import Photographs
 from estl.data.simulator import simulate
 from estl.types import Batch
-from tests.tiny_sets import picture, write_nmnist
+from tests.tiny_sets import picture, write_nmnist, write_recordings
 
 
 @pytest.fixture
@@ -128,6 +130,18 @@ def test_what_a_bridge_cannot_be_is_refused(root: Path) -> None:
         trained(data)
 
 
+def test_a_folder_without_images_is_named_by_its_option(root: Path) -> None:
+    data = pairs(root, images=root / "nowhere")
+    with pytest.raises(
+        FileNotFoundError, match=r"point --data.init_args.bridge.images at a folder"
+    ):
+        refuse_leaks(data)
+    with pytest.raises(
+        FileNotFoundError, match=r"no images .*/nowhere .*: point --images at a folder"
+    ):
+        Photographs(NMNISTPairs(root), root / "nowhere")
+
+
 def test_an_extended_batch_moves_and_narrows_with_all_its_fields(root: Path) -> None:
     batch = trained(pairs(root))
     soft = torch.full((len(batch.label), 2), 0.5)
@@ -142,3 +156,37 @@ def test_an_extended_batch_moves_and_narrows_with_all_its_fields(root: Path) -> 
         trained(pairs(root)).extend(torch.ones(4, 2, 2, 34, 34))
     with pytest.raises(ValueError, match="without images"):
         batch.labeled.extend(torch.ones(4, 3, 2, 34, 34))
+
+
+@pytest.mark.parametrize(
+    ("kind", "split"), [("recordings", "val"), ("recordings", "test"), ("nmnist", "test")]
+)
+def test_a_held_out_folder_given_as_it_is_spelled_is_refused(
+    kind: str, split: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its images go by other names there, test/test_walk_01 or 60900, but are the same."""
+    root, folder = tmp_path, tmp_path / split
+    if kind == "nmnist":
+        write_nmnist(root)
+        folder = root / "MNIST" / "Test"
+        for i, image in enumerate(sorted(folder.glob("*/*")), 900):  # as MNIST counts them
+            for path in (image, root / "N-MNIST/Test" / image.parent.name / f"{image.stem}.bin"):
+                path.rename(path.with_stem(f"{i:05d}"))
+    else:
+        for i, name in enumerate(("train", "val", "test")):
+            write_recordings(root / name, images=True, seed=100 * i)
+            for path in list((root / name).glob("*/*")):
+                path.rename(path.with_stem(f"{name}_{path.stem}"))
+    words = [f"--dataset={kind}", f"--data-path={root}", "--T=3"]
+    bridged = [f"--data.init_args.bridge.images={folder}", "--data.init_args.bridge.per_step=2"]
+    student = ["--arch=vggsnn-pooled", "--student.init_args.layers=[4]", "--tse", "--epochs=1"]
+    run = f"--output-dir={tmp_path / 'run'}"
+    assert main(["fit", *words, *bridged, *student, run]) == 2
+    said = capsys.readouterr().err
+    assert "have the same image" in said
+    assert str(folder) in said
+    assert main(["data", "check", *words, *bridged]) == 1
+    assert "LEAKS, the same in two splits" in capsys.readouterr().out
+    assert main(["train-teacher", *words, f"--images={folder}", "--epochs=1", run]) == 2
+    assert "have the same image" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

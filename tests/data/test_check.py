@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from estl.commands import main
-from estl.data.check import check, refuse_leaks, repeated
+from estl.data.check import check, refuse_leaks
 from estl.data.formats.atis import read_events
 from estl.data.formats.images import read_rgb
 from estl.data.frames import to_frames
@@ -20,6 +20,7 @@ from estl.data.module import ItemData
 from estl.data.sets.digits import Digits
 from estl.data.sets.nmnist import NMNISTPairs
 from estl.data.similar import near, perceptual_hash
+from estl.data.twins import repeated
 
 NMNIST = ["--arch=vggsnn-pooled", "--student.init_args.layers=[4]", "--T=2", "--epochs=1"]
 
@@ -108,7 +109,16 @@ def test_files_are_the_same_only_if_every_byte_is(tmp_path: Path) -> None:
     assert not group.leak
     with pytest.raises(ValueError, match=r"a/0 \(.*0\.bin\) and test item a/1"):
         refuse_leaks(listed([items[0], items[2]], items[1:2]))
-    refuse_leaks(listed([Item("a", "x", events=paths[0])], [Item("a", "y", events=paths[0])]))
+
+
+def test_one_file_in_two_splits_is_a_leak_and_windows_of_one_split_are_none(tmp_path: Path) -> None:
+    path, other = tmp_path / "1.bin", tmp_path / "2.bin"
+    path.write_bytes(b"a")
+    other.write_bytes(b"b")
+    cut = [Item("a", f"x/{i}", events=path) for i in range(3)]
+    assert repeated(listed(cut, [Item("a", "y", events=other)])) == []
+    with pytest.raises(ValueError, match=r"a/x/0 \(.*1.bin\) and test item a/y \(.*1.bin\)"):
+        refuse_leaks(listed(cut, [Item("a", "y", events=path)]))
 
 
 def test_sets_without_files_are_compared_by_their_content() -> None:

@@ -62,7 +62,7 @@ def parsers(folder: Path) -> dict[str, Parser]:
         "pieces": Parser(_pieces, list(followed())),
         "image": Parser(
             read_rgb,
-            [picture(kind) for kind in ("PNG", "JPEG", "BMP", "GIF", "TIFF")],
+            [picture(kind) for kind in ("PNG", "JPEG", "BMP", "GIF", "TIFF")] + others(),
             spare=24 * LARGEST,  # bytes of its pixels, twice, and floats, with room
         ),
         "cifar": Parser(_cifar, list(batches(made))),
@@ -124,6 +124,23 @@ def picture(kind: str) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind)
     return buffer.getvalue()
+
+
+def others() -> list[bytes]:
+    """Of 16 bits, of transparent places, turned."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    found = []
+    for mode, how in (
+        ("I;16", {}),
+        ("LA", {}),
+        ("P", {"transparency": 3}),
+        ("RGB", {"exif": exif}),
+    ):
+        buffer = io.BytesIO()
+        Image.new(mode, (14, 12)).save(buffer, "PNG", **how)
+        found.append(buffer.getvalue())
+    return found
 
 
 def batches(made: Path) -> Iterator[bytes]:

@@ -85,8 +85,11 @@ def check(
 def dataset(root: Path) -> str:
     """The set whose files lie in `root`; otherwise a folder of images."""
     from estl.data.catalog import recognize
+    from estl.data.items import list_nested
 
     found = recognize(root)
+    if found is None and list_nested(root):
+        return "recordings"  # which says that they lie too deep
     return found.name if found else "folder"
 
 

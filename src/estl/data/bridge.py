@@ -61,7 +61,8 @@ class Bridge:
                 raise ValueError("bridge.images=unused: no training item is, give per_class")
             return unused
         known = set(pairs)
-        return [item for item in list_images(Path(self.images)) if item not in known]
+        images = list_images(Path(self.images), option="--data.init_args.bridge.images")
+        return [item for item in images if item not in known]
 
     def add(self, batch: Batch, pictures: "Pictures[P]", classes: int) -> Batch:
         """`batch` with `per_step` of the pictures drawn at random."""

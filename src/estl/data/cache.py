@@ -37,7 +37,7 @@ Load = Callable[[Item], tuple[Tensor, Tensor | None]]
 
 Content = Callable[[Item], Iterable[bytes]]
 
-_FORMAT = 2
+_FORMAT = 3  # one more, too, where `read_rgb` makes other pixels of the same bytes
 
 
 class Cache:

@@ -47,17 +47,17 @@ class Files:
             return []
         return sorted({path for pattern in self.patterns for path in folder.glob(pattern)})
 
-    def find(self, root: Path) -> list[Path]:
+    def find(self, root: Path, option: str = "--data-path") -> list[Path]:
         """These files, sorted; FileNotFoundError if there are none."""
         if not (found := self.glob(root)):
-            raise FileNotFoundError(self.missing(root))
+            raise FileNotFoundError(self.missing(root, option))
         return found
 
-    def missing(self, root: Path) -> str:
-        """What to tell a user who has none of these files below `root`."""
+    def missing(self, root: Path, option: str = "--data-path") -> str:
+        """What to tell a user who has none of these files below `root`, given by `option`."""
         name = self.patterns[0].replace("*/", "<class>/").replace("*", "<name>")
         places = " or ".join(self.places)
-        return f"no {self.what} {name} in {root} ({places}): point --data-path at {self.source}"
+        return f"no {self.what} {name} in {root} ({places}): point {option} at {self.source}"
 
     def roots(self, path: Path) -> Iterator[Path]:
         """The folders from which `path`, `<place>/<class>/<name>`, is one of these files."""

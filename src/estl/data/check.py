@@ -4,12 +4,10 @@
 looks for pictures that are nearly the same.
 """
 
-import hashlib
-import os
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +15,11 @@ import numpy as np
 from estl.data.cache import Load, attempt, load_items
 from estl.data.items import Item, evenly, file_content, missing_partners
 from estl.data.module import EventData, ItemData, with_items
+from estl.data.reading import measure
+from estl.data.sets.recordings import Recordings, overlooked
 from estl.data.similar import near, perceptual_hash
+from estl.data.twins import Group, Member, alike, digest, repeated
 
-_ENDS = 4096  # bytes
 _SHOWN = 5
 _EMPTY = {
     "train": "the test split alone is here, and can be tested",
@@ -31,6 +31,8 @@ TITLES = {
     "lacking": "SPLITS that lack something",
     "no_image": "recordings without their image",
     "no_recording": "images without a recording (not used)",
+    "nested": "recordings that lie deeper than <class>/<name> (not used)",
+    "bare": "folders without a recording (no classes)",
     "unreadable": "unreadable",
     "leaks": "LEAKS, the same in two splits",
     "twice": "the same twice in one split",
@@ -39,52 +41,11 @@ TITLES = {
 """What `check` looks for."""
 
 
-@dataclass(frozen=True)
-class Member:
-    """An item of a split and, if stored in files, which one is meant."""
-
-    split: str
-    item: Item
-    path: Path | None = None
-
-    def __str__(self) -> str:
-        return f"{self.split} item {self.item}" + (f" ({self.path})" if self.path else "")
-
-
-@dataclass(frozen=True)
-class Group:
-    """Members that are, or look, the same.
-
-    Args:
-        what: "name", "image", "recording", "content", "pixels" or "look".
-        members: two or more.
-    """
-
-    what: str
-    members: tuple[Member, ...]
-
-    @property
-    def items(self) -> set[Item]:
-        """The members' items."""
-        return {m.item for m in self.members}
-
-    @property
-    def leak(self) -> bool:
-        """Whether the members are in more than one split."""
-        return len({m.split for m in self.members}) > 1
-
-    def __str__(self) -> str:
-        first = self.members[0]
-        other = next((m for m in self.members if m.split != first.split), self.members[1])
-        more = f" and {len(self.members) - 2} more" if len(self.members) > 2 else ""
-        return f"{first} and {other}{more}"
-
-
 def refuse_leaks(data: EventData) -> list[Group]:
     """Raise ValueError if one thing is in two splits; else return what is repeated within one.
 
     Looked for are an item (class, number) in two splits, and a file of an item, image or recording,
-    whose bytes are those of a file in another split. A set with a `content` of its own is compared
+    that is a file of another split or has its bytes. A set with a `content` of its own is compared
     by that. Whole files are read only where sizes, starts and ends agree. Shards were looked
     through when they were written.
     """
@@ -100,55 +61,6 @@ def refuse_leaks(data: EventData) -> list[Group]:
             "--data.init_args.allow_leaks=true"
         )
     return found
-
-
-def repeated(data: ItemData, unreadable: Collection[Item] = ()) -> list[Group]:
-    """All that is listed or stored more than once, in any splits; `unreadable` have no content."""
-    members = [Member(split, item) for split, items in data.splits.items() for item in items]
-    members += [Member("train", item) for item in data.unpaired]
-    groups = _alike("name", members, lambda m: m.item)
-    if data.content is not file_content:
-        known = [m for m in members if m.item not in unreadable]
-        same = _alike("content", known, lambda m: _digest(data.content(m.item)))
-        return groups + [group for group in same if len(group.items) > 1]
-    # Once a file, of which several items may be windows.
-    once = (cache(key) for key in (os.path.getsize, _ends, _whole))
-    keys = [lambda m, key=key: key(m.path) for key in once]
-    for what, attribute in (("image", "image"), ("recording", "events")):
-        files = [Member(m.split, m.item, getattr(m.item, attribute)) for m in members]
-        same = _alike(what, [m for m in files if m.path and m.path.is_file()], *keys)
-        groups += [group for group in same if len({m.path for m in group.members}) > 1]
-    return groups
-
-
-def _alike(
-    what: str, members: Sequence[Member], *keys: Callable[[Member], Hashable]
-) -> list[Group]:
-    """Members of which all keys are equal; one that is alone is left out before the next key."""
-    groups = [list(members)]
-    for key in keys:
-        parts = defaultdict(list)
-        for i, group in enumerate(groups):
-            for member in group:
-                parts[i, key(member)].append(member)
-        groups = [part for part in parts.values() if len(part) > 1]
-    return [Group(what, tuple(group)) for group in groups]
-
-
-def _ends(path: Path) -> bytes:
-    with path.open("rb") as file:
-        start = file.read(_ENDS)
-        file.seek(max(_ENDS, path.stat().st_size - _ENDS))
-        return start + file.read(_ENDS)
-
-
-def _whole(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
-
-
-def _digest(pieces: Iterable[bytes]) -> bytes:
-    return hashlib.sha256(b"".join(pieces)).digest()
 
 
 def lacking(data: ItemData) -> dict[str, str]:
@@ -184,9 +96,12 @@ class Report:
         decoded: how many items were decoded.
         no_image: recordings whose image is missing.
         no_recording: images without a recording, which are not used.
+        nested: own recordings that lie too deep, which are not used.
+        bare: folders beside those of the classes, which have none.
         unreadable: error by item.
         same: exact repetitions, within splits and across.
         near: pictures that look the same, across splits.
+        measures: microseconds and events of each of the own recordings that were decoded.
     """
 
     counts: dict[str, Counter[str]]
@@ -194,9 +109,12 @@ class Report:
     decoded: int
     no_image: list[Path]
     no_recording: list[Path]
+    nested: list[Path]
+    bare: list[Path]
     unreadable: dict[Item, str]
     same: list[Group]
     near: list[Group]
+    measures: list[tuple[int, int]]
 
     @property
     def wrong(self) -> bool:
@@ -210,6 +128,8 @@ class Report:
             "lacking": [": ".join(x) for x in self.lacking.items()],
             "no_image": [str(path) for path in self.no_image],
             "no_recording": [str(path) for path in self.no_recording],
+            "nested": [str(path) for path in self.nested],
+            "bare": [str(path) for path in self.bare],
             "unreadable": [f"{item}: {error}" for item, error in self.unreadable.items()],
             "leaks": [f"{g.what}: {g}" for g in self.same if g.leak],
             "twice": [f"{g.what}: {g}" for g in self.same if not g.leak],
@@ -229,6 +149,11 @@ class Report:
             yield from _listed("classes without an item", sorted(classes - counts.keys()))
         total = sum(counts.total() for counts in self.counts.values())
         yield f"decoded: {self.decoded} of {total} items"
+        if self.measures:
+            times, numbers = np.array(self.measures).T
+            long = f"{np.median(times) / 1000:,.1f} ms, the longest {times.max() / 1000:,.1f}"
+            large = f"{np.median(numbers):,.0f} events, the largest {numbers.max():,}"
+            yield f"recordings, in the median: {long}; {large}"
         for name, found in self.entries().items():
             yield from _listed(TITLES[name], found)
         yield "something is wrong" if self.wrong else "nothing is wrong"
@@ -264,7 +189,8 @@ def check(
     data = with_items(data)
     no_image, no_recording = missing_partners(root) if root else ([], [])
     members = [Member(s, item) for s, items in data.splits.items() for item in evenly(items, limit)]
-    probe = partial(_probe, load=data.decode)
+    nested, bare = overlooked(data.places) if isinstance(data, Recordings) else ([], [])
+    probe = partial(_probe, load=data.decode, measured=isinstance(data, Recordings))
     found = load_items([m.item for m in members], probe, data.num_workers, "Checking")
     results = [(member, result) for member, (_, result) in zip(members, found, strict=True)]
     unreadable = {m.item: str(result) for m, result in results if isinstance(result, Exception)}
@@ -276,22 +202,30 @@ def check(
         unreadable |= {item: str(x) for item, x in tried if isinstance(x, Exception)}
     same = repeated(data, unreadable) if same is None else list(same)
     known = [g.items for g in same]
-    for twins in _alike("pixels", list(seen), lambda m: seen[m][0]):
+    for twins in alike("pixels", list(seen), lambda m: seen[m][0]):
         if len(twins.items) > 1 and not any(twins.items <= group for group in known):
             same.append(twins)
             known.append(twins.items)
-    looks = [(m, look) for m, (_, look) in seen.items() if look is not None]
+    looks = [(m, look) for m, (_, look, _) in seen.items() if look is not None]
     hashes = np.array([look for _, look in looks], np.uint64)
     pairs = (Group("look", (looks[i][0], looks[j][0])) for i, j in near(hashes, distance))
     close = [p for p in pairs if p.leak and not any(p.items <= group for group in known)]
     counts = {s: Counter(i.label for i in items) for s, items in data.splits.items()}
-    missing = (no_image, no_recording, unreadable)
-    return Report(counts, lacking(data), len(seen), *missing, same, close)
+    missing = (no_image, no_recording, nested, bare, unreadable)
+    # Once a recording, of which several items may be windows.
+    measures = {m.item.events: found for m, (_, _, found) in seen.items() if found is not None}
+    facts = (same, close, list(measures.values()))
+    return Report(counts, lacking(data), len(seen), *missing, *facts)
 
 
-def _probe(item: Item, load: Load) -> tuple[bytes, int | None]:
-    """Digest of the decoded image, or of the frames where there is none; the image's hash."""
+def _probe(
+    item: Item, load: Load, measured: bool
+) -> tuple[bytes, int | None, tuple[int, int] | None]:
+    """Digest of the decoded image, or of the frames where there is none; the image's hash; how long
+    and large the recording is if it is `measured`.
+    """
     frames, image = load(item)
     picture = frames if image is None else image
-    digest = _digest([repr(picture.shape).encode(), picture.contiguous().numpy().tobytes()])
-    return digest, None if image is None else perceptual_hash(image)
+    pixels = digest([repr(picture.shape).encode(), picture.contiguous().numpy().tobytes()])
+    size = measure(item.events) if measured and item.events is not None else None
+    return pixels, None if image is None else perceptual_hash(image), size

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from estl.data.catalog import IMAGES, PAIRS, Files
+from estl.data.catalog import IMAGES, PAIRS, RECORDING_SUFFIXES, Files
 
 T = TypeVar("T")
 
@@ -107,13 +107,19 @@ def missing_partners(root: Path) -> tuple[list[Path], list[Path]]:
     return [x for p in pairings for x in p.alone], [x for p in pairings for x in p.extra]
 
 
-def list_images(root: Path, files: Files = IMAGES) -> list[Item]:
+def list_nested(root: Path) -> list[Path]:
+    """Recordings below `root` that lie deeper than `<class>/<name>`, where no set looks, sorted."""
+    paths = root.glob("*/*/**/*")
+    return sorted(p for p in paths if p.suffix.lower() in RECORDING_SUFFIXES and p.is_file())
+
+
+def list_images(root: Path, files: Files = IMAGES, option: str = "--data-path") -> list[Item]:
     """Items of the images `root/<class>/<name>.jpg`, or .png, .jpeg, .bmp, sorted.
 
     Raises:
-        FileNotFoundError: no image there.
+        FileNotFoundError: no image there; the text names the `option` by which `root` was given.
     """
-    return sorted(Item(p.parent.name, p.stem, image=p) for p in files.find(root))
+    return sorted(Item(p.parent.name, p.stem, image=p) for p in files.find(root, option))
 
 
 def file_content(item: Item) -> Iterable[bytes]:

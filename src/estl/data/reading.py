@@ -186,12 +186,10 @@ def read_own(
     """
     path = item.events
     assert path is not None
+    events, told = _kept(path, _changed(path))
     if cut:
-        events, told = _kept(path, path.stat().st_mtime_ns)
         between = [int(time) for time in item.number.rpartition("/")[2].split("-")]
         events = events[slice(*np.searchsorted(events["t"] - events["t"][0], between))]
-    else:
-        events, told = read_recording(path)
     if (shape := told or sensor_shape(sensor)) is None:
         raise ValueError(
             f"{path}: the file does not tell the sensor's size: give height and width, such as "
@@ -206,8 +204,18 @@ def read_own(
 
 @lru_cache(maxsize=1)
 def _kept(path: Path, changed: int) -> tuple[np.ndarray, tuple[int, int] | None]:
-    """A recording, kept for its next window."""
+    """A recording, kept for its next window or its measures."""
     return read_recording(path)
+
+
+def _changed(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.is_file() else 0
+
+
+def measure(path: Path) -> tuple[int, int]:
+    """How many microseconds a recording takes, and its number of events."""
+    events, _ = _kept(path, _changed(path))
+    return int(events["t"][-1] - events["t"][0]), len(events)
 
 
 def read_photograph(

@@ -1,6 +1,9 @@
 """Pictures of a data set: an image beside the event frames that belong to it."""
 
 import inspect
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from glob import escape
 from itertools import product
@@ -26,6 +29,37 @@ if TYPE_CHECKING:
 
 _LARGEST = 240  # pixels, the longest side of a simulated sensor
 _LEGEND = (("#ff0000", "ON: brighter"), ("#0000ff", "OFF: darker"), ("#000000", "both"))
+_CHINESE = (
+    *("Noto Sans CJK SC", "Noto Sans SC", "Noto Sans CJK JP", "Source Han Sans SC"),
+    *("Source Han Sans CN", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Droid Sans Fallback"),
+    *("PingFang SC", "Hiragino Sans GB", "Heiti SC", "Microsoft YaHei", "SimHei"),
+)
+"""Fonts that have Chinese letters, of Linux, macOS and Windows."""
+
+
+@contextmanager
+def any_letters() -> Iterator[None]:
+    """Figures that are drawn and saved within have Chinese letters if any font here has them.
+
+    If none has, boxes stand for them, without matplotlib's warning for each.
+    """
+    import matplotlib as mpl
+
+    families = [*mpl.rcParams["font.family"], *chinese_fonts()]
+    with mpl.rc_context({"font.family": families}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from")
+        yield
+
+
+def chinese_fonts() -> list[str]:
+    """The families of `_CHINESE` that are installed."""
+    from matplotlib.font_manager import findSystemFonts, fontManager
+
+    if not {*_CHINESE} & {*fontManager.get_font_names()}:  # a list that may be older than a font
+        for path in {*findSystemFonts()} - {font.fname for font in fontManager.ttflist}:
+            with suppress(Exception):  # whatever FreeType does not read
+                fontManager.addfont(path)
+    return [name for name in _CHINESE if name in fontManager.get_font_names()]
 
 
 @dataclass(frozen=True)
@@ -42,6 +76,7 @@ class View:
     simulated: bool = False
 
 
+@any_letters()
 def show(path: Path, out: Path, *, steps: int = 6, rows: int = 6) -> int:
     """Draw a file, or up to `rows` of a folder, as the PNG `out`; returns the number of rows.
 

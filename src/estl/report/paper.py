@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from estl.data.show import any_letters
 from estl.report.parts import Figure, Section
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ STYLE: dict[Any, Any] = {
 DASHES = {"solid": "-", "dash": "--", "dot": ":"}
 
 
+@any_letters()
 def write(sections: Sequence[Section], folder: Path) -> list[Path]:
     """Draw every figure of a report into `folder`, as NAME-column.png, NAME-page.svg and so on."""
     import matplotlib as mpl

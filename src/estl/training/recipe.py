@@ -14,8 +14,8 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning import Callback, Trainer
 from torch import nn
 
-from estl.data.check import Group
 from estl.data.module import EventData
+from estl.data.twins import Group
 from estl.supervision import MeanCE
 from estl.training.checkpoint import make
 from estl.training.learner import Learner

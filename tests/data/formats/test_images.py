@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from estl.data.formats.images import read_rgb, read_size
 
@@ -50,6 +50,70 @@ def test_a_tiff_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.tif").write_bytes(tiff(4, struct.pack("<I", 8)))
     found = 255 * read_rgb(tmp_path / "a.tif")
     assert found[0].tolist() == [[1, 2], [3, 4]]
+
+
+def test_gray_values_of_16_bits_are_a_share_of_65535(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 1 << 16, (9, 7), dtype=np.uint16)
+    values[0, :2] = 0, 65535
+    Image.fromarray(values).save(tmp_path / "a.png")
+    found = read_rgb(tmp_path / "a.png").numpy()
+    assert np.abs(found - values / 65535).max() <= 0.5 / 255 + 1e-6  # rounded to 8 bits
+    assert (found[:, 0, 0] == 0).all()
+    assert (found[:, 0, 1] == 1).all()
+    Image.fromarray(values // 16).save(tmp_path / "a.png")  # of 12 bits: as dark as they are
+    assert read_rgb(tmp_path / "a.png").max() < 0.07
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_an_image_is_upright_as_its_exif_says(tmp_path: Path, kind: str, orientation: int) -> None:
+    path, exif = tmp_path / "a", Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(PIXELS).save(path, kind, exif=exif)
+    with Image.open(path) as file:
+        expected = np.asarray(ImageOps.exif_transpose(file))
+    found = read_rgb(path)
+    assert torch.equal(found * 255, torch.from_numpy(expected.copy()).movedim(-1, 0).float())
+    assert read_size(path) == expected.shape[:2]
+
+
+@pytest.mark.parametrize("tail", [b"x", b"MM\0*\0\0\0\x08\0\x03\x01\x12\0\x03"])
+def test_broken_exif_turns_nothing(tmp_path: Path, tail: bytes) -> None:
+    Image.fromarray(PIXELS).save(tmp_path / "a.png", exif=b"Exif\0\0" + tail)
+    assert read_size(tmp_path / "a.png") == (6, 8)
+    assert torch.equal(read_rgb(tmp_path / "a.png").movedim(0, -1) * 255, torch.tensor(PIXELS))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF"])
+def test_what_is_transparent_is_laid_on_what_it_is_seen_on(tmp_path: Path, kind: str) -> None:
+    """White behind dark colors and black behind bright ones, blended as opacity says."""
+    path = tmp_path / "a"
+    for value, ground in ((255, 0), (20, 255)):
+        logo = np.full((4, 5, 4), 255, np.uint8)  # of hidden white
+        logo[..., 3] = 0
+        logo[1:3, 1:3] = value, value, value, 255
+        Image.fromarray(logo).save(path, kind)
+        seen = np.full((4, 5), ground)
+        seen[1:3, 1:3] = value
+        assert (read_rgb(path) * 255).round().numpy().tolist() == [seen.tolist()] * 3
+    soft = np.random.default_rng(0).integers(0, 256, (4, 5, 4), dtype=np.uint8)
+    soft[..., :3] //= 2
+    Image.fromarray(soft).save(tmp_path / "soft.png")
+    color, opacity = soft[..., :3].astype(float), soft[..., 3:] / 255
+    expected = opacity * color + (1 - opacity) * 255
+    found = 255 * read_rgb(tmp_path / "soft.png").movedim(0, -1).numpy()
+    assert np.abs(found - expected).max() <= 0.51
+    gray = Image.fromarray(soft).convert("LA")
+    gray.save(tmp_path / "gray.png")
+    assert read_rgb(tmp_path / "gray.png").unique().numel() > 2
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA"])
+def test_opaque_images_of_8_bits_are_as_pillow_converts_them(tmp_path: Path, mode: str) -> None:
+    Image.fromarray(PIXELS).convert(mode).save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as file:
+        expected = torch.tensor(np.asarray(file.convert("RGB")))
+    assert torch.equal((read_rgb(tmp_path / "a.png").movedim(0, -1) * 255).byte(), expected)
 
 
 BROKEN = {

@@ -300,6 +300,45 @@ def test_a_recording_in_two_splits_is_a_leak(tmp_path: Path) -> None:
     assert check(data, root).wrong
 
 
+def test_recordings_that_lie_too_deep_and_folders_without_any_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_recordings(tmp_path / "set")
+    deep = root / "chair" / "session1" / "deep"
+    deep.mkdir(parents=True)
+    (root / "chair" / "walk_05.aedat4").rename(deep / "walk_05.aedat4")
+    (root / "cap").mkdir()
+    write(root / "images" / "chair" / "walk_01.png", b"")
+    for words in (["--dataset=recordings", f"--data-path={root}"], [f"--root={root}"]):
+        assert main(["data", "check", *words]) == 0
+        said = capsys.readouterr().out
+        title = "recordings that lie deeper than <class>/<name> (not used): 1"
+        assert f"{title}\n  {deep / 'walk_05.aedat4'}\n" in said
+        assert f"folders without a recording (no classes): 1\n  {root / 'cap'}\n" in said
+    for split in ("train", "test"):
+        write_recordings(tmp_path / "own" / split)
+        (tmp_path / "own" / split / "cap").mkdir()
+    report = check(Recordings(tmp_path / "own"), limit=1)
+    assert report.bare == [tmp_path / "own" / split / "cap" for split in ("train", "test")]
+    assert report.nested == []
+    for words in ([f"--root={tmp_path}"], [f"--root={tmp_path}", "--dataset=recordings"]):
+        assert main(["data", "check", *words]) == 2
+        said = capsys.readouterr().err
+        assert "recordings" in said
+        assert f"but 30 that lie deeper, the first {tmp_path / 'own'}" in said
+
+
+@pytest.mark.parametrize("window", [None, "200ms"])
+def test_how_long_and_large_recordings_are_is_said(tmp_path: Path, window: str | None) -> None:
+    for label in ("a", "b"):
+        for i in range(1, 4):
+            # In nanoseconds, if they are 2.5 us, 5 us and 7.5 us.
+            events = [(0, 1, 1, 1)] * (2 * i) + [(2_500_000 * i, 2, 2, 0)]
+            write(tmp_path / label / f"{i}.csv", encoders.csv(events, SIZE))
+    line = "recordings, in the median: 5,000.0 ms, the longest 7,500.0; 5 events, the largest 7"
+    assert line in check(Recordings(tmp_path, window=window)).lines()
+
+
 @pytest.mark.slow
 def test_shards_of_windows_give_the_same_samples(tmp_path: Path) -> None:
     root = write_recordings(tmp_path / "set", images=True)

@@ -16,6 +16,8 @@ _NAMES = {
     **{"x": "x", "y": "y"},
 }
 _METAVISION = "xypt"
+_BOM = "\xef\xbb\xbf"
+"""What Excel puts before UTF-8, as Latin-1."""
 
 
 def from_columns(
@@ -30,7 +32,10 @@ def from_columns(
     t = columns["t"]
     for name, (low, high) in _RANGES.items():
         column = columns[name]
-        if column.ndim != 1 or column.dtype.kind not in "iub" or len(column) != len(t):
+        if column.dtype.kind not in "iub":
+            whole = "microseconds" if name == "t" else "numbers"
+            raise ValueError(f"{path}: {name} is {column.dtype}: give whole {whole}")
+        if column.ndim != 1 or len(column) != len(t):
             raise ValueError(
                 f"{path}: {name} has shape {column.shape} of {column.dtype}, t {t.shape}"
                 ": four arrays of integers of the same length are needed"
@@ -100,7 +105,8 @@ def read_head(
     """
     size, names, skip, line = None, list[str](), 0, ""
     for line in lines:
-        if line[0] not in "%#":
+        line = line.removeprefix(_BOM)
+        if not line.startswith(("%", "#")):
             break
         skip += 1
         if found := re.match(r"[%#]\s*geometry:\s*(\d+),(\d+)\s*$", line):

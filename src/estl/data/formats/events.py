@@ -89,8 +89,10 @@ def check_order(
         back = back[t[back].astype(np.int64) - t[back + 1] <= period // 2]
     if len(back):
         i = int(back[0]) + 1
-        times = f"from {t[i - 1]} to {t[i]} microseconds"
-        raise broken(path, f"time runs backwards at {place(i)}, {times}")
+        raise ValueError(
+            f"{path}: time runs backwards at {place(i)}, from {t[i - 1]} to {t[i]} microseconds: "
+            "sort it by time, or get the recording again"
+        )
 
 
 def unwrap(clock: np.ndarray, period: int) -> np.ndarray:

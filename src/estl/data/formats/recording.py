@@ -1,5 +1,6 @@
 """A recording in any format that is read, told by its first bytes."""
 
+import codecs
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -97,5 +98,5 @@ def told(head: bytes) -> Read | None:
             return read_evt
         if re.search(rb"^% *(Version |Data file )", lines[0], re.MULTILINE):
             return read_dat
-    first = head[:256]
+    first = head[:256].removeprefix(codecs.BOM_UTF8)
     return read_csv if b"," in first and _TEXT.fullmatch(first) else None

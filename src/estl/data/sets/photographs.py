@@ -37,7 +37,7 @@ class Photographs(ItemData):
         splits = {name: list(items) for name, items in pairs.splits.items()}
         if extra is not None:
             held = {*splits["val"], *splits["test"]}
-            found = list_images(extra)
+            found = list_images(extra, option="--images")
             if isinstance(pairs, SplitData) and pairs.extra is not None:
                 found = pick_items({"extra": pairs.extra}, found, of=extra)["extra"]
             more = [item for item in found if item not in set(splits["train"])]

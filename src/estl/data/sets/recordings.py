@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from estl.data.catalog import BY_NAME, IMAGE_SUFFIXES
+from estl.data.catalog import BY_NAME, IMAGE_SUFFIXES, RECORDING_SUFFIXES
 from estl.data.formats.images import read_rgb
 from estl.data.formats.recording import read_recording
 from estl.data.frames import Slicing
-from estl.data.items import Item
+from estl.data.items import Item, list_nested
 from estl.data.reading import read_own
 from estl.data.splits import SplitData
 from estl.data.windows import microseconds, sensor_shape, windows
@@ -43,8 +43,11 @@ class Recordings(SplitData):
             recordings; None to see for yourself, by whether any does.
         loading: arguments of `SplitData`, `ItemData` and `EventData`.
 
+    Attributes:
+        places: the folders that hold those of the classes: `root`, or one a split.
+
     Raises:
-        FileNotFoundError: no recordings, or one without its image.
+        FileNotFoundError: no recordings, only deeper ones, or one without its image.
         ValueError: recordings of one class only, two of the same name, a time or a size that is
             none; with a `window`, a broken recording.
     """
@@ -72,6 +75,11 @@ class Recordings(SplitData):
         own = no_training is not None or row.files["train"].folder(root) is not None
         found = {split: _listed(root, split) for split in ("train", "val", "test") if own}
         if not own:
+            if row.files["all"].folder(root) is None and (nested := list_nested(root)):
+                raise FileNotFoundError(
+                    f"no recordings {root}/<class>/<name>, but {len(nested)} that lie deeper, the "
+                    f"first {nested[0]}: move them up, or give the folder that holds the classes"
+                )
             found = {"train": _unique(row.files["all"].find(root))}
         found = dict(zip(found, _paired(root, list(found.values()), images), strict=True))
         labels = {item.label for items in found.values() for item in items}
@@ -92,6 +100,9 @@ class Recordings(SplitData):
             **loading,
         )
         self.rgb = rgb
+        self.places = (
+            [root / split for split in found if (root / split).is_dir()] if own else [root]
+        )
         self.no_training = no_training
 
     def read_image(self, path: Path) -> Tensor:
@@ -107,6 +118,24 @@ def cut(window: int, stride: int, item: Item) -> list[Item]:
         replace(item, number=f"{item.number}/{start}-{stop}")
         for start, stop in windows(events["t"], window, stride)
     ]
+
+
+def overlooked(places: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """What lies in these folders of classes and is not used.
+
+    Returns:
+        Recordings that lie deeper than `<class>/<name>`; and folders that hold neither a recording
+        nor an image, at any depth.
+    """
+    nested, bare = list[Path](), list[Path]()
+    for place in places:
+        nested += list_nested(place)
+        for folder in sorted(place.iterdir()):
+            if folder.is_dir() and not folder.name.startswith("."):
+                suffixes = {path.suffix.lower() for path in folder.rglob("*")}
+                if suffixes.isdisjoint((*RECORDING_SUFFIXES, *IMAGE_SUFFIXES)):
+                    bare.append(folder)
+    return nested, bare
 
 
 def _listed(root: Path, split: str) -> list[Item]:

@@ -144,7 +144,7 @@ train-teacher --dataset=cifar10dvs --data-path={{t}}/folder {HERE}  | point --da
 train-teacher --dataset=digits --epochs=0 {HERE}                    | --epochs is 0: give a number
 train-teacher --dataset=digits --image-size=30 {HERE}               | a multiple of patch=4
 train-teacher --dataset=digits --lr=-1 {HERE}                       | lr is -1.0: it must be above 0
-train-teacher --dataset=digits --images={{t}}/nowhere {HERE}        | point --data-path at a folder
+train-teacher --dataset=digits --images={{t}}/nowhere {HERE}        | point --images at a folder
 train-teacher --dataset=digits                                      | --output-dir requires an arg
 bench nosuch                                         | no comparison nosuch: choose from
 bench --memory nosuch                                | --config nosuch cannot be read: give a

@@ -77,6 +77,8 @@ def test_what_the_check_of_the_data_found_is_told_and_what_is_wrong_is_warned_of
         "splits that lack something": "0",
         "recordings without their image": "0",
         "images without a recording (not used)": "0",
+        "recordings that lie deeper than <class>/<name> (not used)": "0",
+        "folders without a recording (no classes)": "0",
         "unreadable items": "0",
         "leaks, the same in two splits": "0",
         "the same twice in one split": "0",

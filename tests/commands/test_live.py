@@ -64,6 +64,25 @@ def test_steps_until_sure_are_the_first_of_all_steps(
     assert "until_sure=-1" in capsys.readouterr().err
 
 
+def test_a_bad_file_is_named_and_the_others_are_predicted(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two, *_ = sorted((run / "data").rglob("Test/*/*.bin"))
+    (tmp_path / "empty.bin").touch()
+    bad = [tmp_path / "empty.bin", tmp_path / "nowhere.bin"]
+    words = ["predict", f"--ckpt={run / 'run' / 'last.ckpt'}", "--until-sure=0.9"]
+    assert main([*words, "--json", *map(str, [one, *bad, two])]) == 2
+    found = capsys.readouterr()
+    assert [json.loads(line)["file"] for line in found.out.splitlines()] == [str(one), str(two)]
+    for path, line in zip(bad, found.err.splitlines(), strict=True):
+        assert line.startswith("estl predict: ")
+        assert str(path) in line
+    assert main([*words, str(bad[0])]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert main([*words, "--sensor=abc", str(one), str(two)]) == 2  # of all files: said once
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def test_calibration_is_of_the_validation_split(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

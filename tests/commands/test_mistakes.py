@@ -108,6 +108,7 @@ predict --ckpt={{t}}/nowhere x.bin                   | give the best*.ckpt or la
 predict x.bin                                        | --ckpt requires an argument
 export --ckpt={{t}}/file --to=nosuch {HERE}          | Choose from: "safetensors", "onnx"
 export --ckpt={{t}}/file --to=onnx {HERE}            | file is damaged
+export --ckpt={{t}}/file --to=onnx --samples=0 {HERE}               | --samples is 0: give a number
 calibrate --ckpt={{t}}/nowhere                       | give the best*.ckpt or last.ckpt of a run
 calibrate --ckpt={{t}}/file --tolerance=x            | for --tolerance: unable to convert "x"
 report                                               | --run requires an argument
@@ -139,6 +140,7 @@ train-teacher --dataset=digits --objective=nosuch {HERE}            | from: "emb
 train-teacher --dataset=cifar10dvs --data-path={{t}}/folder {HERE}  | point --data-path at CIFAR10
 train-teacher --dataset=digits --epochs=0 {HERE}                    | --epochs is 0: give a number
 train-teacher --dataset=digits --image-size=30 {HERE}               | a multiple of patch=4
+train-teacher --dataset=digits --image-size=0 {HERE}                | heads=4 must be at least 1
 train-teacher --dataset=digits --lr=-1 {HERE}                       | lr is -1.0: it must be above 0
 train-teacher --dataset=digits --images={{t}}/nowhere {HERE}        | point --data-path at a folder
 train-teacher --dataset=digits                                      | --output-dir requires an arg

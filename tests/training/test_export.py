@@ -1,5 +1,7 @@
 """What is exported gives the student's logits where something else reads it."""
 
+import errno
+import os
 import re
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from estl.training.export import FILES, READERS, WRITERS, Format, export
 from estl.training.graphs import Run, read_onnx, to_program, write_onnx
 from estl.training.hub import Pretrained
 from estl.training.nir import to_nir
-from estl.training.reopen import Reopened
+from estl.training.reopen import Reopened, reopen
 from estl.types import Output
 
 SMALL = {"layers": [6, "AP", 5], "pooled": True, "classes": 10, "frame_size": [16, 16]}
@@ -82,6 +84,32 @@ def test_a_file_that_gives_other_logits_is_refused(
     )
     with pytest.raises(ValueError, match=r"on 40 of 40 recordings, by up to 2.*e-05"):
         export(checkpoint, ["safetensors"], tmp_path / "out", samples=40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FILES)
+def test_each_file_is_there_for_all_or_not_at_all(
+    name: Format, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name in ("onnx", "onnx-step", "nir"):
+        package = name.partition("-")[0]
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    opened, events = reopen(checkpoint), torch.rand(2, 3, 2, 16, 16)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"student.* cannot be written \(No space left on device\)"):
+        WRITERS[name](opened, events, folder / FILES[name])
+    assert not list(folder.iterdir())
+    monkeypatch.undo()
+    WRITERS[name](opened, events, folder / FILES[name])
+    (folder / "another").touch()
+    assert len({file.stat().st_mode for file in folder.iterdir()}) == 1
+
+
+def full(_: int) -> None:
+    """As a disk without room."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 DEPLOY = Path(__file__).parents[2] / "docs" / "deploy.md"

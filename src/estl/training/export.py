@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from estl.training.checkpoint import build_student
+from estl.training.files import aside
 from estl.training.graphs import (
     Run,
     Step,
@@ -99,6 +100,8 @@ def export(
         ValueError: a student that a format cannot express, a package that is missing, a file that
             does not give PyTorch's logits.
     """
+    if samples < 1:
+        raise ValueError(f"--samples is {samples}: give a number at least 1")
     opened = reopen(path, data_path, trust=trust)
     events = _some(opened, samples)
     card = _card(path, opened, events, license, formats)
@@ -119,7 +122,8 @@ def export(
                 f"spike otherwise; --flips {off} accepts it"
             )
         card.differs[name] = differs.max().item()
-    (folder / "card.json").write_text(card.to_json())
+    with aside(folder / "card.json") as out:
+        out.write(card.to_json().encode())
     return card
 
 
@@ -185,11 +189,12 @@ def _card(
 
 
 def _write_safetensors(opened: Reopened, events: Tensor, file: Path) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     metadata = {"student": json.dumps(opened.recipe["student"])}
     state = {name: x.contiguous() for name, x in opened.student.state_dict().items()}
-    save_file(state, file, metadata)
+    with aside(file) as out:
+        out.write(save(state, metadata))
 
 
 def _read_safetensors(opened: Reopened, file: Path) -> Run:

@@ -8,6 +8,7 @@ import torch
 
 from estl.commands import main
 from estl.commands.predict import latency
+from estl.data.shards import write_shards
 from estl.evaluation.accuracy import running_mean
 from estl.training.predict import predict
 from estl.training.reopen import reopen
@@ -101,6 +102,24 @@ def test_calibration_is_of_the_validation_split(
     assert found["all_steps"] == pytest.approx(right)
     assert found["samples"] == opened.data.sizes["val"] == len(batch.label)
     assert f"--until-sure {found['threshold']:.6g}" in capsys.readouterr().out
+
+
+def test_predict_is_recommended_only_where_it_can_be_used(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ckpt = run / "run" / "last.ckpt"
+    write_shards(reopen(ckpt).data, tmp_path / "shards")
+    saved = torch.load(ckpt, weights_only=True)
+    options = {"root": str(tmp_path / "shards")}
+    saved["recipe"]["data"] = {"class_path": "estl.data.Shards", "init_args": options}
+    torch.save(saved, tmp_path / "last.ckpt")
+    for path, lines in (
+        (ckpt, ["estl predict", "estl test"]),
+        (tmp_path / "last.ckpt", ["estl test"]),
+    ):
+        assert main(["calibrate", f"--ckpt={path}", "--tolerance=0.2"]) == 0
+        out = capsys.readouterr().out.splitlines()
+        assert [line.partition(" --")[0] for line in out if line.startswith("estl ")] == lines
 
 
 def test_a_threshold_is_tested_on_held_out_recordings(

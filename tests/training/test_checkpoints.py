@@ -18,10 +18,11 @@ import yaml
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from estl.data.folders import only_one
 from estl.evaluation.accuracy import Accuracy, evaluate
 from estl.students import VGGSNN
 from estl.training.checkpoint import read_checkpoint
-from estl.training.files import aside, only_one
+from estl.training.files import aside
 from estl.training.history import write as write_history
 from estl.training.predict import predict
 from estl.training.recipe import build, parse_recipe
@@ -348,7 +349,7 @@ def test_a_run_has_its_folder_to_itself(tmp_path: Path) -> None:
 
 ONLY_ONE = (
     *(sys.executable, "-c"),
-    "import os, sys, time; from pathlib import Path; from estl.training.files import only_one\n"
+    "import os, sys, time; from pathlib import Path; from estl.data.folders import only_one\n"
     "with only_one(Path(sys.argv[1])):\n"
     "    print(os.fork(), flush=True)\n"
     "    time.sleep(60)",

@@ -31,6 +31,7 @@ def calibrate(
     import torch
     from pydantic import TypeAdapter
 
+    from estl.data.recorded import has_files
     from estl.evaluation import early
     from estl.training.reopen import reopen
 
@@ -52,5 +53,6 @@ def calibrate(
     print(f"validation accuracy after all {found.steps} steps: {100 * found.all_steps:.2f} %")
     print(f"at threshold {found.threshold:.6g}: {100 * found.accuracy:.2f} % ", end="")
     print(f"after {found.mean_steps:.2f} steps on average ({found.samples} samples)")
-    print(f"estl predict --ckpt {ckpt} --until-sure {found.threshold:.6g} FILES")
+    if has_files(opened.recipe["data"]["class_path"], opened.recipe["data"]["init_args"]):
+        print(f"estl predict --ckpt {ckpt} --until-sure {found.threshold:.6g} FILES")
     print(f"estl test --ckpt {ckpt} --until-sure {found.threshold:.6g}")

@@ -30,8 +30,8 @@ def predict(
 ) -> int:
     """Class of each event file, or of each window of it, and its probability.
 
-    Of a whole file a line for each time step is printed, of a window one line. A file that cannot be
-    read is named on standard error; the others are done, and the status is 2.
+    Of a whole file a line for each time step is printed, of a window one line. A file that cannot
+    be read is named on standard error; the others are done, and the status is 2.
 
     Args:
         files: recordings; for a student of photographs, photographs too.

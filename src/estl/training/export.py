@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from estl.training.card import Frames, frames_of
 from estl.training.checkpoint import build_student
 from estl.training.files import aside
 from estl.training.graphs import (
@@ -58,6 +59,7 @@ class Card(Json):
             where what reads it was not installed.
         samples: recordings that were compared.
         state: numbers in the state of a stream, where a stepwise format was written.
+        frames: how events become that input; None where the checkpoint's recipe does not say.
     """
 
     student: str
@@ -70,6 +72,7 @@ class Card(Json):
     samples: int
     differs: dict[str, float | None] = field(default_factory=dict)
     state: int | None = None
+    frames: Frames | None = None
 
 
 def export(
@@ -174,17 +177,19 @@ def _card(
                 f"weights {weights}, {found.samples} samples of the test split of {data.name} "
                 f"(fingerprint {data.fingerprint}), mean logits of {len(found.per_step)} steps"
             )
+    of_data = opened.recipe["data"]
     stepwise = any(name.endswith("-step") for name in formats)
     return Card(
         student=opened.recipe["student"]["class_path"],
         classes=list(opened.data.classes),
         input=["batch", *events.shape[1:]],
-        normalization=opened.recipe["data"]["init_args"].get("normalize", "none"),
+        normalization=of_data["init_args"].get("normalize", "none"),
         accuracy=accuracy,
         protocol=protocol,
         license=license,
         samples=len(events),
         state=Step(opened.student, events[:1, 0]).size if stepwise else None,
+        frames=frames_of(of_data["class_path"], {"T": opened.data.T} | of_data["init_args"]),
     )
 
 

@@ -1,6 +1,5 @@
 """Files that are whole or not there at all."""
 
-import fcntl
 import os
 import signal
 import threading
@@ -54,38 +53,6 @@ def aside(path: Path) -> Iterator[IO[bytes]]:
             reason = os.strerror(refusal.errno or 0)
             raise OSError(f"{path} cannot be written ({reason}): make room there") from error
         raise
-
-
-@contextmanager
-def only_one(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Have no other process do the same in a folder, made if it is missing, within the block.
-
-    The lock is the system's: it ends with this process, however that ends, and processes forked
-    from it, which may outlive it for seconds, do not have it. Where the file system knows no locks
-    it is gone on without.
-
-    Args:
-        folder: which; the lock is that of `.lock` in it.
-        wait: for the other process to end.
-
-    Raises:
-        ValueError: another process is at work, and is not to be waited for.
-        OSError: the folder cannot be written.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o666)
-    try:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError as error:
-            if isinstance(error, BlockingIOError | PermissionError):  # taken; others: no locks here
-                raise ValueError(
-                    f"{folder}: another process writes there: wait for its end, or choose another "
-                    "folder"
-                ) from None
-        yield
-    finally:
-        os.close(lock)
 
 
 def _refusal(error: BaseException | None) -> OSError | None:

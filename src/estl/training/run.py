@@ -21,12 +21,13 @@ from lightning import seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
 
 from estl.data.check import refuse_leaks
+from estl.data.folders import only_one
 from estl.evaluation.accuracy import Accuracy, evaluate
 from estl.evaluation.attacks import attack, noise, robustness
 from estl.evaluation.diagnostics import diagnose, summary
 from estl.evaluation.early import at, check_threshold, confidences
 from estl.training.checkpoint import read_checkpoint
-from estl.training.files import aside, only_one
+from estl.training.files import aside
 from estl.training.history import History
 from estl.training.keeping import Best, Here, ValidateLast
 from estl.training.processes import rank, restarted

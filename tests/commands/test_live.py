@@ -9,6 +9,7 @@ from torch import Tensor
 
 from estl.commands import main
 from estl.commands.predict import latency
+from estl.data.shards import write_shards
 from estl.evaluation.accuracy import running_mean
 from estl.training.predict import predict
 from estl.training.reopen import reopen
@@ -65,6 +66,25 @@ def test_steps_until_sure_are_the_first_of_all_steps(
     assert "until_sure=-1" in capsys.readouterr().err
 
 
+def test_a_bad_file_is_named_and_the_others_are_predicted(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two, *_ = sorted((run / "data").rglob("Test/*/*.bin"))
+    (tmp_path / "empty.bin").touch()
+    bad = [tmp_path / "empty.bin", tmp_path / "nowhere.bin"]
+    words = ["predict", f"--ckpt={run / 'run' / 'last.ckpt'}", "--until-sure=0.9"]
+    assert main([*words, "--json", *map(str, [one, *bad, two])]) == 2
+    found = capsys.readouterr()
+    assert [json.loads(line)["file"] for line in found.out.splitlines()] == [str(one), str(two)]
+    for path, line in zip(bad, found.err.splitlines(), strict=True):
+        assert line.startswith("estl predict: ")
+        assert str(path) in line
+    assert main([*words, str(bad[0])]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert main([*words, "--sensor=abc", str(one), str(two)]) == 2  # of all files: said once
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def test_calibration_is_of_the_validation_split(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,6 +126,24 @@ def test_where_no_threshold_will_do_no_command_is_told(
     assert main(["calibrate", f"--ckpt={run / 'run' / 'last.ckpt'}", "--tolerance=0.02"]) == 0
     *_, last = capsys.readouterr().out.splitlines()
     assert last == "no threshold keeps within --tolerance 0.02: answer after all steps"
+
+
+def test_predict_is_recommended_only_where_it_can_be_used(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ckpt = run / "run" / "last.ckpt"
+    write_shards(reopen(ckpt).data, tmp_path / "shards")
+    saved = torch.load(ckpt, weights_only=True)
+    options = {"root": str(tmp_path / "shards")}
+    saved["recipe"]["data"] = {"class_path": "estl.data.Shards", "init_args": options}
+    torch.save(saved, tmp_path / "last.ckpt")
+    for path, lines in (
+        (ckpt, ["estl predict", "estl test"]),
+        (tmp_path / "last.ckpt", ["estl test"]),
+    ):
+        assert main(["calibrate", f"--ckpt={path}", "--tolerance=0.2"]) == 0
+        out = capsys.readouterr().out.splitlines()
+        assert [line.partition(" --")[0] for line in out if line.startswith("estl ")] == lines
 
 
 def test_a_threshold_is_tested_on_held_out_recordings(

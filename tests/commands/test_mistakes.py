@@ -26,7 +26,9 @@ FIT = """
 --config={t}/bytes.yaml                   | bytes.yaml is not valid YAML: correct it
 --config={t}/deep.yaml                    | deep.yaml is not valid YAML: correct it
 --config={t}/key.yaml                     | 'sed' is not accepted: correct it
---config={t}/list.yaml                    | Unexpected config: - a b: correct it
+--config={t}/list.yaml                    | list.yaml is no recipe: give a YAML file of keys
+--config={t}/empty.yaml                   | empty.yaml is no recipe: give a YAML file of keys
+--config={t}/file                         | file is no recipe: give a YAML file of keys
 --tse --tet                               | exclude each other: leave one out
 --tau-f=0.3                               | add --tse, or leave --tau-f out
 --kappa=1                                 | add --tse, or leave --kappa out
@@ -47,12 +49,14 @@ FIT = """
 --augment=strong                          | give none, cifar, events, or options
 --augment=flip=2                          | flip must be a finite number in [0,1], not 2.0
 --augment=flip=x                          | flip: Expected a <class 'float'>. Got value: x
---precision=7                             | trainer.precision
---precision=bf16-true                     | trainer.precision is bf16-true: give 32, or bf16
+--precision=7                             | --precision 7: give 32, or bf16 or 16 (mixed)
+--precision=fp16                          | --precision fp16: give 32, or bf16 or 16 (mixed)
+--precision=transformer-engine            | engine: give 32, or bf16 or 16 (mixed)
+--precision=bf16-true                     | --precision bf16-true: give 32, or bf16 or 16
 --trainer.precision=64                    | trainer.precision is 64: give 32, or bf16 or 16
 --devices=0                               | with trainer.devices 0
 --devices=-3 --trainer.accelerator=cpu    | with trainer.devices -3
---devices=x --trainer.accelerator=cpu     | with trainer.devices x
+--devices=x --trainer.accelerator=cpu     | trainer.devices is x: give how many, or which
 --trainer.accelerator=gpu                 | trainer.accelerator gpu with trainer.devices auto: No
 --trainer.accelerator=nosuch              | accelerator name: `accelerator='nosuch'`. Available
 --trainer.strategy=nosuch                 | strategy name: `strategy='nosuch'`
@@ -109,6 +113,7 @@ predict --ckpt={{t}}/nowhere x.bin                   | give the best*.ckpt or la
 predict x.bin                                        | --ckpt requires an argument
 export --ckpt={{t}}/file --to=nosuch {HERE}          | Choose from: "safetensors", "onnx"
 export --ckpt={{t}}/file --to=onnx {HERE}            | file is damaged
+export --ckpt={{t}}/file --to=onnx --samples=0 {HERE}               | --samples is 0: give a number
 calibrate --ckpt={{t}}/nowhere                       | give the best*.ckpt or last.ckpt of a run
 calibrate --ckpt={{t}}/file --tolerance=0            | tolerance=0.0: give a share above 0
 test --ckpt={{t}}/file --until-sure=95               | until_sure=95.0: give a probability
@@ -143,6 +148,7 @@ train-teacher --dataset=digits --objective=nosuch {HERE}            | from: "emb
 train-teacher --dataset=cifar10dvs --data-path={{t}}/folder {HERE}  | point --data-path at CIFAR10
 train-teacher --dataset=digits --epochs=0 {HERE}                    | --epochs is 0: give a number
 train-teacher --dataset=digits --image-size=30 {HERE}               | a multiple of patch=4
+train-teacher --dataset=digits --image-size=0 {HERE}                | heads=4 must be at least 1
 train-teacher --dataset=digits --lr=-1 {HERE}                       | lr is -1.0: it must be above 0
 train-teacher --dataset=digits --images={{t}}/nowhere {HERE}        | point --images at a folder
 train-teacher --dataset=digits                                      | --output-dir requires an arg
@@ -164,7 +170,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     here = tmp_path_factory.mktemp("mistakes")
     for name in ("folder", "damaged"):
         (here / name).mkdir()
-    texts = {"bad": "seed: [1\n", "key": "sed: 3\n", "list": "- a\n- b\n", "deep": "[" * 1500}
+    texts = {
+        "bad": "seed: [1\n",
+        "key": "sed: 3\n",
+        "list": "- a\n- b\n",
+        "deep": "[" * 1500,
+        "empty": "",
+    }
     for name, text in texts.items():
         (here / f"{name}.yaml").write_text(text)
     (here / "bytes.yaml").write_bytes(bytes(range(256)))

@@ -1,5 +1,9 @@
 """A data set is packed into shards: what is read is what was written, or is refused."""
 
+import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +120,23 @@ def test_a_folder_that_holds_shards_and_empty_shards_are_refused(
         write_shards(small(), tmp_path / "b", shard_size=0)
     with pytest.raises(ValueError, match="already holds shards"):
         write_shards(small(), root)
+
+
+def test_a_folder_is_written_by_one_process_and_named_where_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "import sys; from pathlib import Path; from estl.data.folders import only_one\n"
+    code += "with only_one(Path(sys.argv[1])): pass"
+
+    def write(*_: object) -> None:
+        second = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True)
+        assert b"another process writes there" in second.stderr
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("estl.data.shards._write_split", write)
+    with pytest.raises(OSError, match="No space left") as raised:
+        write_shards(small(), tmp_path)
+    assert raised.value.filename == str(tmp_path)
 
 
 def test_a_leak_is_refused(tmp_path: Path) -> None:

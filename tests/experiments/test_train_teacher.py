@@ -1,5 +1,7 @@
 """A teacher made here loads as a real one does, and never learns from held-out images."""
 
+import errno
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,10 +22,24 @@ from estl.types import Batch
 SMALL = {"image_size": 16, "patch": 8, "dim": 16, "depth": 1, "heads": 2}
 
 
+def full(number: int) -> None:
+    """As a disk without room for the weights."""
+    if os.fstat(number).st_size > 10_000:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 @pytest.mark.slow
-def test_a_taught_teacher_is_loaded_with_the_features_it_was_trained_with(tmp_path: Path) -> None:
+def test_a_taught_teacher_is_loaded_with_the_features_it_was_trained_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = Digits(T=3, size=16, per_class=3)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"model.safetensors cannot be written \(No space left"):
+        train_teacher(data, tmp_path, tower=SMALL, epochs=1, lr=1e-3)
+    monkeypatch.undo()
     record = train_teacher(data, tmp_path, tower=SMALL, epochs=1, lr=1e-3)
+    (tmp_path / "another").touch()
+    assert len({file.stat().st_mode for file in tmp_path.iterdir()}) == 1
     assert set(record.image_accuracy) == {"val", "test"}
     teacher = ClipTeacher(tmp_path)
     assert teacher.dim == 16

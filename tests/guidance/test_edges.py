@@ -212,6 +212,12 @@ def test_rates_become_the_events_of_an_edge_that_moves() -> None:
     assert (edges[0, 0] - expected)[lit].abs().mean() < 0.1
 
 
+def test_a_bridge_over_recordings_without_images_is_refused_in_a_line() -> None:
+    alone = Batch(torch.ones(2, 3, 2, 8, 8), torch.zeros(2, dtype=torch.long))
+    with pytest.raises(ValueError, match="an image beside each recording: choose paired data"):
+        train_detector(LearnableEdgeDetector(T=3), [alone], steps=1)
+
+
 def test_drawn_recordings_have_the_predicted_mean_and_variance() -> None:
     rates = torch.tensor([0.0, 0.05, 0.7, 3.0]).view(1, 1, 2, 2, 1)
     drawn = draw(rates.expand(40_000, -1, -1, -1, -1))

@@ -1,7 +1,12 @@
 """Checkpoints are whole or known to be damaged, and a run folder is continued as what it is."""
 
+import errno
+import fcntl
+import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +15,18 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
 
+from estl.data.folders import only_one
+from estl.evaluation.accuracy import Accuracy, evaluate
 from estl.students import VGGSNN
 from estl.training.checkpoint import read_checkpoint
 from estl.training.files import aside
 from estl.training.history import write as write_history
 from estl.training.predict import predict
-from estl.training.recipe import parse_recipe
+from estl.training.recipe import build, parse_recipe
+from estl.training.results import Results
 from estl.training.resume import Aside, kept_recipe, newest_whole, taken
 from estl.training.run import fit
 from tests.small_runs import Kill, Killed, recipe, same, train
@@ -263,6 +273,115 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "stopped"
     train(recipe(), folder, kill=1)
     return folder
+
+
+@pytest.mark.slow
+def test_a_run_in_another_place_knows_which_weights_were_best(
+    stopped: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copied"
+    shutil.copytree(stopped, folder)
+    (best,) = folder.glob("best*.ckpt")
+    saved = torch.load(folder / "last.ckpt", weights_only=True)
+    (state,) = (s for name, s in saved["callbacks"].items() if name.startswith("Best"))
+    state["best_k_models"] = dict.fromkeys(state["best_k_models"], torch.tensor(1e9))
+    torch.save(saved, folder / "last.ckpt")  # no later weights are as good as these
+    before = files(stopped)
+    resumed(folder)
+    assert list(folder.glob("best*.ckpt")) == [best]
+    states = read_checkpoint(folder / "last.ckpt")["callbacks"]
+    assert {s["dirpath"] for s in states.values() if "dirpath" in s} == {str(folder)}
+    assert Results.read(folder / "results.json").val["best_on_validation"] == evaluated(best)
+    assert files(stopped) == before
+
+
+def evaluated(path: Path) -> Accuracy:
+    """On the validation split of small runs."""
+    saved = read_checkpoint(path)
+    parts = build(*parse_recipe(saved["recipe"]))
+    parts.student.load_state_dict(saved["state_dict"])
+    return evaluate(parts.student, parts.data.loader("val"), torch.device("cpu"))
+
+
+@pytest.mark.slow
+def test_where_nothing_would_be_trained_nothing_is_written(
+    stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    train(recipe(), folder)
+    before = files(folder)
+    for changes, says in (
+        ({}, "is finished, after 3 epochs: train on with --epochs above 3, or test it with"),
+        ({"learner": {"lr": 0.03}}, "for all its 3 epochs with learner.lr 0.001, not 0.03: le"),
+        ({"trainer": {"max_epochs": 2}}, "has 3 epochs behind it, more than --epochs 2: give"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            resumed(folder, **changes)
+        assert files(folder) == before
+    resumed(folder, trainer={"max_epochs": 4}, learner={"lr": 0.01})
+    assert read_checkpoint(folder / "last.ckpt")["epoch"] == 3
+    (folder / "results.json").write_text('{"epochs": 3')  # as if it had not come to its test
+    resumed(folder)
+    found = (folder / "results.json").read_bytes()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    resumed(folder)
+    assert Results.read(folder / "results.json").val == Results.from_json(found).val
+
+
+@pytest.mark.slow
+def test_a_run_has_its_folder_to_itself(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    class Second(Callback):
+        """Another process asks for the folder."""
+
+        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            done = subprocess.run([*ONLY_ONE, tmp_path], capture_output=True, text=True)
+            said.extend(done.stderr.strip().splitlines()[-1:])
+
+    config, given = parse_recipe(recipe() | {"output_dir": str(tmp_path)})
+    fit(config, given, callbacks=[Second()], test=False)
+    (line,) = said
+    assert f"{tmp_path}: another process writes there: wait" in line
+    with only_one(tmp_path):  # it is free again
+        pass
+
+
+ONLY_ONE = (
+    *(sys.executable, "-c"),
+    "import os, sys, time; from pathlib import Path; from estl.data.folders import only_one\n"
+    "with only_one(Path(sys.argv[1])):\n"
+    "    print(os.fork(), flush=True)\n"
+    "    time.sleep(60)",
+)
+"""A process that holds a folder, and its fork, whose number the parent prints, for a minute."""
+
+
+def test_the_lock_of_a_folder_ends_with_its_process_and_not_with_those_forked_from_it(
+    tmp_path: Path,
+) -> None:
+    with subprocess.Popen([*ONLY_ONE, tmp_path], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        forked = max(int(holder.stdout.readline()), int(holder.stdout.readline()))
+        with pytest.raises(ValueError, match="another process writes there"), only_one(tmp_path):
+            pass
+        holder.kill()
+        holder.wait()
+        os.kill(forked, 0)  # that one is there
+        with only_one(tmp_path):
+            pass
+        os.kill(forked, signal.SIGKILL)
+
+
+def test_a_file_system_without_locks_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", none)
+    with only_one(tmp_path / "run"):
+        assert (tmp_path / "run").is_dir()
 
 
 @pytest.mark.slow

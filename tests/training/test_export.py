@@ -1,22 +1,29 @@
 """What is exported gives the student's logits where something else reads it."""
 
+import errno
+import math
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from estl.data import Digits
+from estl.data.formats.events import EVENT
+from estl.data.recorded import view_of
 from estl.students import VGGSNN, ResNet, Spikformer
 from estl.students.adapters import Adapter
+from estl.training.card import frames_of
 from estl.training.export import FILES, READERS, WRITERS, Format, export
 from estl.training.graphs import Run, read_onnx, to_program, write_onnx
 from estl.training.hub import Pretrained
 from estl.training.nir import to_nir
-from estl.training.reopen import Reopened
+from estl.training.reopen import Reopened, reopen
 from estl.types import Output
 
 SMALL = {"layers": [6, "AP", 5], "pooled": True, "classes": 10, "frame_size": [16, 16]}
@@ -65,6 +72,8 @@ def test_each_format_is_read_back_and_gives_the_same_logits(
     assert card.input == ["batch", 3, 2, 16, 16]
     assert card.samples == 40
     assert card.license == "CC0-1.0"
+    assert card.frames is not None
+    assert (card.frames.T, card.frames.by, card.frames.size) == (3, "time", (16, 16))
     # Potentials of 6 maps of 16x16 and, behind the pooling, 5 of 8x8.
     assert card.state == (6 * 16 * 16 + 5 * 8 * 8 if name.endswith("-step") else None)
     assert card == type(card).read(tmp_path / "out" / "card.json")
@@ -83,6 +92,77 @@ def test_a_file_that_gives_other_logits_is_refused(
     with pytest.raises(ValueError, match=r"on 40 of 40 recordings, by up to 2.*e-05"):
         export(checkpoint, ["safetensors"], tmp_path / "out", samples=40)
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FILES)
+def test_each_file_is_there_for_all_or_not_at_all(
+    name: Format, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name in ("onnx", "onnx-step", "nir"):
+        package = name.partition("-")[0]
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    opened, events = reopen(checkpoint), torch.rand(2, 3, 2, 16, 16)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"student.* cannot be written \(No space left on device\)"):
+        WRITERS[name](opened, events, folder / FILES[name])
+    assert not list(folder.iterdir())
+    monkeypatch.undo()
+    WRITERS[name](opened, events, folder / FILES[name])
+    (folder / "another").touch()
+    assert len({file.stat().st_mode for file in folder.iterdir()}) == 1
+
+
+@pytest.mark.parametrize("by", ["count", "time"])
+def test_the_card_says_how_frames_are_made(by: str) -> None:
+    options = {
+        "T": 4,
+        "by": by,
+        "sensor": "20x30",
+        "size": 8,
+        "window": "300ms",
+        "normalize": "max",
+    }
+    card = frames_of("estl.data.Recordings", options)
+    assert card is not None
+    assert (card.window, card.stride, card.sensor, card.size) == (
+        300_000,
+        300_000,
+        (20, 30),
+        (8, 8),
+    )
+    assert card.channels == ("OFF", "ON")
+    rng = np.random.default_rng(0)
+    events = np.zeros(300, EVENT)
+    events["t"] = np.sort(rng.integers(7, 999, 300))
+    for name, below in (("x", 30), ("y", 20), ("p", 2)):
+        events[name] = rng.integers(0, below, 300)
+    expected = torch.zeros(4, 2, 8, 8)
+    for i, event in enumerate(events):
+        known = {name: int(event[name]) for name in "txy"} | {"i": i, "n": len(events)}
+        known |= {"t0": int(events["t"][0]), "t1": int(events["t"][-1]), "T": card.T}
+        (step,), (y, x) = (floors(text, known) for text in (card.steps, card.bins))
+        expected[step, int(event["p"]), y, x] += 1
+    view = view_of("", "estl.data.Recordings", options)
+    found = view.frames(events, (20, 30))
+    assert torch.equal(found, expected)
+    assert "divided by their largest" in card.scale
+    assert frames_of("estl.data.Shards", {"T": 4}) is None
+
+
+def floors(text: str, known: dict[str, int]) -> list[int]:
+    """The values of `floor(...)` in a card's text, for an event."""
+    sizes = {"H": 8, "W": 8, "Hs": 20, "Ws": 30}
+    formulas = re.findall(r"floor(\(.*?\))(?=,|$)", text)
+    products = (re.sub(r"(?<=[\w)]) (?=[TWH]\b)", "*", formula) for formula in formulas)
+    return [math.floor(eval(product, known | sizes)) for product in products]
+
+
+def full(_: int) -> None:
+    """As a disk without room."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 DEPLOY = Path(__file__).parents[2] / "docs" / "deploy.md"

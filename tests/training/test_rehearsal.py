@@ -72,6 +72,16 @@ def test_what_cannot_be_trained_or_tested_on_is_refused() -> None:
         rehearsed(learner={"part_lr": {"fusion": 1.0}})
 
 
+def test_what_the_run_would_be_refused_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("estl.training.trainer.find_spec", lambda name: None)
+    for options, says in (
+        ({"devices": "cuda"}, r"devices is cuda: give how many, or which \(0,1\), or auto"),
+        ({"logger": "wandb"}, "logger wandb needs wandb: pip install"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            rehearsed(trainer=options)
+
+
 @pytest.mark.slow
 def test_a_set_without_validation_is_rehearsed_too() -> None:
     data = RECIPE["data"]["init_args"] | {"val_fraction": 0.0}

@@ -73,7 +73,7 @@ def main(args: Sequence[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             return 141
         _after_the_first()
-        print(f"{command}: {_said(error)}", file=sys.stderr)
+        print(f"{command}: {said(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         what = "terminated" if isinstance(stop, Terminated) else "interrupted"
@@ -92,7 +92,7 @@ def _nobody_reads() -> bool:
     return True
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
     """The text of an error, on one line; of the system's own, with what can be done."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}: give another path, or make this one usable"

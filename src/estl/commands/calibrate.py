@@ -31,6 +31,7 @@ def calibrate(
     import torch
     from pydantic import TypeAdapter
 
+    from estl.data.recorded import has_files
     from estl.evaluation import early
     from estl.training.reopen import reopen
 
@@ -58,5 +59,6 @@ def calibrate(
     print(f"after {found.mean_steps:.2f} steps on average ({found.samples} samples)")
     trusted = "".join(f" --trust {module}" for module in trust)
     options = f"--ckpt {ckpt} --until-sure {found.threshold:.6g}{trusted}"
-    print(f"estl predict {options} FILES")
+    if has_files(opened.recipe["data"]["class_path"], opened.recipe["data"]["init_args"]):
+        print(f"estl predict {options} FILES")
     print(f"estl test {options}")

@@ -141,7 +141,9 @@ class DataFlags:
         if (name := given.get("augment")) is not None:
             given["augment"] = _augment(name)
         if (name := given.get("precision")) is not None:
-            given["precision"] = PRECISIONS.get(name, name)
+            if (precision := PRECISIONS.get(name, name)) not in PRECISIONS.values():
+                raise ValueError(f"--precision {name}: give 32, or bf16 or 16 (mixed)")
+            given["precision"] = precision
         rest: list[str] = []
         queue = iter(more)
         for word in queue:
@@ -230,10 +232,12 @@ def read_recipe(path: Path) -> Any:
     """What a recipe's YAML holds.
 
     Raises:
-        ValueError: no such file, or no YAML; the text names file and line.
+        ValueError: no such file, no YAML, or one without keys; the text names file and line.
     """
     try:
-        return yaml.safe_load(path.read_text())
+        recipe = yaml.safe_load(path.read_text())
+        if isinstance(recipe, dict):
+            return recipe
     except OSError:
         own = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
         raise ValueError(
@@ -243,6 +247,7 @@ def read_recipe(path: Path) -> Any:
         place = getattr(error, "problem_mark", None)
         line = f" at line {place.line + 1}" if place else ""
         raise ValueError(f"{path} is not valid YAML{line}: correct it") from None
+    raise ValueError(f"{path} is no recipe: give a YAML file of keys such as data and student")
 
 
 def _supervision_of(recipe: Any, default: str) -> str:

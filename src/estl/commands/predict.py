@@ -27,10 +27,11 @@ def predict(
     until_sure: float | None = None,
     json_lines: Annotated[bool, Parameter(name="--json", negative="")] = False,
     trust: tuple[str, ...] = (),
-) -> None:
+) -> int:
     """Class of each event file, or of each window of it, and its probability.
 
-    Of a whole file a line for each time step is printed, of a window one line.
+    Of a whole file a line for each time step is printed, of a window one line. A file that cannot
+    be read is named on standard error; the others are done, and the status is 2.
 
     Args:
         files: recordings; for a student of photographs, photographs too.
@@ -50,15 +51,22 @@ def predict(
         if files:
             raise ValueError(f"--follow {follow} takes no files: leave {files[0]} out")
         _follow(ckpt, follow, window, stride, sensor, carry, until_sure, json_lines, trust)
-        return
+        return 0
     if carry:
         raise ValueError("--carry is an option of --follow: add --follow SOURCE, or leave it out")
     if not files:
         raise ValueError("no files: give the recordings to classify")
+    from estl.commands import said
     from estl.training.predict import predict as run_predict
 
-    seconds, steps, shown = [], [], None
-    for found in run_predict(ckpt, files, trust, until_sure, window, stride, sensor):
+    status, seconds, steps, shown = 0, [], [], None
+
+    def failed(error: Exception) -> None:
+        nonlocal status
+        status = 2
+        print(f"estl predict: {said(error)}", file=sys.stderr)
+
+    for found in run_predict(ckpt, files, trust, until_sure, window, stride, sensor, failed):
         seconds += found.seconds
         steps.append(len(found.steps))
         if json_lines:
@@ -73,9 +81,10 @@ def predict(
         for t, (name, probability) in enumerate(found.steps, 1):
             print(f"  t={t}  {name}  {probability:.3f}")
         shown = None
-    if until_sure is not None and not json_lines:
+    if until_sure is not None and steps and not json_lines:
         what = "file" if window is None else "window"
         print(f"{sum(steps) / len(steps):.2f} steps a {what} on average; {latency(seconds)}")
+    return status
 
 
 def _follow(

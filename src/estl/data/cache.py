@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from estl.data.columns import COUNTS, PIXELS, Code, Column
+from estl.data.folders import naming
 from estl.data.items import Item, fingerprint
 from estl.data.loader import end_alone
 from estl.types import is_static
@@ -136,7 +137,8 @@ def open_cache(
             for rest in folder.glob(f"{mine}*"):
                 shutil.rmtree(rest, ignore_errors=True)
         part.mkdir()
-        with closing(load_items(items, load, num_workers, "Caching")) as samples:  # ends processes
+        samples = load_items(items, load, num_workers, "Caching")
+        with naming(folder), closing(samples):  # which ends processes
             _write(part, samples, len(items), describe(load), skip_broken)
         try:
             part.rename(folder / name)

@@ -88,6 +88,20 @@ def view_of(
     return View(init_args["T"], size, by, given)
 
 
+def has_files(class_path: str, init_args: Mapping[str, Any]) -> bool:
+    """Whether `read_parts` can read files for a student of a data set.
+
+    >>> has_files("estl.data.Shards", {}), has_files("estl.data.NMNISTPairs", {"T": 5})
+    (False, True)
+    """
+    if class_path not in {row.class_path for row in CATALOG}:
+        return True  # a set of one's own: its `read` is asked
+    try:
+        return class_path.endswith(".ImageFolder") or bool(view_of("", class_path, init_args))
+    except ValueError:
+        return False
+
+
 def read_parts(
     path: Path,
     class_path: str,

@@ -27,6 +27,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from estl.data.cache import Load, load_items
 from estl.data.check import refuse_leaks
 from estl.data.columns import narrowest
+from estl.data.folders import naming, only_one
 from estl.data.frames import Standard
 from estl.data.items import Item
 from estl.data.module import EventData, ItemData, with_items
@@ -87,18 +88,29 @@ def write_shards(
         What the index holds.
 
     Raises:
-        ValueError: `folder` already holds shards, `shard_size` is below 1, or `data` has a leak
-            (the same item in two splits) and does not allow it.
+        ValueError: `folder` already holds shards, or another process writes some there;
+            `shard_size` is below 1; `data` has a leak (the same item in two splits) and does not
+            allow it.
     """
     if shard_size < 1:
         raise ValueError(f"shard_size={shard_size}: at least 1")
     folder = Path(folder)
-    if (folder / INDEX).exists():
-        raise ValueError(f"{folder} already holds shards: choose another folder")
+    _refuse_taken(folder)
     data = with_items(data)
     if not data.allow_leaks:
         refuse_leaks(data)
-    folder.mkdir(parents=True, exist_ok=True)
+    with only_one(folder), naming(folder):
+        _refuse_taken(folder)  # it was free before the lock was had
+        return _write_all(data, folder, shard_size, seed)
+
+
+def _refuse_taken(folder: Path) -> None:
+    if (folder / INDEX).exists():
+        raise ValueError(f"{folder} already holds shards: choose another folder")
+
+
+def _write_all(data: ItemData, folder: Path, shard_size: int, seed: int) -> dict[str, Any]:
+    """Write the shards and their index, which is returned."""
     splits: dict[str, list[dict[str, Any]]] = {}
     for split, items in data.splits.items():
         order = sorted(items)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from estl.data.catalog import IMAGE_SUFFIXES, PAIRS, RECORDING_SUFFIXES, recognize
+from estl.data.folders import naming
 from estl.data.formats.images import read_rgb, read_size
 from estl.data.formats.recording import read_recording
 from estl.data.frames import to_frames
@@ -92,7 +93,8 @@ def show(path: Path, out: Path, *, steps: int = 6, rows: int = 6) -> int:
     if steps < 1 or rows < 1:
         raise ValueError(f"steps={steps}, rows={rows}: both at least 1")
     pictures = views(path, rows) if path.is_dir() else [view(path)]
-    draw(pictures, steps).savefig(out, dpi=110, metadata={"Software": None})
+    with naming(out):
+        draw(pictures, steps).savefig(out, dpi=110, metadata={"Software": None})
     return len(pictures)
 
 

@@ -5,6 +5,7 @@ saved by `save_pretrained`, so that `ClipTeacher` loads it as it would load the 
 """
 
 import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from estl.data.sets.photographs import Photographs
 from estl.evaluation.accuracy import evaluate
 from estl.guidance.teacher import CLIP_MEAN, CLIP_STD, quiet_transformers
 from estl.guidance.tower import BothHeads, ClipTower
+from estl.training.files import aside
 from estl.training.history import History
 from estl.training.learner import Learner
 from estl.training.processes import rank
@@ -119,9 +121,15 @@ def train_teacher(
         lr=lr,
         image_accuracy=found,
     )
-    with quiet_transformers():
-        student.tower.save_pretrained(folder)
     normalization = {"image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD)}
-    (folder / "preprocessor_config.json").write_text(json.dumps(normalization, indent=2) + "\n")
-    (folder / "teacher.json").write_text(record.to_json())
+    with tempfile.TemporaryDirectory() as made:
+        with quiet_transformers():
+            student.tower.save_pretrained(made)
+        files = {file.name: file.read_bytes() for file in Path(made).iterdir()}
+    files["preprocessor_config.json"] = f"{json.dumps(normalization, indent=2)}\n".encode()
+    files["teacher.json"] = record.to_json().encode()
+    config = files.pop("config.json")  # comes last: a folder that has it holds a model
+    for name, content in (files | {"config.json": config}).items():
+        with aside(folder / name) as file:
+            file.write(content)
     return record

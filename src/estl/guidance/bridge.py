@@ -34,6 +34,9 @@ def train_detector(detector: LearnableEdgeDetector, batches: Iterable[Batch], st
 
     It starts at the mean rates of the first batch, and learns from recorded samples alone. Ranks of
     `torch.distributed` share gradients.
+
+    Raises:
+        ValueError: recordings without images.
     """
     optimizer = torch.optim.Adam(detector.parameters(), lr=WARM_UP_LR)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -42,7 +45,11 @@ def train_detector(detector: LearnableEdgeDetector, batches: Iterable[Batch], st
     )
     for step, whole in enumerate(islice(batches, steps)):
         batch = whole.labeled
-        assert batch.image is not None
+        if batch.image is None:
+            raise ValueError(
+                "the bridge needs an image beside each recording: choose paired data, and "
+                "images=True where the data has this option"
+            )
         own = share(len(batch.label), batch.events.device)
         if step == 0:
             detector.start_at(mean(batch.events.mean((0, 3, 4)), own))

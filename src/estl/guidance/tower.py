@@ -55,6 +55,11 @@ class ClipTower(nn.Module):
         objective: Objective = "embedding",
     ) -> None:
         super().__init__()
+        if min(image_size, patch, dim, depth, heads) < 1:
+            raise ValueError(
+                f"image_size={image_size}, patch={patch}, dim={dim}, depth={depth} and "
+                f"heads={heads} must be at least 1"
+            )
         if image_size % patch or dim % heads:
             raise ValueError(
                 f"image_size={image_size} must be a multiple of patch={patch}, and dim={dim} of "

@@ -17,7 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from estl.training.card import Frames, frames_of
 from estl.training.checkpoint import build_student
+from estl.training.files import aside
 from estl.training.graphs import (
     Run,
     Step,
@@ -58,6 +60,7 @@ class Card(Json):
             where what reads it was not installed.
         samples: recordings that were compared.
         state: numbers in the state of a stream, where a stepwise format was written.
+        frames: how events become that input; None where the checkpoint's recipe does not say.
     """
 
     student: str
@@ -70,6 +73,7 @@ class Card(Json):
     samples: int
     differs: dict[str, float | None] = field(default_factory=dict)
     state: int | None = None
+    frames: Frames | None = None
 
 
 def export(
@@ -100,6 +104,8 @@ def export(
         ValueError: a student that a format cannot express, a package that is missing, a file that
             does not give PyTorch's logits.
     """
+    if samples < 1:
+        raise ValueError(f"--samples is {samples}: give a number at least 1")
     opened = reopen(path, data_path, trust=trust)
     events = _some(opened, samples)
     card = _card(path, opened, events, license, formats)
@@ -110,7 +116,8 @@ def export(
             WRITERS[name](opened, events, file)
             card.differs[name] = _read_back(name, opened, events, file, flips)
             file.replace(folder / file.name)
-    (folder / "card.json").write_text(card.to_json())
+    with aside(folder / "card.json") as out:
+        out.write(card.to_json().encode())
     return card
 
 
@@ -179,26 +186,29 @@ def _card(
                 f"weights {weights}, {found.samples} samples of the test split of {data.name} "
                 f"(fingerprint {data.fingerprint}), mean logits of {len(found.per_step)} steps"
             )
+    of_data = opened.recipe["data"]
     stepwise = any(name.endswith("-step") for name in formats)
     return Card(
         student=opened.recipe["student"]["class_path"],
         classes=list(opened.data.classes),
         input=["batch", *events.shape[1:]],
-        normalization=opened.recipe["data"]["init_args"].get("normalize", "none"),
+        normalization=of_data["init_args"].get("normalize", "none"),
         accuracy=accuracy,
         protocol=protocol,
         license=license,
         samples=len(events),
         state=Step(opened.student, events[:1, 0]).size if stepwise else None,
+        frames=frames_of(of_data["class_path"], {"T": opened.data.T} | of_data["init_args"]),
     )
 
 
 def _write_safetensors(opened: Reopened, events: Tensor, file: Path) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     metadata = {"student": json.dumps(opened.recipe["student"])}
     state = {name: x.contiguous() for name, x in opened.student.state_dict().items()}
-    save_file(state, file, metadata)
+    with aside(file) as out:
+        out.write(save(state, metadata))
 
 
 def _read_safetensors(opened: Reopened, file: Path) -> Run:

@@ -8,6 +8,7 @@ where the state is what `estl.step` carries, the potentials of all neurons in on
 is zeros where a stream begins; the answer is the mean of the logits since then.
 """
 
+import io
 import logging
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from estl.neurons.lif import Potentials
 from estl.students.adapters import Adapter
+from estl.training.files import aside
 
 # They warn that torchvision and Triton are not installed, which no student needs.
 for _name in ("torch.onnx._internal.exporter._registration", "torch._library.triton"):
@@ -147,7 +149,10 @@ def write_program(student: nn.Module, events: Tensor, file: Path, *, stepwise: b
             f"{type(student).__name__} computes with {', '.join(foreign)}, which is not PyTorch's "
             "own, so that the file could not be read: use safetensors"
         )
-    torch.export.save(program, file)
+    made = io.BytesIO()  # on a full disk, torch's writer would end the process
+    torch.export.save(program, made)
+    with aside(file) as out:
+        out.write(made.getbuffer())
 
 
 def _foreign(program: Any) -> list[str]:
@@ -202,7 +207,9 @@ def write_onnx(student: nn.Module, events: Tensor, file: Path, *, stepwise: bool
         warnings.simplefilter("ignore")  # what torch's exporter calls of itself is deprecated
         found = torch.onnx.export(program, dynamo=True, verbose=False, output_names=names)
     assert found is not None
-    found.save(file, external_data=False)
+    made = found.model_proto.SerializeToString()
+    with aside(file) as out:
+        out.write(made)
 
 
 def read_onnx(file: Path, *, stepwise: bool, threads: int = 0) -> Run:

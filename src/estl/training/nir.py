@@ -5,6 +5,7 @@ threshold. In steps of `DT`, v = (1 - DT/tau) v + r DT/tau i: our decay and gain
 fires at the threshold, ours of TET above it; a potential is exactly there in rare cases only.
 """
 
+import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from estl.neurons import LIF
 from estl.students import VGGSNN, ResNet, fold
 from estl.students.resnet import ResidualBlock
+from estl.training.files import aside
 
 DT = 1e-4
 """Seconds a step, which other frameworks take for granted."""
@@ -117,7 +119,10 @@ def to_nir(student: nn.Module, shape: Shape, file: Path) -> None:
     name = next(reversed(graph.nodes))
     nodes = {("output" if key == name else key): node for key, node in graph.nodes.items()}
     edges = [(a, "output" if b == name else b) for a, b in graph.edges]
-    nir.write(file, nir.NIRGraph(nodes, edges))
+    made = io.BytesIO()
+    nir.write(made, nir.NIRGraph(nodes, edges))
+    with aside(file) as out:
+        out.write(made.getbuffer())
 
 
 def from_nir(file: Path) -> Callable[[Tensor], Tensor] | None:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from estl.data.frames import normalize
 from estl.data.recorded import read_parts
-from estl.data.windows import Span, microseconds
+from estl.data.windows import Span, microseconds, sensor_shape
 from estl.evaluation.accuracy import running_mean
 from estl.evaluation.early import check_threshold
 from estl.students import step
@@ -102,6 +102,7 @@ def predict(
     window: str | None = None,
     stride: str | None = None,
     sensor: str | None = None,
+    failed: Callable[[Exception], None] | None = None,
 ) -> Iterator[Prediction]:
     """For each event file, or each of its windows, the class after every time step t = 1..T.
 
@@ -113,6 +114,8 @@ def predict(
         window: time that recordings are cut into, "300ms", as the data set `Recordings` cuts them.
         stride: from the start of a window to that of the next; a window's time if None.
         sensor: height and width in pixels, "720x1280", of files that do not tell them.
+        failed: is called with the error of a file that cannot be read, and the next one follows;
+            None to raise it.
 
     Raises:
         ValueError: no checkpoint of ESTL, a class that is not trusted, a broken file, a threshold
@@ -124,13 +127,19 @@ def predict(
     length, apart = (None if time is None else microseconds(time) for time in (window, stride))
     known = Predictor.open(path, trust)
     trained = known.options.get("window")
+    sensor_shape(sensor)  # raises, once for all files
     for file in files:
         parts = read_parts(file, known.data["class_path"], known.options, length, apart, sensor)
-        for span, frames in parts:
-            if length is None and trained is not None and span is not None:
-                _say_long(file, span, trained)
-            steps, seconds, _ = known.answer(frames, until_sure)
-            yield Prediction(file, steps, seconds, span)
+        try:
+            for span, frames in parts:
+                if length is None and trained is not None and span is not None:
+                    _say_long(file, span, trained)
+                steps, seconds, _ = known.answer(frames, until_sure)
+                yield Prediction(file, steps, seconds, span)
+        except (OSError, ValueError) as error:
+            if failed is None:
+                raise
+            failed(error)
 
 
 def _say_long(file: Path, span: Span, trained: str) -> None:

@@ -126,7 +126,7 @@ def rehearse(config: Namespace, given: Namespace) -> Rehearsal:
     make_callbacks(config)  # they are not called: what they write belongs to the run
     options = config.trainer.as_dict()
     trainer = make_trainer(
-        options | once, logger=False, enable_checkpointing=False, callbacks=[watch]
+        options, **once | {"logger": False, "enable_checkpointing": False, "callbacks": [watch]}
     )
     with plainly():
         trainer.fit(learner, parts.data)

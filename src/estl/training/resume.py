@@ -13,7 +13,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from estl.training.checkpoint import read_checkpoint
 from estl.training.files import aside
-from estl.training.processes import rank
+from estl.training.processes import rank, restarted
+from estl.training.results import Results
 
 STATE = ("epoch", "loops", "optimizer_states", "lr_schedulers", "supervision")
 """What a checkpoint has for going on, beside what `load_student` needs."""
@@ -125,7 +126,20 @@ def taken(folder: Path) -> bool:
     return any(folder.glob("*.ckpt")) or (folder / "results.json").exists()
 
 
-def newest_whole(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+def refuse_taken(folder: Path) -> None:
+    """Raise ValueError if a new run would be written over one that a folder holds."""
+    if taken(folder):
+        raise ValueError(
+            f"{folder} already holds a run: continue it with estl fit --resume {folder}, or "
+            "choose another --output-dir"
+        )
+
+
+Saved = tuple[Path, dict[str, Any]]
+"""A checkpoint's file, and what it holds."""
+
+
+def newest_whole(folder: Path) -> Saved | None:
     """The newest checkpoint of a run that can be continued, and what it holds.
 
     That is `last.ckpt`; where it is damaged or gone, the whole one of the latest epoch, and the
@@ -199,6 +213,51 @@ def refuse_another(old: dict[str, Any], new: dict[str, Any], folder: Path) -> No
                 f"{folder} has {key} {str(a)[:60]}, not {str(b)[:60]}: leave it out, or train "
                 "anew without --resume"
             )
+
+
+def refuse_finished(start: Saved, recipe: dict[str, Any]) -> None:
+    """Raise ValueError where nothing would be trained, so that nothing is rewritten either.
+
+    What can be done is to train on, to test a run that was stopped before its results, or to put a
+    whole checkpoint in the place of a damaged `last.ckpt`. A launcher that starts a run again after
+    its end is no mistake.
+
+    Args:
+        start: the checkpoint that the run is to be continued from.
+        recipe: with which it is to be continued.
+
+    >>> saved = {"epoch": 6, "recipe": {}}
+    >>> refuse_finished((Path("run/last.ckpt"), saved), {"trainer": {"max_epochs": 3}})
+    Traceback (most recent call last):
+    ValueError: run has 7 epochs behind it, more than --epochs 3: give more, or leave it out
+    """
+    path, saved = start
+    done, asked = saved["epoch"] + 1, recipe["trainer"]["max_epochs"]
+    if asked is None or asked > done:
+        return
+    folder = path.parent
+    if asked < done:
+        raise ValueError(
+            f"{folder} has {done} epochs behind it, more than --epochs {asked}: give more, or "
+            "leave it out"
+        )
+    for key, a, b in _differences(saved["recipe"].get("learner"), recipe.get("learner"), "learner"):
+        raise ValueError(
+            f"{folder} was trained for all its {done} epochs with {key} {a}, not {b}: leave it "
+            f"out, or train on with --epochs above {done}"
+        )
+    if path.name == "last.ckpt" and not restarted() and _has_results(folder, done):
+        raise ValueError(
+            f"{folder} is finished, after {done} epochs: train on with --epochs above {done}, or "
+            f"test it with estl test --ckpt {path}"
+        )
+
+
+def _has_results(folder: Path, epochs: int) -> bool:
+    """Whether a run's results are there and are those after so many epochs."""
+    with suppress(OSError, ValueError):
+        return Results.read(folder / "results.json").epochs >= epochs
+    return False
 
 
 def _differences(old: Any, new: Any, key: str) -> Iterator[tuple[str, Any, Any]]:

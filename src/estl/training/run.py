@@ -10,19 +10,19 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning import LightningModule, Trainer, seed_everything
+from lightning import seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
-from torch import Tensor
 
 from estl.data.check import refuse_leaks
+from estl.data.folders import only_one
 from estl.data.loader import batch_share
 from estl.evaluation.accuracy import Accuracy, evaluate
 from estl.evaluation.attacks import attack, noise, robustness
@@ -31,33 +31,24 @@ from estl.evaluation.early import at, check_threshold, confidences
 from estl.training.checkpoint import read_checkpoint
 from estl.training.files import aside
 from estl.training.history import History
-from estl.training.processes import rank
+from estl.training.keeping import Best, Here, ValidateLast
+from estl.training.processes import rank, restarted
 from estl.training.recipe import Parts, build, make_callbacks, make_learner, parse_recipe, plain
 from estl.training.reopen import reopen
 from estl.training.results import CheckpointResults, Results, Weights, peak_memory, provenance
-from estl.training.resume import Aside, going_on, newest_whole, refuse_another, taken
+from estl.training.resume import (
+    Aside,
+    Saved,
+    going_on,
+    newest_whole,
+    refuse_another,
+    refuse_finished,
+    refuse_taken,
+)
 from estl.training.screen import progress_bars, quiet
 from estl.training.trainer import make_logger, make_trainer, plainly
 from estl.training.trouble import Firing, NotFiniteError
 from estl.types import Batch, Output
-
-
-class Best(ModelCheckpoint):
-    """Keeps the weights best on validation, named by their epoch as counted from 1."""
-
-    def format_checkpoint_name(self, metrics: dict[str, Tensor], *args: Any, **kwargs: Any) -> str:
-        """File name of a checkpoint."""
-        metrics = metrics | {"epoch": metrics["epoch"] + 1}
-        return super().format_checkpoint_name(metrics, *args, **kwargs)
-
-
-class ValidateLast(Callback):
-    """Validates the last epoch, whether or not `check_val_every_n_epoch` divides their number."""
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ask for validation after this epoch if it is the last."""
-        if trainer.current_epoch + 1 == trainer.max_epochs:
-            trainer.check_val_every_n_epoch = 1
 
 
 def run_folder(config: Namespace) -> Path:
@@ -72,11 +63,7 @@ def run_folder(config: Namespace) -> Path:
         path = Path(config.output_dir)
         if path.exists() and not path.is_dir():
             raise ValueError(f"{path} is no folder: choose another --output-dir")
-        if taken(path):
-            raise ValueError(
-                f"{path} already holds a run: continue it with estl fit --resume {path}, or "
-                "choose another --output-dir"
-            )
+        refuse_taken(path)
     else:
         parts = [config[part].class_path for part in ("data", "student", "supervision")]
         stem = "-".join([*(p.rpartition(".")[2] for p in parts), f"seed{config.seed}"]).lower()
@@ -134,6 +121,7 @@ def fit(
         refuse_another(plain(parse_recipe(old)[0]), parts.recipe, folder)
         if start[1].get("fingerprint", data) != data:
             raise ValueError(f"{folder} was trained on other data: give the same files")
+        refuse_finished(start, parts.recipe)
     last = ModelCheckpoint(
         folder, "last", save_on_train_epoch_end=True, enable_version_counter=False
     )
@@ -160,6 +148,7 @@ def fit(
         callbacks=[
             *([best, ValidateLast()] if selects else []),
             last,
+            Here(last),
             Timer(),
             History(folder),
             Firing(),
@@ -169,32 +158,52 @@ def fit(
         ],
     )
     batch_share(parts.data.batch_size, trainer.world_size)  # before other processes are started
-    if rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        for rest in folder.glob("*.new"):  # of a run that was killed while it wrote
-            rest.unlink()
-        with aside(folder / "config.yaml") as file:
-            file.write(yaml.safe_dump(parts.recipe, sort_keys=False).encode())
-        if start is not None and start[0].name != "last.ckpt":
-            with aside(folder / "last.ckpt") as file:
-                file.write(start[0].read_bytes())
-    # Edges near 0 are denormal numbers, with which a processor computes several times slower.
-    torch.set_flush_denormal(True)
-    try:
-        with going_on(folder), plainly():
-            trainer.fit(learner, parts.data, ckpt_path=start[0] if start else None)
-    except NotFiniteError as error:
-        raise error.kept(Path(last.dirpath or folder)) from None
-    finally:
-        torch.set_flush_denormal(False)
-    if not trainer.is_global_zero:
-        return None
-    paths: dict[Weights, Path] = {"final": folder / "last.ckpt"}
-    if selects:
-        paths["best_on_validation"] = Path(best.best_model_path)
+    with only_one(folder, wait=restarted()) if rank() == 0 else nullcontext():
+        if rank() == 0:
+            _begin(folder, parts, start, new=resume is None)
+        # Edges near 0 are denormal numbers, with which a processor computes several times slower.
+        torch.set_flush_denormal(True)
+        try:
+            with going_on(folder), plainly():
+                trainer.fit(learner, parts.data, ckpt_path=start[0] if start else None)
+        except NotFiniteError as error:
+            raise error.kept(Path(last.dirpath or folder)) from None
+        finally:
+            torch.set_flush_denormal(False)
+        if not trainer.is_global_zero:
+            return None
+        paths: dict[Weights, Path] = {"final": folder / "last.ckpt"}
+        if selects:
+            paths["best_on_validation"] = Path(best.best_model_path)
+        device = trainer.strategy.root_device
+        return folder, _results(parts, paths, device, test, folder, see)
+
+
+def _begin(folder: Path, parts: Parts, start: Saved | None, *, new: bool) -> None:
+    """Write what is in a run folder before its first epoch."""
+    if new:  # it was free before the lock was had
+        refuse_taken(folder)
+    for rest in folder.glob("*.new"):  # of a run that was killed while it wrote
+        rest.unlink()
+    with aside(folder / "config.yaml") as file:
+        file.write(yaml.safe_dump(parts.recipe, sort_keys=False).encode())
+    if start is not None and start[0].name != "last.ckpt":
+        with aside(folder / "last.ckpt") as file:
+            file.write(start[0].read_bytes())
+
+
+def _results(
+    parts: Parts,
+    paths: dict[Weights, Path],
+    device: torch.device,
+    test: bool,
+    folder: Path,
+    see: Callable[[Parts, Output, Batch], None] | None,
+) -> Results:
+    """What `results.json` holds, which is written."""
     saved = read_checkpoint(paths["final"])  # with `ddp_spawn`, the trainer here knows nothing
     with going_on(folder):
-        found, diagnosis = _evaluate(parts, paths, trainer.strategy.root_device, test, folder, see)
+        found, diagnosis = _evaluate(parts, paths, device, test, folder, see)
     results = Results(
         provenance(parts.data, parts.student, parts.supervision, parts.recipe),
         epochs=saved["epoch"] + 1,
@@ -206,7 +215,7 @@ def fit(
     )
     with going_on(folder), aside(folder / "results.json") as file:
         file.write(results.to_json().encode())
-    return folder, results
+    return results
 
 
 def _evaluate(

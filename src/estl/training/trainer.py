@@ -31,7 +31,7 @@ def make_trainer(options: dict[str, Any], **own: Any) -> Trainer:
         own: arguments of `Trainer` beside these.
 
     Raises:
-        ValueError: no such device, or options that Lightning refuses.
+        ValueError: no such device, a logger that is not installed, options that Lightning refuses.
 
     >>> make_trainer({"accelerator": "cpu", "devices": 0})
     Traceback (most recent call last):
@@ -39,6 +39,10 @@ def make_trainer(options: dict[str, Any], **own: Any) -> Trainer:
     """
     if str(precision := options.get("precision")) in WHOLLY:
         raise ValueError(f"trainer.precision is {precision}: give 32, or bf16 or 16 (mixed)")
+    devices = options.get("devices", "auto")
+    if isinstance(devices, str) and not re.fullmatch(r"auto|-?\d+( *, *\d+)*,?", devices):
+        raise ValueError(f"trainer.devices is {devices}: give how many, or which (0,1), or auto")
+    _refuse_missing(options.get("logger"))
     found = launched()
     if found is not None and options.get("devices", "auto") == "auto":
         nodes = {"num_nodes": found.size // found.here} if found.size > found.here else {}
@@ -61,15 +65,19 @@ def make_logger(name: Logging, folder: Path) -> Logger:
     Raises:
         ValueError: wandb is not installed.
     """
+    _refuse_missing(name)
     if name == "wandb":
-        if find_spec("wandb") is None:
-            raise ValueError("trainer.logger wandb needs wandb: pip install 'estl[wandb]'")
         return WandbLogger(folder.name, save_dir=folder, project="estl")
     if name == "csv":  # which empties its folder: a resumed run takes the next one
         names = itertools.chain(["csv"], (f"csv-{i}" for i in itertools.count(2)))
         free = next(version for version in names if not (folder / version).exists())
         return CSVLogger(folder, name="", version=free)
     return TensorBoardLogger(str(folder), name="", version="tensorboard")
+
+
+def _refuse_missing(logger: Logging | None) -> None:
+    if logger == "wandb" and find_spec("wandb") is None:
+        raise ValueError("trainer.logger wandb needs wandb: pip install 'estl[wandb]'")
 
 
 @contextmanager

@@ -1,0 +1,61 @@
+"""Which weights of a run are kept: callbacks around Lightning's `ModelCheckpoint`."""
+
+import os
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from torch import Tensor
+
+
+class Best(ModelCheckpoint):
+    """Keeps the weights best on validation, named by their epoch as counted from 1."""
+
+    def format_checkpoint_name(self, metrics: dict[str, Tensor], *args: Any, **kwargs: Any) -> str:
+        """File name of a checkpoint."""
+        metrics = metrics | {"epoch": metrics["epoch"] + 1}
+        return super().format_checkpoint_name(metrics, *args, **kwargs)
+
+
+class ValidateLast(Callback):
+    """Validates the last epoch, whether or not `check_val_every_n_epoch` divides their number."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ask for validation after this epoch if it is the last."""
+        if trainer.current_epoch + 1 == trainer.max_epochs:
+            trainer.check_val_every_n_epoch = 1
+
+
+class Here(Callback):
+    """Has a run folder that was moved, copied or mounted elsewhere continued as the same one.
+
+    Checkpoints name the best one by its path, and Lightning forgets its score where that changed.
+
+    Args:
+        last: the callback whose folder is the run's.
+    """
+
+    def __init__(self, last: ModelCheckpoint) -> None:
+        self.last = last
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Put the folder as it is called now into what the callbacks are about to read."""
+        states = checkpoint["callbacks"]
+        old = states.get(self.last.state_key, {}).get("dirpath")
+        if old is not None and self.last.dirpath is not None:
+            checkpoint["callbacks"] = moved(states, str(old), str(self.last.dirpath))
+
+
+def moved(values: Any, old: str, new: str) -> Any:
+    """Nested values with each path in the folder `old` as the one in the folder `new`.
+
+    >>> moved({"best": "/a/r/x.ckpt", "scores": {"/a/r/x.ckpt": 1, "/a/r2": 2}}, "/a/r", "/b")
+    {'best': '/b/x.ckpt', 'scores': {'/b/x.ckpt': 1, '/a/r2': 2}}
+    """
+    if isinstance(values, dict):
+        return {moved(key, old, new): moved(value, old, new) for key, value in values.items()}
+    if isinstance(values, str) and (values == old or values.startswith(old + os.sep)):
+        return new + values.removeprefix(old)
+    return values

@@ -213,7 +213,7 @@ def test_every_frame_says_its_step_and_its_time(shared: Path) -> None:
 
 
 def test_names_in_chinese_letters_are_drawn_or_are_boxes_without_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Of a letter that no font has, each is drawn as the same box."""
 
@@ -226,3 +226,4 @@ def test_names_in_chinese_letters_are_drawn_or_are_boxes_without_a_warning(
     assert np.array_equal(drawn("椅"), drawn("杯")) == (not chinese_fonts())
     monkeypatch.setattr("estl.data.show.chinese_fonts", list)
     assert np.array_equal(drawn("椅"), drawn("杯"))
+    assert caplog.messages == []

@@ -1,6 +1,7 @@
 """Pictures of a data set: an image beside the event frames that belong to it."""
 
 import inspect
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -47,9 +48,15 @@ def any_letters() -> Iterator[None]:
     import matplotlib as mpl
 
     families = [*mpl.rcParams["font.family"], *chinese_fonts()]
+    log = logging.getLogger("matplotlib.font_manager")  # which tells of a font's other weight
+    level = log.level
     with mpl.rc_context({"font.family": families}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from")
-        yield
+        log.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            log.setLevel(level)
 
 
 def chinese_fonts() -> list[str]:

@@ -23,8 +23,10 @@ from estl.commands.fit import fit
 from estl.commands.flags import ARCHS, DATASETS, KEYS, RECIPES, TrainingFlags
 from estl.data.augment import Augment
 from estl.students import VGGSNN, resnet18, resnet19
-from estl.supervision import EdgeGuidedDistillation
+from estl.supervision import TET, TRE, TSE, DenseTSE, EdgeGuidedDistillation, MeanCE
 from estl.supervision.terms import WEIGHTS
+from estl.supervision.tre import tre_loss
+from estl.supervision.tse import tse_loss
 from estl.training.checkpoint import make
 from estl.training.recipe import make_parser, parse
 
@@ -357,6 +359,21 @@ def test_short_flags_and_names_are_all_there(path: Path) -> None:
     flags = [f"--{name.replace('_', '-')}" for name in names]
     keys = [*flags, *KEYS.values(), "output_dir", "seed", *ARCHS, *DATASETS, *WEIGHTS]
     assert [key for key in keys if f"`{key}`" not in text] == []
+
+
+@pytest.mark.parametrize("path", [SUPERVISION, chinese(SUPERVISION)], ids=["en", "zh"])
+@pytest.mark.parametrize("kind", [MeanCE, TET, TSE, TRE, DenseTSE], ids=lambda kind: kind.__name__)
+def test_defaults_in_the_guide_are_those_of_the_code(path: Path, kind: type) -> None:
+    (row,) = re.findall(rf"^\| `{kind.__name__}` \| (.*?) \|", path.read_text(), re.MULTILINE)
+    told = {name: yaml.safe_load(value) for name, value in re.findall(r"`(\w+)` ([-\w.]+)", row)}
+    named = re.findall(r"`(\w+)`", row)
+    defaults = {name: p.default for name, p in signature(kind).parameters.items()}
+    assert set(named) == set(defaults)
+    assert told == {name: x for name, x in defaults.items() if x is not None}
+    function = {TSE: tse_loss, TRE: tre_loss}.get(kind)
+    if function is not None:
+        shared = {name: p.default for name, p in signature(function).parameters.items()}
+        assert all(shared[name] == x for name, x in defaults.items() if name in shared)
 
 
 @pytest.mark.parametrize("path", [SUPERVISION, chinese(SUPERVISION)], ids=["en", "zh"])

@@ -633,6 +633,20 @@ def test_the_metrics_of_one_step_are_zero() -> None:
     }
 
 
+def test_the_past_of_a_step_and_its_threshold_are_those_of_the_mask() -> None:
+    torch.manual_seed(0)
+    features, head = torch.rand(2, 3, 8, 4, 4).double(), linear_head(8, 5)
+    supervision = TSE(tau_f=0.1, kappa=0.5)
+    found = supervision.past(*(asked := make(features, head, torch.tensor([0, 4]))))
+    assert found is not None
+    p, threshold = found
+    tau_d = p.mean((-2, -1), keepdim=True) + 0.5 * p.std((-2, -1), keepdim=True)
+    torch.testing.assert_close(threshold, tau_d.clamp(min=0.1))
+    torch.testing.assert_close(supervision.keep(*asked)[:, 1:], p < threshold)
+    assert supervision.past(*make(features[:, :1], head, torch.tensor([0, 4]))) is None
+    assert supervision.past(*make(features[..., :1, :1], head, torch.tensor([0, 4]))) is None
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_a_head_that_reads_no_pooled_features_is_refused(training: bool) -> None:
     features = torch.randn(2, 3, 5, 4, 4)
@@ -644,6 +658,8 @@ def test_a_head_that_reads_no_pooled_features_is_refused(training: bool) -> None
         ValueError, match=r'^.*VGGSNN\(pooled=True\) or Spikformer\(readout="mean"\)$'
     ):
         TSE().train(training)(output, batch)
+    with pytest.raises(ValueError, match="VGGSNN"):
+        TSE().keep(output, batch)
 
 
 @pytest.mark.parametrize(

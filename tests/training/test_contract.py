@@ -140,6 +140,8 @@ def test_a_training_says_so_at_its_first_step() -> None:
 
     with pytest.raises(ValueError, match=r"Half: Loss\.terms sum to"):
         fitted(small_student(), Half())
+    with pytest.raises(ValueError, match="OfMaxima"):  # validation comes first
+        Learner(OfMaxima(pooled_head=True), MeanCE()).validation_step(make_batch(), 0)
     with pytest.raises(ValueError, match="OfMaxima"):
         fitted(OfMaxima(pooled_head=True), TSE())
     frozen = small_student().requires_grad_(False)

@@ -67,8 +67,7 @@ class Learner(LightningModule):
 
     Raises:
         ValueError: an option outside its range, or `compile` with `recompute`; when training
-            starts, a name in `part_lr` that no part has, a student of which nothing is trained, or
-            what `training.contract` refuses.
+            starts, an unknown name in `part_lr`, a frozen student, or what `contract.py` refuses.
     """
 
     def __init__(
@@ -114,8 +113,7 @@ class Learner(LightningModule):
         self.compiled = compiled(student) if compile else None
         self.finite = FiniteCheck()
         self.terms: dict[str, Tensor] = {}  # of the last step, for the progress bar
-        self.warned = False
-        self.unseen = True  # what student and supervision return
+        self.warned, self.unseen = False, True  # unseen: what student and supervision return
         self.stepped = 0
         self.preparing: int | None = None  # batches that the supervision is prepared on at most
 
@@ -202,7 +200,10 @@ class Learner(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Cross-entropy and accuracy of the mean over time, the same for every supervision."""
-        mean = self.student(batch.events).logits.float().mean(1)
+        output: Output = self.student(batch.events)
+        if self.unseen:
+            check_student(self.student, output, batch, len(self.classes))
+        mean = output.logits.float().mean(1)
         correct = _accuracy(mean, batch.label)
         loss = F.cross_entropy(mean, batch.label)
         size: Any = float(len(batch.label))  # see `training_step`

@@ -187,10 +187,10 @@ def _multiplies(module: nn.Module) -> bool:
     `nn.MultiheadAttention` has a part, whose weights it reads without calling it.
     """
     whole = isinstance(module, nn.MultiheadAttention) or not list(module.children())
-    folded = isinstance(
-        module, nn.LayerNorm | nn.RMSNorm | nn.Embedding
-    )  # a lookup multiplies nothing
-    return whole and not folded and any(p.ndim >= 2 for p in module.parameters())
+    # Norms scale, and a lookup multiplies nothing.
+    if not whole or isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.Embedding):
+        return False
+    return any(p.ndim >= 2 for p in module.parameters())
 
 
 def _natural(x: Tensor) -> bool:

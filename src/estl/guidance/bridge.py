@@ -27,6 +27,9 @@ nothing from pictures of CIFAR-10, and all the others less (docs/log.md)."""
 PROBES = 8
 """Recordings of a batch that `limit` is estimated from: 10^5 counts and more."""
 
+MANY = 1e6
+"""Trials of binomial counts that are Poisson's to a millionth of their variance."""
+
 
 def train_detector(detector: LearnableEdgeDetector, batches: Iterable[Batch], steps: int) -> None:
     """So many steps of Adam on `edge_events_loss`, at a rate that rises, then falls to zero along a
@@ -89,36 +92,41 @@ def predict(
     return draw(asked, limit(known, some))
 
 
-def limit(rates: Float[Tensor, "B T 2 H W"], events: Float[Tensor, "B T 2 H W"]) -> int:
+def limit(
+    rates: Float[Tensor, "B T 2 H W"], events: Float[Tensor, "B T 2 H W"]
+) -> Float[Tensor, ""]:
     """How often a pixel can fire in a step at most, by the variance of recorded counts n.
 
     Of binomial counts with M trials and mean r the variance is r - r^2 / M. So
 
         M = sum r^2 / (sum r - sum (n - r)^2),
 
-    rounded, at least 1, and 0 (no limit: Poisson) where counts vary as much as Poisson's or more. A
-    pixel rests after each event, so that sharp edges give more even counts than Poisson's: on
-    N-MNIST in five steps M is 6, and the variance of bright places a fifth of Poisson's.
+    rounded, at least 1, and `MANY` (no limit: Poisson) where counts vary as much as Poisson's or
+    more. A pixel rests after each event, so that sharp edges give more even counts than Poisson's:
+    on N-MNIST in five steps M is 6, and the variance of bright places a fifth of Poisson's. It
+    stays on the device, which a step of training does not wait for.
 
     >>> r = torch.full((1, 1, 2, 1, 1), 2.0)
     >>> limit(r, torch.tensor([1.0, 3.0]).view(1, 1, 2, 1, 1)), limit(r, r + 2)
-    (4, 0)
+    (tensor(4.), tensor(1000000.))
     """
     spare = rates.sum() - (events - rates).square().sum()
-    return max(1, round(float(rates.square().sum() / spare))) if spare > 0 else 0
+    trials = (rates.square().sum() / spare).round().clamp(1.0, MANY)
+    return torch.where(spare > 0, trials, MANY)
 
 
-def draw(rates: Float[Tensor, "B T 2 H W"], limit: int = 0) -> Float[Tensor, "B T 2 H W"]:
-    """Independent event counts of mean `rates`: Poisson's, or binomial of `limit` trials.
+def draw(
+    rates: Float[Tensor, "B T 2 H W"], limit: Float[Tensor, ""] | float = MANY
+) -> Float[Tensor, "B T 2 H W"]:
+    """Independent event counts of mean `rates`: binomial of `limit` trials, by default Poisson's.
 
-    Binomial counts have the variance r (1 - r / limit). A rate above the limit always gives it.
+    They have the variance r (1 - r / limit). A rate above the limit always gives it.
 
-    >>> draw(torch.full((1, 2, 2, 3, 3), 3.0), limit=3).unique()
+    >>> draw(torch.full((1, 2, 2, 3, 3), 3.0), limit=3.0).unique()
     tensor([3.])
     """
-    if limit == 0:
-        return torch.poisson(rates)
-    return torch.binomial(torch.full_like(rates, limit), (rates / limit).clamp(max=1.0))
+    trials = torch.as_tensor(limit, dtype=rates.dtype, device=rates.device)
+    return torch.binomial(trials.expand_as(rates), (rates / trials).clamp(max=1.0))
 
 
 def even_rates(

@@ -298,6 +298,16 @@ def commands(path: Path) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in COMMAND.findall(text)]
 
 
+def write_mine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The module with the student and the supervision that the README asks its reader to write."""
+    source = (
+        "from estl.students import VGGSNN as Tiny\nfrom estl.supervision import MeanCE as LastStep"
+    )
+    (folder / "mine.py").write_text(source)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)  # of another test's folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", WITH_COMMANDS, ids=lambda path: path.name)
 def test_commands_are_understood(
@@ -314,13 +324,7 @@ def test_commands_are_understood(
     named = re.compile(r"`(\w+\.yaml)`:?\n\n```yaml\n(.*?)^```", re.MULTILINE | re.DOTALL)
     for name, text in named.findall(path.read_text()):  # recipes that the document shows
         (tmp_path / name).write_text(text)
-    # The student and the supervision that the README asks its reader to write.
-    source = (
-        "from estl.students import VGGSNN as Tiny\nfrom estl.supervision import MeanCE as LastStep"
-    )
-    (tmp_path / "mine.py").write_text(source)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "mine", raising=False)  # of another test's folder
+    write_mine(tmp_path, monkeypatch)
     found = commands(path)
     assert found
     for args in found:
@@ -337,7 +341,10 @@ def test_commands_are_understood(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.name)
-def test_recipes_in_the_guides_are_understood(path: Path, tmp_path: Path) -> None:
+def test_recipes_in_the_guides_are_understood(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_mine(tmp_path, monkeypatch)
     parts = [text for language, text in blocks(path) if language == "yaml"]
     assert parts
     for text in parts:

@@ -26,6 +26,7 @@ FIT = """
 --config={t}/bytes.yaml                   | bytes.yaml is not valid YAML: correct it
 --config={t}/deep.yaml                    | deep.yaml is not valid YAML: correct it
 --config={t}/key.yaml                     | 'sed' is not accepted: correct it
+--config={t}/value.yaml                   | learner is 3: give keys below it, or leave it out
 --config={t}/list.yaml                    | list.yaml is no recipe: give a YAML file of keys
 --config={t}/empty.yaml                   | empty.yaml is no recipe: give a YAML file of keys
 --config={t}/file                         | file is no recipe: give a YAML file of keys
@@ -95,6 +96,7 @@ word                                      | unrecognized arguments: word: correc
 OTHERS = f"""
 fit                                                  | give --config RECIPE, or --dataset NAME
 fit --dataset=digits                                 | give --config RECIPE, or --arch NAME
+fit --config={{t}}/null.yaml                         | give --config RECIPE, or --arch NAME
 fit --config=nmnist_tse --data-path={{t}}/folder     | point --data-path at N-MNIST
 fit --config=digits_guided --teacher={{t}}/folder    | folder' is no folder of a CLIP model
 fit --dataset=recordings --arch=vggsnn               | arguments are required: root
@@ -139,6 +141,8 @@ ablate --dataset=digits --arch=vggsnn {HERE}         | an ablation needs a recip
 {GUIDED} --rungs=1 --jobs=0 {HERE}                   | --jobs is 0: give a number at least 1
 {GUIDED} --rungs=1                                   | --output-dir requires an argument
 compare --dataset=digits --arch=vggsnn --only=nosuch {HERE}         | the experiments are plain
+compare --dataset=digits --arch=vggsnn --only=tse,{{t}}/key.yaml {HERE}    | chooses no supervision
+compare --dataset=digits --arch=vggsnn --only={{t}}/no.yaml {HERE}  | no.yaml cannot be read
 compare --dataset=digits --arch=vggsnn --eps=x {HERE}               | give a number or a fraction
 tune --dataset=digits --arch=vggsnn --trials=0 {HERE}               | trials=0: at least 1
 tune --dataset=digits --arch=vggsnn --grid-tau-f=0.3 {HERE}         | give --grid-tau-f and --grid
@@ -173,6 +177,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = {
         "bad": "seed: [1\n",
         "key": "sed: 3\n",
+        "value": "learner: 3\n",
+        "null": "data: {class_path: estl.data.Digits}\nstudent:\n",
         "list": "- a\n- b\n",
         "deep": "[" * 1500,
         "empty": "",

@@ -14,7 +14,7 @@ from estl.evaluation.accuracy import Accuracy
 from estl.experiments.ablate import GUIDED, RUNGS, rungs
 from estl.experiments.sweep import Variant, keep_recipe, sweep
 from estl.experiments.train_teacher import train_teacher
-from estl.report.comparison import accuracies, markdown, per_step
+from estl.report.comparison import accuracies, markdown, per_step, write
 from estl.report.tables import plus_minus
 from estl.supervision.terms import WEIGHTS, WRITTEN, trained_parts
 from estl.training.recipe import merge, parse_recipe
@@ -161,6 +161,37 @@ def test_tables_show_mean_and_standard_deviation_over_seeds() -> None:
     assert ["a", "what", "60.00 ± 14.14", "", "60.00 ± 14.14", "3", "7"] in rows
     second = ["b", "else", "66.00 ± 15.56", "+6.00 [-6.71, +18.71]", "66.00 ± 15.56", "3", "7"]
     assert second in rows
+
+
+def test_an_energy_without_some_layers_is_marked_and_a_row_may_have_fewer_steps(
+    tmp_path: Path,
+) -> None:
+    def run(*uncounted: str, T: int = 2) -> Results:
+        data = DataFacts("Digits", "f", {})
+        of = Provenance("estl", 0, data, "S", 1, "TSE", {}, "P", 2, None, "2026-01-01")
+        test = {"final": Accuracy((0.5,) * T, 10)}
+        energy = {"energy_uj": 2.0, "cosine": 0.5}
+        return Results(of, 1, 3.0, 7, {}, test, energy, uncounted)
+
+    def told(found: dict[str, list[Results]]) -> str:
+        return markdown(found, dict.fromkeys(found, "what"), title="Title", command="estl x")
+
+    mixed = [run("mix", "gate"), run("gate", "more")]
+    text = told({"a": [run(), run()], "b": mixed, "c": [run("mix"), run("mix")], "d": mixed})
+    cells = [[c.strip() for c in line.split("|")] for line in text.splitlines()]
+    energies = {row[1]: row[-2] for row in cells if "0.500 ± 0.000" in row}
+    marked = "2.000 ± 0.000*"
+    assert energies == {"a": "2.000 ± 0.000", "b": marked, "c": marked, "d": marked}
+    (line,) = (line for line in text.splitlines() if line.startswith("µJ with *"))
+    assert line.endswith("not counted: mix, gate, more (in b, d); mix (in c)")
+    text = told({"a": [run()]})
+    assert "*" not in text
+    assert text.count("\n\n\n") == 0
+    found = {"a": [run(T=1)], "b": [run(T=2)]}
+    assert "| a | 50.0 |      |\n| b | 50.0 | 50.0 |" in told(found)
+    what = {"a": "an odd $", "b": "$x^ and $y_"}  # no formula
+    assert told(found) != write(found, what, tmp_path, title="T", command="c")
+    assert json.loads((tmp_path / "results.json").read_text())["runs"]["a"][0]["uncounted"] == []
 
 
 @pytest.mark.slow

@@ -364,6 +364,22 @@ def test_an_energy_that_layers_are_missing_from_is_no_total(run: Path, tmp_path:
     assert told() == ([], False)
 
 
+def test_the_commands_of_a_resumed_run_are_all_told(run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "one"))
+    path = folder / "results.json"
+    held = json.loads(path.read_text())
+
+    def told(**of: Any) -> str:
+        path.write_text(json.dumps(held | {"of": held["of"] | {"command": "estl fit a"} | of}))
+        tables = [p for p in sections(folder)["overview"].parts if isinstance(p, Table)]
+        rows = [row for table in tables for row in table.rows if row[0].en == "command"]
+        return "".join(row[1].en for row in rows)
+
+    assert told(resumed=["estl fit b", "estl fit c"]) == "estl fit a; estl fit b; estl fit c"
+    del held["of"]["resumed"]  # a run of an earlier version
+    assert told() == "estl fit a"
+
+
 def test_accuracy_under_attack_is_shown_where_it_was_measured(sweep: Path, tmp_path: Path) -> None:
     assert "robustness" not in drawn(sweep)
     folder = Path(shutil.copytree(sweep, tmp_path / "all"))

@@ -16,6 +16,8 @@ import yaml
 from estl.data.sets.digits import Digits
 from estl.data.shards import write_shards
 from estl.training.recipe import parse_recipe
+from estl.training.results import Results
+from estl.training.resume import commands, note_command
 from estl.training.run import fit
 from tests.small_runs import recipe, same, train
 
@@ -64,9 +66,28 @@ def test_killed_and_resumed_equals_unbroken(tmp_path: Path) -> None:
     for name, value in one["state_dict"].items():
         assert torch.equal(value, two["state_dict"][name]), name
     assert next(whole.glob("best*")).name == next(broken.glob("best*")).name
-    assert (broken / "results.json").exists()
+    of = Results.read(broken / "results.json").of
+    assert of.command == " ".join(["estl", *RUN[3:], f"--output-dir={broken}"])
+    assert of.resumed == (f"estl fit --resume {broken}",)
+    assert Results.read(whole / "results.json").of.resumed == ()
     assert [row["epoch"] for row in history(broken)] == [str(n) for n in range(1, 13)]
     assert history(broken) == history(whole)
+
+
+def test_commands_are_kept_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def note(*words: str, new: bool = False) -> list[str]:
+        monkeypatch.setattr(sys, "argv", ["/bin/estl", *words])
+        note_command(tmp_path, new=new)
+        return commands(tmp_path)
+
+    assert commands(tmp_path) == []
+    assert note("fit", "--resume", "old") == ["estl fit --resume old"]  # none was kept before
+    assert note("fit", "--x=a\n b", new=True) == ["estl fit --x=a b"]
+    assert note("fit", "--resume", "é") == ["estl fit --x=a b", "estl fit --resume é"]
+    assert len(note("fit", "--resume", "é")) == 3
+    monkeypatch.setenv("ESTL_RESTART_COUNT", "1")
+    assert len(note("fit", "--resume", "é")) == 3  # a launcher has started it again
+    assert note("fit", "--resume", "b")[2:] == ["estl fit --resume é", "estl fit --resume b"]
 
 
 def resume(folder: Path) -> dict[str, Any]:

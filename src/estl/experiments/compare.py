@@ -1,9 +1,11 @@
 """`estl compare`: the supervisions of the written design side by side, on one recipe.
 
 Five of the experiments are those of the comparison script: plain cross-entropy, TET, and TSE with
-its default, aggressive and conservative thresholds. TRE and the sum of TSE and TET run when named.
+its default, aggressive and conservative thresholds. TRE and the sum of TSE and TET run when named,
+and so do supervisions of one's own, which a file describes.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import yaml
 from estl.experiments.sweep import Variant
 from estl.supervision import TET, TRE, TSE, MeanCE, Sum
 from estl.training.names import class_paths, public_path
+from estl.training.recipe import merge
 from estl.training.results import CheckpointResults
 from estl.training.run import test
 
@@ -45,25 +48,96 @@ MORE: dict[str, tuple[str, type, dict[str, Any]]] = {
 """Those that run only when they are named."""
 
 
+FILES = (".yaml", ".yml")
+"""What the name of a row ends in that a file describes."""
+
+ITS_OWN = ("seed", "output_dir")
+"""Keys of a recipe that a sweep gives every run."""
+
+
 def experiments(names: Sequence[str] = ()) -> list[Variant]:
     """Experiments as variants of a recipe without a supervision.
 
-    Those named, or the design's five if `names` is empty.
+    Those named, or the design's five if `names` is empty. A name that ends in .yaml or .yml is a
+    file (`described`); these come last, in the order of `names`.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, two files of one name, or what `described` raises.
 
     >>> experiments(["tet"])[0].overlay["supervision"]
     {'class_path': 'estl.supervision.TET', 'init_args': {'means': 1.0, 'lamb': 0.001}}
     """
     known = EXPERIMENTS | MORE
-    if unknown := set(names) - set(known):
-        raise ValueError(f"no experiment {min(unknown)!r}: the experiments are {', '.join(known)}")
+    files = [Path(name) for name in names if name.endswith(FILES)]
+    if unknown := set(names) - set(known) - {name for name in names if name.endswith(FILES)}:
+        raise ValueError(
+            f"no experiment {min(unknown)!r}: the experiments are {', '.join(known)}, and files "
+            "that end in .yaml"
+        )
+    for i, path in enumerate(files):
+        if path.stem in [other.stem for other in files[:i]]:
+            raise ValueError(f"--only {path}: a second row {path.stem}: rename it, or leave it out")
     return [
-        Variant(name, what, _overlay(supervision, arguments))
-        for name, (what, supervision, arguments) in known.items()
-        if name in (names or EXPERIMENTS)
+        *(
+            Variant(name, what, _overlay(supervision, arguments))
+            for name, (what, supervision, arguments) in known.items()
+            if name in (names or EXPERIMENTS)
+        ),
+        *map(described, files),
     ]
+
+
+def described(path: Path) -> Variant:
+    """The variant that a file describes: keys of a recipe, its `supervision` among them.
+
+    Its name is the file's without the ending; what it is, the first line of the file that begins
+    with `#`, or else the class path of its supervision. As in the experiments of this module,
+    `part_lr` of the recipe does not count: it names parts of the recipe's supervision.
+
+    Raises:
+        ValueError: a file that cannot be read or holds no keys, one without a supervision (that of
+            the recipe is not compared, so that none would be plain cross-entropy), with an empty
+            key or one that a sweep sets; a name that is an experiment's or cannot be a folder's.
+    """
+    if path.stem in EXPERIMENTS | MORE:
+        raise ValueError(f"--only {path}: {path.stem} is an experiment already: rename the file")
+    if not re.fullmatch(r"[^\W_][\w.+-]*", path.stem):
+        raise ValueError(
+            f"--only {path}: its row and folder would be {path.stem!r}: rename the file to letters "
+            "and digits, with - _ + . between them"
+        )
+    text, values = _read(path)
+    supervision = values.get("supervision")
+    spec = supervision.get("class_path") if isinstance(supervision, dict) else supervision
+    if not isinstance(spec, str):
+        raise ValueError(
+            f"{path} chooses no supervision, and the recipe's is not compared: add one, as "
+            f"supervision: {{class_path: {public_path(TSE)}}}"
+        )
+    for key, value in values.items():
+        if key in ITS_OWN or value is None:
+            why = "which a sweep gives to each run" if key in ITS_OWN else "but no value for it"
+            raise ValueError(f"{path} has {key}, {why}: leave it out")
+    lines = (line.lstrip("# ").rstrip() for line in text.splitlines() if line.startswith("#"))
+    what = next(filter(None, lines), spec)
+    return Variant(path.stem, what, merge({"learner": {"part_lr": None}}, values))
+
+
+def _read(path: Path) -> tuple[str, dict[str, Any]]:
+    """The text of a file, and the keys that it holds."""
+    try:
+        text = path.read_text()
+        values = yaml.safe_load(text)
+    except OSError as error:
+        why = error.strerror
+        raise ValueError(f"--only {path} cannot be read ({why}): give a YAML file") from None
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        place = getattr(error, "problem_mark", None)
+        line = f" at line {place.line + 1}" if place else ""
+        raise ValueError(f"{path} is not valid YAML{line}: correct it") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds no keys of a recipe: give it one such as supervision")
+    return text, values
 
 
 def _overlay(supervision: type, arguments: dict[str, Any]) -> dict[str, Any]:

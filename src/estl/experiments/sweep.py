@@ -6,18 +6,21 @@ measured, a failure stays with it, and an interrupted sweep goes on where it sto
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import Namespace
 
 from estl.experiments.jobs import Job
 from estl.experiments.launch import launch
 from estl.training.recipe import merge, parse, parse_recipe, plain
 from estl.training.rehearsal import duration, rehearse
 from estl.training.results import Results
+from estl.training.resume import taken
 
 ANYWHERE = {"trainer": {"accelerator": "auto"}}
 """With this a recipe for a machine with GPUs can be tried on one without."""
@@ -88,10 +91,13 @@ def sweep(
         per_run: what each asks for there (`experiments.launch`).
 
     Raises:
-        ValueError: no seeds, a run failed (the text names its log), or runs saw different data.
+        ValueError: no seeds, a variant that has changed since its runs, a run failed (the text
+            names its log), or runs saw different data.
     """
     if not seeds:
         raise ValueError("no seeds: give at least one, as --seeds 0,1,2")
+    for variant in variants:
+        _refuse_changed(variant, folder / variant.name)
     for variant in variants:
         _write(recipe, variant, folder / variant.name)
     rehearse_all(recipe, variants, seeds, folder, (jobs or 1) if launcher == "local" else 0)
@@ -136,18 +142,25 @@ def rehearse_all(
         jobs: how many at a time; 0 if they are trained elsewhere, on devices that may not be here.
 
     Raises:
-        ValueError: a variant that does not train; the text names it.
+        ValueError: a variant that does not train, or is of other data; the text names it.
     """
     total, here = 0.0, "" if jobs else " if it were trained here"
-    for variant in variants:
+    parsed, prints = list[tuple[Variant, int, tuple[Namespace, Namespace]]](), set[str]()
+    for variant in variants:  # all of them before the first trains
         to_do = sum(not _results(folder / variant.name, seed).exists() for seed in seeds)
-        if not to_do:
-            continue
-        try:
-            tried = merge(merge(recipe, variant.overlay), {} if jobs else ANYWHERE)
-            seconds = rehearse(*parse_recipe(tried)).seconds
-        except (ValueError, RuntimeError, OSError) as error:
-            raise ValueError(f"{variant.name} ({variant.what}) does not train: {error}") from None
+        if to_do:
+            with _named(variant):
+                tried = merge(merge(recipe, variant.overlay), {} if jobs else ANYWHERE)
+                parsed.append((variant, to_do, parse_recipe(tried)))
+    for variant, to_do, configuration in parsed:
+        with _named(variant):
+            seconds, fingerprint = _tried(*configuration)
+            prints.add(fingerprint)
+            if len(prints) > 1:
+                raise ValueError(
+                    f"its recordings are not those of {parsed[0][0].name}: leave out what of data "
+                    "chooses them"
+                )
         each = f"each about {duration(seconds)}{here}"
         print(f"{variant.name}: {variant.what}; runs to do: {to_do}, {each}", flush=True)
         total += to_do * seconds
@@ -155,8 +168,34 @@ def rehearse_all(
         print(f"training takes about {duration(total / jobs)} in all", flush=True)
 
 
+def _tried(config: Namespace, given: Namespace) -> tuple[float, str]:
+    """Seconds of a run, and the fingerprint of its data; its parts are let go before the next's."""
+    tried = rehearse(config, given)
+    return tried.seconds, tried.parts.data.fingerprint
+
+
+@contextmanager
+def _named(variant: Variant) -> Iterator[None]:
+    """Have an error say of which variant it is."""
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError) as error:
+        raise ValueError(f"{variant.name} ({variant.what}) does not train: {error}") from None
+
+
 def _results(folder: Path, seed: int) -> Path:
     return folder / f"seed{seed}" / "results.json"
+
+
+def _refuse_changed(variant: Variant, folder: Path) -> None:
+    """Raise ValueError if a folder holds runs of a variant that was another one then."""
+    path = folder / "overlay.yaml"
+    started = path.exists() and any(taken(run) for run in folder.glob("seed*"))
+    if started and yaml.safe_load(path.read_text()) != variant.overlay:
+        raise ValueError(
+            f"{path} holds another {variant.name}, with which runs were trained: choose another "
+            "name or --output-dir"
+        )
 
 
 def _write(recipe: dict[str, Any], variant: Variant, folder: Path) -> None:

@@ -81,7 +81,8 @@ def markdown(
         for name, runs in found.items()
     ]
     steps = {name: per_step(runs) for name, runs in found.items()}
-    times = [f"t={t}" for t in range(1, len(per_step(first)) + 1)]
+    longest = max(map(len, steps.values()))  # a variant may have fewer time steps
+    times = [f"t={t}" for t in range(1, longest + 1)]
     alike = ["", "cosine of maps", "linear CKA", "erased %", "firing rate %", "µJ a sample"]
     of = first[0].of
     final = [mean(accuracies(runs, "final")) / 100 for runs in found.values()]
@@ -98,13 +99,13 @@ def markdown(
 
 Accuracy (%) after each time step, final weights:
 
-{table(["", *times], [[name, *(f"{a:.1f}" for a in row)] for name, row in steps.items()])}
+{table(["", *times], [[name, *_filled(row, longest)] for name, row in steps.items()])}
 
 Final weights, test split: similarity of the features between time steps (mean over pairs of steps),
 places that would be erased, spikes a neuron and step, estimated energy:
 
 {table(alike, [[name, *_diagnoses(runs)] for name, runs in found.items()])}
-
+{_uncounted(found)}
     {command}
 
 Seeds {seeds}; mean ± standard deviation over seeds. Differences are paired by seed and sample;
@@ -113,6 +114,11 @@ Data {of.data.name} {of.data.fingerprint}
 ({sizes}). {versions}. {of.machine}. Finished {of.finished[:10]}. Figures are on the test split,
 read once per run.
 """
+
+
+def _filled(row: Sequence[float], length: int) -> list[str]:
+    """Cells of a row, with empty ones at its end."""
+    return [*(f"{a:.1f}" for a in row), *[""] * (length - len(row))]
 
 
 def _against(found: Found, name: str, base: str, pairs: int) -> str:
@@ -125,13 +131,26 @@ def _against(found: Found, name: str, base: str, pairs: int) -> str:
 
 
 def _diagnoses(runs: Sequence[Results]) -> list[str]:
-    """A cell for each of `DIAGNOSIS`, "-" where a run has no figure."""
+    """A cell for each of `DIAGNOSIS`, "-" where a run has no figure; `*` at an energy too low."""
     cells = []
     for key, scale in DIAGNOSIS.items():
         values = [(run.diagnosis or {}).get(key) for run in runs]
         known = [scale * v for v in values if v is not None]
-        cells.append(plus_minus(known, 3) if len(known) == len(values) else "-")
+        mark = "*" if key == "energy_uj" and any(run.uncounted for run in runs) else ""
+        cells.append(plus_minus(known, 3) + mark if len(known) == len(values) else "-")
     return cells
+
+
+def _uncounted(found: Found) -> str:
+    """The line that says what an energy with `*` is without, empty if there is none."""
+    rows: dict[str, list[str]] = {}
+    for name, runs in found.items():
+        if layers := dict.fromkeys(layer for run in runs for layer in run.uncounted):
+            rows.setdefault(", ".join(layers), []).append(name)
+    if not rows:
+        return ""
+    told = "; ".join(f"{layers} (in {', '.join(names)})" for layers, names in rows.items())
+    return f"\nµJ with * are too low: these layers have weights and are not counted: {told}\n"
 
 
 def robustness_table(found: Mapping[str, Sequence[CheckpointResults]], eps: float) -> str:
@@ -157,20 +176,23 @@ def plot(found: Found, what: Mapping[str, str], path: Path) -> None:
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     over_time, last = figure.subplots(1, 2, sharey=True)
     seen: list[Interval] = []
+    longest = 0
     for place, (name, runs) in enumerate(found.items()):
         tests = [run.test["final"] for run in runs if run.test is not None]
         steps = zip(*(test.per_step for test in tests), strict=True)
         spread = [estimate(shares, tests[0].samples) for shares in steps]
+        longest = max(longest, len(spread))
         seen += spread
         color = COLORS[place % len(COLORS)]
         t = [i + 1 + 0.05 * place for i in range(len(spread))]
-        shape = {"color": color, "marker": "o", "capsize": 3, "label": f"{name}: {what[name]}"}
+        label = f"{name}: {what[name]}".replace("$", r"\$")  # it is text and no formula
+        shape = {"color": color, "marker": "o", "capsize": 3, "label": label}
         over_time.errorbar(t, [s.value for s in spread], yerr=_bars(spread), **shape)
         end = spread[-1:]
         last.errorbar([place], [s.value for s in end], yerr=_bars(end), **shape)
     over_time.set_ylim(axis(seen))
     over_time.set(xlabel="time step t", ylabel="test accuracy after step t, %")
-    over_time.set_xticks(range(1, len(spread) + 1))
+    over_time.set_xticks(range(1, longest + 1))
     last.set_xticks(range(len(found)), list(found))
     last.set(xlabel="after the last step, with 95 % intervals")
     figure.legend(*over_time.get_legend_handles_labels(), loc="outside lower left", ncols=2)

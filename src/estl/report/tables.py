@@ -5,14 +5,14 @@ from statistics import mean, stdev
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table.
+    """A Markdown table; a `|` in a cell is written so that it ends none.
 
     >>> print(table(["", "t=1"], [["plain", "90.1"]]))
     |       | t=1  |
     |-------|------|
     | plain | 90.1 |
     """
-    cells = [list(head), *(list(row) for row in rows)]
+    cells = [[cell.replace("|", r"\|") for cell in row] for row in (head, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"

@@ -111,7 +111,7 @@ def parse(
     try:
         given = parser.parse_args(list(args), defaults=False)
         for part in parts:
-            if part not in given:
+            if given.get(part) is None:
                 flag = {"data": "--dataset", "student": "--arch"}[part]
                 raise ValueError(f"no {part} chosen: give --config RECIPE, or {flag} NAME")
         return _in_range(parser.parse_args(list(args))), given
@@ -133,7 +133,10 @@ def parse_recipe(recipe: dict[str, Any]) -> tuple[Namespace, Namespace]:
 
 
 def _in_range(config: Namespace) -> Namespace:
-    """The configuration, or ValueError for a number that is not in its `RANGES`."""
+    """The configuration, or ValueError for a number out of `RANGES`, or one where keys belong."""
+    for part in ("learner", "trainer"):
+        if not isinstance(config[part], Namespace):
+            raise ValueError(f"{part} is {config[part]}: give keys below it, or leave it out")
     for needed, keys in RANGES.items():
         low = int(needed[-1])
         for key, flag in keys.items():
@@ -177,15 +180,10 @@ def one_line(text: str) -> str:
     "Parser key 'a': option 'b' is not accepted: correct it in the recipe or on the command line"
     """
     noise = (
-        "Does not validate",
-        "Subtypes:",
-        "Errors:",
-        "Expected a <class 'NoneType'>",
-        "Expected a path",
-        "Given value type:",
-        "Given value: NestedArg",
+        "Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>",
+        "Expected a path", "Given value type:", "Given value: NestedArg",
         "Problem with given class_path",
-    )
+    )  # fmt: skip
     lines = [line.strip().removeprefix("- ") for line in text.strip().splitlines()]
     kept = [line for line in lines if line and not line.startswith(noise)]
     message = " ".join(kept).replace('Parser key "', "key ").replace('":', ":")

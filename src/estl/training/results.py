@@ -5,6 +5,7 @@ import platform
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -63,7 +64,10 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a figure has to stand with."""
+    """What a figure has to stand with.
+
+    `command` began the run, and `resumed` are those that it was continued with, in their order.
+    """
 
     command: str
     seed: int
@@ -76,6 +80,7 @@ class Provenance:
     cores: int
     gpu: str | None
     finished: str
+    resumed: tuple[str, ...] = ()
 
     @property
     def machine(self) -> str:
@@ -96,6 +101,7 @@ class Results(Json):
             then nothing was selected and the final weights are the only ones.
         test: accuracy on the test split, read once at the end; None where it was not read.
         diagnosis: `evaluation.diagnostics.summary` of the final weights on the test split.
+        uncounted: layers with weights that are not in its energy, which is too low by them.
     """
 
     of: Provenance
@@ -105,6 +111,7 @@ class Results(Json):
     val: dict[Weights, Accuracy]
     test: dict[Weights, Accuracy] | None = None
     diagnosis: dict[str, float | None] | None = None
+    uncounted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,13 +135,26 @@ class CheckpointResults(Json):
     early: EarlyExit | None = None
 
 
+def command_line() -> str:
+    """The command that this process was started with, on one line."""
+    return " ".join(" ".join(["estl", *sys.argv[1:]]).split())
+
+
 def provenance(
-    data: "EventData", student: torch.nn.Module, supervision: object, recipe: dict[str, Any]
+    data: "EventData",
+    student: torch.nn.Module,
+    supervision: object,
+    recipe: dict[str, Any],
+    commands: Sequence[str] = (),
 ) -> Provenance:
-    """What figures of `student` on `data` stand with, here and now."""
+    """What figures of `student` on `data` stand with, here and now.
+
+    `commands` made them, the first first; this process's alone if there are none.
+    """
+    command, *resumed = commands or [command_line()]
     names = ("estl", "torch", "lightning", "numpy")
     return Provenance(
-        command=" ".join(["estl", *sys.argv[1:]]),
+        command=command,
         seed=recipe["seed"],
         data=DataFacts(type(data).__name__, data.fingerprint, data.sizes, len(data.classes)),
         student=type(student).__name__,
@@ -145,6 +165,7 @@ def provenance(
         cores=os.cpu_count() or 1,
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        resumed=tuple(resumed),
     )
 
 

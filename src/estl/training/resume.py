@@ -14,7 +14,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from estl.training.checkpoint import read_checkpoint
 from estl.training.files import aside
 from estl.training.processes import rank, restarted
-from estl.training.results import Results
+from estl.training.results import Results, command_line
 
 STATE = ("epoch", "loops", "optimizer_states", "lr_schedulers", "supervision")
 """What a checkpoint has for going on, beside what `load_student` needs."""
@@ -119,6 +119,28 @@ def kept_recipe(folder: Path) -> Path:
             told = f"{path} has {key[1:]} {str(new)[:60]}, and {source.name} was trained with"
             print(f"{told} {str(old)[:60]}: {str(new)[:60]} counts", file=sys.stderr)
     return path
+
+
+def note_command(folder: Path, *, new: bool) -> None:
+    """Add this process's command line to those that a run was trained with, in `commands.txt`.
+
+    A launcher that starts a run again gives no other command.
+
+    Args:
+        folder: the run's.
+        new: whether the run begins here, so that what the file holds is of none before it.
+    """
+    kept, line = [] if new else commands(folder), command_line()
+    if not (restarted() and kept[-1:] == [line]):
+        kept.append(line)
+    with aside(folder / "commands.txt") as file:
+        file.write("".join(f"{line}\n" for line in kept).encode())
+
+
+def commands(folder: Path) -> list[str]:
+    """The commands that a run was trained with, the first first; empty where none were kept."""
+    path = folder / "commands.txt"
+    return path.read_bytes().decode().splitlines() if path.exists() else []
 
 
 def taken(folder: Path) -> bool:

@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -39,8 +40,10 @@ from estl.training.results import CheckpointResults, Results, Weights, peak_memo
 from estl.training.resume import (
     Aside,
     Saved,
+    commands,
     going_on,
     newest_whole,
+    note_command,
     refuse_another,
     refuse_finished,
     refuse_taken,
@@ -187,6 +190,7 @@ def _begin(folder: Path, parts: Parts, start: Saved | None, *, new: bool) -> Non
         rest.unlink()
     with aside(folder / "config.yaml") as file:
         file.write(yaml.safe_dump(parts.recipe, sort_keys=False).encode())
+    note_command(folder, new=new)
     if start is not None and start[0].name != "last.ckpt":
         with aside(folder / "last.ckpt") as file:
             file.write(start[0].read_bytes())
@@ -203,15 +207,16 @@ def _results(
     """What `results.json` holds, which is written."""
     saved = read_checkpoint(paths["final"])  # with `ddp_spawn`, the trainer here knows nothing
     with going_on(folder):
-        found, diagnosis = _evaluate(parts, paths, device, test, folder, see)
+        found, seen = _evaluate(parts, paths, device, test, folder, see)
     results = Results(
-        provenance(parts.data, parts.student, parts.supervision, parts.recipe),
+        provenance(parts.data, parts.student, parts.supervision, parts.recipe, commands(folder)),
         epochs=saved["epoch"] + 1,
         train_seconds=round(saved["callbacks"]["Timer"]["time_elapsed"]["train"], 1),
         peak_memory_mib=peak_memory(),
         val=found["val"],
         test=found["test"] or None,
-        diagnosis=diagnosis,
+        diagnosis=None if seen is None else summary(seen),
+        uncounted=() if seen is None else tuple(seen["uncounted"]),
     )
     with going_on(folder), aside(folder / "results.json") as file:
         file.write(results.to_json().encode())
@@ -225,11 +230,11 @@ def _evaluate(
     test: bool,
     folder: Path,
     see: Callable[[Parts, Output, Batch], None] | None,
-) -> tuple[dict[str, dict[Weights, Accuracy]], dict[str, float | None] | None]:
+) -> tuple[dict[str, dict[Weights, Accuracy]], dict[str, Any] | None]:
     """Accuracies by split and weights; the final weights are diagnosed too, into the run folder."""
     splits = (["val"] if parts.data.sizes["val"] else []) + (["test"] if test else [])
     found: dict[str, dict[Weights, Accuracy]] = {"val": {}, "test": {}}
-    diagnosis = None
+    seen = None
     for weights, path in paths.items():
         parts.student.load_state_dict(read_checkpoint(path)["state_dict"])
         for split in splits:
@@ -239,13 +244,12 @@ def _evaluate(
             batches = parts.data.loader("test")
             seen = diagnose(parts.student, batches, device, parts.supervision, each)
             (folder / "diagnostics.json").write_text(json.dumps(seen, indent=2) + "\n")
-            diagnosis = summary(seen)
             if seen["uncounted"]:
                 names = ", ".join(seen["uncounted"])
                 print(
                     f"the energy is without layers that cannot be counted: {names}", file=sys.stderr
                 )
-    return found, diagnosis
+    return found, seen
 
 
 def test(

@@ -189,7 +189,7 @@ def _versions(_: Variant, run: Run) -> str:
 
 
 def _command(_: Variant, run: Run) -> str:
-    return sweep_command(run) or _of(run).command
+    return sweep_command(run) or "; ".join([_of(run).command, *_of(run).resumed])
 
 
 def _folder(_: Variant, run: Run) -> str:

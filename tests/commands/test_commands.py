@@ -333,6 +333,24 @@ def test_augmentation_of_a_flag_takes_the_place_of_the_recipes(
         TrainingFlags(augment="strong").spell_out()
 
 
+@pytest.mark.parametrize(
+    ("words", "images", "augmented"),
+    [
+        ("--data.init_args.bridge.images null", None, True),
+        ("--data.init_args.bridge.images=null", None, True),
+        ("--data.init_args.bridge.augment null --data.init_args.bridge.images x", "x", False),
+    ],
+)
+def test_a_null_takes_a_value_of_the_bridge_away(
+    words: str, images: str | None, augmented: bool
+) -> None:
+    flags = TrainingFlags(config=("digits_guided",))
+    bridge = parse(flags.spell_out(words.split()))[0].data.init_args.bridge
+    assert bridge.images == (Path(images) if images else None)
+    assert (bridge.augment is not None) == augmented
+    assert bridge.per_step == 25
+
+
 def test_short_flags_set_the_values_of_the_recipe() -> None:
     flags = TrainingFlags(
         dataset="digits", arch="ResNet-19", tse=True, tau_f=0.3, kappa=0.5, lr=0.1, batch_size=7,

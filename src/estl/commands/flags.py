@@ -1,6 +1,7 @@
 """The short flags of the command line, spelled out as overrides of a recipe."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -44,6 +45,8 @@ AUGMENTS = {
     "events": '{"flip": 0.5, "roll": 5}',
 }
 """What `--augment` takes by name: the field's custom for small pictures, and for event frames."""
+
+BELOW = re.compile(r"(--data\.init_args\.bridge)\.(\w+)")  # of a dataclass
 
 PRECISIONS = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 """Short for Lightning's names."""
@@ -152,6 +155,8 @@ class DataFlags:
                 path = path if equals else next(queue, "")
                 classes.append(f"{key}={path}")
                 supervision = path if key == "--supervision" else supervision
+            elif below := BELOW.fullmatch(key):
+                rest.append(_below(*below.groups(), path if equals else next(queue, "")))
             else:
                 rest.append(word)
         for flag, own in SUPERVISIONS.items():
@@ -269,6 +274,15 @@ def _named(
     if found is None:
         raise ValueError(f"{flag} {value} is not known: choose from {', '.join(table)}")
     return found
+
+
+def _below(whole: str, key: str, value: str) -> str:
+    """An override of a key of a dataclass; null as JSON, of which jsonargparse makes the text None.
+
+    >>> _below("--bridge", "images", "null"), _below("--bridge", "per_step", "5")
+    ('--bridge={"images": null}', '--bridge.per_step=5')
+    """
+    return f'{whole}={{"{key}": null}}' if value == "null" else f"{whole}.{key}={value}"
 
 
 def _augment(text: str) -> str:

@@ -344,7 +344,7 @@ def test_augmentation_of_a_flag_takes_the_place_of_the_recipes(
 def test_a_null_takes_a_value_of_the_bridge_away(
     words: str, images: str | None, augmented: bool
 ) -> None:
-    flags = TrainingFlags(config=("digits_guided",))
+    flags = TrainingFlags(config=("nmnist_guided",))
     bridge = parse(flags.spell_out(words.split()))[0].data.init_args.bridge
     assert bridge.images == (Path(images) if images else None)
     assert (bridge.augment is not None) == augmented

@@ -55,6 +55,7 @@ KEYS = {
     "sensor": "data.init_args.sensor",
     "window": "data.init_args.window",
     "stride": "data.init_args.stride",
+    "init_from": "init_from",
     "epochs": "trainer.max_epochs",
     "lr": "learner.lr",
     "optimizer": "learner.optimizer",
@@ -91,8 +92,8 @@ class DataFlags:
 
     Args:
         config: a recipe: a YAML file, or the name of one of ESTL's own; a later one overrides.
-        dataset: digits, recordings, folder, nmnist, ncaltech101, cifar10, cifar100, cifar10dvs,
-            dvsgesture or shards.
+        dataset: digits, recordings, folder, nmnist, ncaltech101,
+            cifar10, cifar100, cifar10dvs, dvsgesture or shards.
         data_path: folder of the data.
         T: time steps.
         batch_size: samples a batch.
@@ -181,8 +182,9 @@ class TrainingFlags(DataFlags):
     """Which data, student and supervision, and how it is trained.
 
     Args:
-        arch: student: vggsnn, vggsnn-pooled, resnet18, resnet19, resnet34, resnet50, spikformer or
-            spikformer-small.
+        arch: student: vggsnn, vggsnn-pooled, resnet18, resnet19,
+            resnet34, resnet50, spikformer or spikformer-small.
+        init_from: checkpoint or run folder whose weights to begin with.
         tse: temporal-self-erasing supervision.
         tau_f: its fixed threshold.
         kappa: its dynamic threshold, in standard deviations.
@@ -201,6 +203,7 @@ class TrainingFlags(DataFlags):
     """
 
     arch: str | None = None
+    init_from: str | None = None
     tse: bool | None = None
     tau_f: float | None = None
     kappa: float | None = None

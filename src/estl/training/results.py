@@ -63,7 +63,10 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a figure has to stand with."""
+    """What a figure has to stand with.
+
+    `init_from` is the checkpoint that the student began with: its `path` and `sha256`.
+    """
 
     command: str
     seed: int
@@ -76,6 +79,7 @@ class Provenance:
     cores: int
     gpu: str | None
     finished: str
+    init_from: dict[str, str] | None = None
 
     @property
     def machine(self) -> str:
@@ -133,6 +137,7 @@ def provenance(
 ) -> Provenance:
     """What figures of `student` on `data` stand with, here and now."""
     names = ("estl", "torch", "lightning", "numpy")
+    begun = recipe.get("init_from")
     return Provenance(
         command=" ".join(["estl", *sys.argv[1:]]),
         seed=recipe["seed"],
@@ -145,6 +150,7 @@ def provenance(
         cores=os.cpu_count() or 1,
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        init_from=begun and {"path": begun, "sha256": recipe.get("init_from_sha256") or ""},
     )
 
 

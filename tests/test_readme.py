@@ -259,6 +259,22 @@ def test_the_loop_of_the_data_guide_runs(
     assert names["accuracy"] > 0.1
 
 
+@pytest.mark.parametrize("page", [SUPERVISION, chinese(SUPERVISION)], ids=["en", "zh"])
+def test_fine_tuning_in_python_runs(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = [text for language, text in FENCE.findall(page.read_text()) if language == "python"]
+    monkeypatch.chdir(tmp_path)
+    first, part = VGGSNN(pooled=True), {"class_path": "estl.students.VGGSNN"}
+    saved = {"recipe": {"student": part | {"init_args": {"pooled": True}}}, "classes": []}
+    Path("runs/first").mkdir(parents=True)
+    torch.save(saved | {"state_dict": first.state_dict()}, "runs/first/last.ckpt")
+    names: dict[str, Any] = {}
+    exec(compile(code, page.name, "exec"), names)
+    assert torch.equal(names["student"].layers[0][0].weight, first.layers[0][0].weight)
+    assert names["student"].head.weight.shape == (101, first.dim)
+
+
 class Understood(BaseException):
     """Raised in place of the work, once a command line has been parsed."""
 

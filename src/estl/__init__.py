@@ -47,7 +47,7 @@ if TYPE_CHECKING:
         Schedule,
         Sum,
     )
-    from estl.training import Learner, Pretrained, load_student
+    from estl.training import Learner, Pretrained, load_student, load_weights
     from estl.types import Batch, Loss, Output, Supervision
 
 __version__ = "0.1.0"

@@ -79,6 +79,8 @@ FIT = """
 --keep-checkpoints=0                      | --keep-checkpoints (keep_checkpoints) is 0: give a
 --foo=3                                   | unrecognized arguments: --foo=3: correct it
 word                                      | unrecognized arguments: word: correct it
+--init-from={t}/nowhere                   | give the best*.ckpt or last.ckpt of a run
+--init-from={t}/folder                    | no checkpoint {t}/folder/last.ckpt: give
 --resume={t}/nowhere                      | --resume {t}/nowhere: give a run folder
 --resume={t}/folder                       | --resume {t}/folder: give a run folder
 --resume={t}/damaged                      | config.yaml is damaged, and no checkpoint has the

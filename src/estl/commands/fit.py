@@ -56,6 +56,8 @@ def fit(
     args += [] if keep_checkpoints is None else [f"--keep_checkpoints={keep_checkpoints}"]
     args += [] if output_dir is None else [f"--output_dir={output_dir}"]
     config, given = parse(flags.spell_out(args))
+    if resume is not None and taken(resume) and (dry_run or profile):
+        config.init_from = None  # the run has weights of its own, and the file may be gone
     if dry_run:
         from estl.training.rehearsal import rehearse
 

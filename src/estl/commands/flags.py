@@ -1,7 +1,6 @@
 """The short flags of the command line, spelled out as overrides of a recipe."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -24,8 +23,7 @@ ARCHS = {
     "spikformer": ["--student=estl.students.Spikformer"],
     "spikformer-small": [
         "--student=estl.students.Spikformer",
-        *("--student.init_args.dim=64", "--student.init_args.depth=1"),
-        *("--student.init_args.heads=4", "--student.init_args.poolings=3"),
+        *(f"--student.init_args.{x}" for x in ("dim=64", "depth=1", "heads=4", "poolings=3")),
     ],
 }
 DATASETS = {
@@ -46,8 +44,6 @@ AUGMENTS = {
 }
 """What `--augment` takes by name: the field's custom for small pictures, and for event frames."""
 
-BELOW = re.compile(r"(--data\.init_args\.bridge)\.(\w+)")  # of a dataclass
-
 PRECISIONS = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 """Short for Lightning's names."""
 
@@ -58,6 +54,7 @@ KEYS = {
     "sensor": "data.init_args.sensor",
     "window": "data.init_args.window",
     "stride": "data.init_args.stride",
+    "init_from": "init_from",
     "epochs": "trainer.max_epochs",
     "lr": "learner.lr",
     "optimizer": "learner.optimizer",
@@ -94,8 +91,8 @@ class DataFlags:
 
     Args:
         config: a recipe: a YAML file, or the name of one of ESTL's own; a later one overrides.
-        dataset: digits, recordings, folder, nmnist, ncaltech101, cifar10, cifar100, cifar10dvs,
-            dvsgesture or shards.
+        dataset: digits, recordings, folder, nmnist, ncaltech101,
+            cifar10, cifar100, cifar10dvs, dvsgesture or shards.
         data_path: folder of the data.
         T: time steps.
         batch_size: samples a batch.
@@ -155,8 +152,8 @@ class DataFlags:
                 path = path if equals else next(queue, "")
                 classes.append(f"{key}={path}")
                 supervision = path if key == "--supervision" else supervision
-            elif below := BELOW.fullmatch(key):
-                rest.append(_below(*below.groups(), path if equals else next(queue, "")))
+            elif key.startswith("--data.init_args.bridge."):
+                rest.append(_bridge(key, path if equals else next(queue, "")))
             else:
                 rest.append(word)
         for flag, own in SUPERVISIONS.items():
@@ -186,8 +183,9 @@ class TrainingFlags(DataFlags):
     """Which data, student and supervision, and how it is trained.
 
     Args:
-        arch: student: vggsnn, vggsnn-pooled, resnet18, resnet19, resnet34, resnet50, spikformer or
-            spikformer-small.
+        arch: student: vggsnn, vggsnn-pooled, resnet18, resnet19,
+            resnet34, resnet50, spikformer or spikformer-small.
+        init_from: checkpoint or run folder whose weights to begin with.
         tse: temporal-self-erasing supervision.
         tau_f: its fixed threshold.
         kappa: its dynamic threshold, in standard deviations.
@@ -206,6 +204,7 @@ class TrainingFlags(DataFlags):
     """
 
     arch: str | None = None
+    init_from: str | None = None
     tse: bool | None = None
     tau_f: float | None = None
     kappa: float | None = None
@@ -276,13 +275,14 @@ def _named(
     return found
 
 
-def _below(whole: str, key: str, value: str) -> str:
-    """An override of a key of a dataclass; null as JSON, of which jsonargparse makes the text None.
+def _bridge(key: str, value: str) -> str:
+    """An override of a dataclass: null as JSON, of which jsonargparse makes the text None else.
 
-    >>> _below("--bridge", "images", "null"), _below("--bridge", "per_step", "5")
+    >>> _bridge("--bridge.images", "null"), _bridge("--bridge.per_step", "5")
     ('--bridge={"images": null}', '--bridge.per_step=5')
     """
-    return f'{whole}={{"{key}": null}}' if value == "null" else f"{whole}.{key}={value}"
+    whole, _, own = key.rpartition(".")
+    return f'{whole}={{"{own}": null}}' if value == "null" else f"{key}={value}"
 
 
 def _augment(text: str) -> str:

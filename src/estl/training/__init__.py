@@ -6,13 +6,13 @@ when `Pretrained` is.
 
 from typing import TYPE_CHECKING, Any
 
-from estl.training.checkpoint import load_student
+from estl.training.checkpoint import load_student, load_weights
 
 if TYPE_CHECKING:
     from estl.training.hub import Pretrained
     from estl.training.learner import Learner
 
-__all__ = ["Learner", "Pretrained", "load_student"]
+__all__ = ["Learner", "Pretrained", "load_student", "load_weights"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,15 +1,17 @@
 """Reading a checkpoint, and the student in it. Imports neither Lightning nor a data set."""
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
-from torch import nn
+from torch import Tensor, nn
 
 from estl.training.names import refuse_strangers
+
+_SAME = "class, options and frame size have to be the same, but for the number of classes"
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -106,6 +108,60 @@ def new_student(part: dict[str, Any], path: str | Path, trust: Sequence[str] = (
     except Exception as error:
         raise _no_student(path, error) from None
     return student
+
+
+def load_weights(student: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
+    """Have `student` begin with the weights of another training, for fine-tuning.
+
+    Parameters and buffers are copied by name, statistics of norms with them. Of a module named
+    `head` what has another first dimension, the number of classes, is left as it is.
+
+        student = VGGSNN(classes=101, pooled=True)
+        load_weights(student, load_student("runs/first/last.ckpt").state_dict())
+
+    Args:
+        student: is changed in place.
+        weights: the whole `state_dict` of such a student.
+
+    Returns:
+        Names of what was left, in their order.
+
+    Raises:
+        ValueError: a name that only one side has, or another shape; the text tells the first.
+
+    >>> from estl.students import VGGSNN
+    >>> ten, three = (VGGSNN(classes, layers=(8,), pooled=True) for classes in (10, 3))
+    >>> load_weights(three, ten.state_dict())
+    ['head.weight', 'head.bias']
+    >>> load_weights(VGGSNN(3, layers=(9,), pooled=True), ten.state_dict())
+    Traceback (most recent call last):
+    ValueError: layers.0.0.weight is (8, 2, 3, 3), but (9, 2, 3, 3) in VGGSNN: class, ...
+    """
+    own, name = student.state_dict(), type(student).__name__
+    for key in own:
+        if key not in weights:
+            raise ValueError(f"no {key}, which {name} has: {_SAME}")
+    for key in weights:
+        if key not in own:
+            raise ValueError(f"{key}, which {name} has not: {_SAME}")
+    fresh = []
+    for key, x in own.items():
+        given = weights[key]
+        if not isinstance(given, Tensor) or not isinstance(x, Tensor):
+            raise ValueError(f"{key} is no tensor: {_SAME}")
+        if given.shape == x.shape:
+            continue
+        resized = given.ndim == x.ndim and given.shape[1:] == x.shape[1:]
+        if not resized or "head" not in key.split("."):
+            there, here = tuple(given.shape), tuple(x.shape)
+            raise ValueError(f"{key} is {there}, but {here} in {name}: {_SAME}")
+        fresh.append(key)
+    kept = {key: x for key, x in weights.items() if key not in fresh}
+    try:
+        student.load_state_dict(kept, strict=False)
+    except Exception as error:
+        raise ValueError(" ".join(str(error).split())[:300]) from None
+    return fresh
 
 
 def _no_student(path: str | Path, error: Exception) -> ValueError:

@@ -43,7 +43,7 @@ def cosine(step: int, total: int, warmup: int) -> float:
 
 
 class Learner(LightningModule):
-    """Trains `student` under `supervision`.
+    """Trains `student` under `supervision`, from the weights it has (`load_weights` gives others).
 
     Args:
         student: a module whose forward takes events (B,T,C,H,W) and returns an `Output`.

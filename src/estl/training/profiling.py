@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from estl.supervision import Sum
+from estl.training.init_from import with_weights
 from estl.training.learner import Learner
 from estl.training.recipe import build, make_learner
 from estl.training.rehearsal import ONCE
@@ -132,6 +133,7 @@ def profiled(config: Namespace, given: Namespace, steps: int = 20) -> dict[str, 
     seed_everything(config.seed, verbose=False)
     parts = build(config, given)
     parts.data.require("train")
+    parts = with_weights(config, parts)
     learner = make_learner(config, parts)
     learner.preparing = 2
     clock = Clock(learner)

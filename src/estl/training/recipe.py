@@ -2,7 +2,9 @@
 
 A recipe names classes and their arguments: `data`, `student`, `supervision`; and the arguments of
 `learner` and `trainer`. What the data decide (class count, channels, frame size) is filled in where
-it is left out, and refused where it contradicts them.
+it is left out, and refused where it contradicts them. `init_from` names a checkpoint, or a run
+folder, whose weights the student begins with (`training.init_from`); `init_from_sha256` is its
+checksum, which the run writes down.
 """
 
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ from estl.data.twins import Group
 from estl.supervision import MeanCE
 from estl.training.checkpoint import make
 from estl.training.learner import Learner
+from estl.training.mistakes import one_line
 from estl.training.names import public, public_path
 from estl.training.trainer import Logging
 from estl.types import Supervision
@@ -64,6 +67,15 @@ def make_parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--keep_checkpoints", type=int, default=2, help="How many of the last epochs' are kept."
+    )
+    parser.add_argument(
+        "--init_from",
+        type=str | None,
+        default=None,
+        help="Checkpoint whose weights are begun with.",
+    )
+    parser.add_argument(
+        "--init_from_sha256", type=str | None, default=None, help="Its checksum; null: any."
     )
     parser.add_subclass_arguments(
         EventData, "data", skip={"in_channels", "content", "test", "left_out"}
@@ -171,26 +183,6 @@ def merge(recipe: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
             value = merge(old, value) if same else value
         merged[key] = value
     return merged
-
-
-def one_line(text: str) -> str:
-    r"""jsonargparse's message without its scaffolding.
-
-    >>> one_line("Parser key 'a':\n  Errors:\n    - Option 'b' is not accepted")
-    "Parser key 'a': option 'b' is not accepted: correct it in the recipe or on the command line"
-    """
-    noise = (
-        "Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>",
-        "Expected a path", "Given value type:", "Given value: NestedArg",
-        "Problem with given class_path",
-    )  # fmt: skip
-    lines = [line.strip().removeprefix("- ") for line in text.strip().splitlines()]
-    kept = [line for line in lines if line and not line.startswith(noise)]
-    message = " ".join(kept).replace('Parser key "', "key ").replace('":', ":")
-    message = message.replace("Option", "option").rstrip(".")
-    kind = "subclass of Module"  # jsonargparse takes functions too, and tells by what they return
-    message = message.replace(kind, f"{kind}, nor to a function with the annotation -> nn.Module;")
-    return f"{message}: correct it in the recipe or on the command line"
 
 
 @dataclass(frozen=True)

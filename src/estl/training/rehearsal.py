@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 
 from estl.data.check import refuse_leaks
 from estl.training.history import start_line
+from estl.training.init_from import with_weights
 from estl.training.learner import Learner
 from estl.training.recipe import Parts, build, make_callbacks, make_learner
 from estl.training.results import peak_memory
@@ -117,6 +118,7 @@ def rehearse(config: Namespace, given: Namespace) -> Rehearsal:
         parts.data.require(split)
     if not parts.data.allow_leaks:
         refuse_leaks(parts.data)
+    parts = with_weights(config, parts)
     learner = make_learner(config, parts)
     learner.preparing = 2
     watch = _Watch(parts.supervision)

@@ -67,6 +67,7 @@ class Provenance:
     """What a figure has to stand with.
 
     `command` began the run, and `resumed` are those that it was continued with, in their order.
+    `init_from` is the checkpoint that the student began with: its `path` and `sha256`.
     """
 
     command: str
@@ -81,6 +82,7 @@ class Provenance:
     gpu: str | None
     finished: str
     resumed: tuple[str, ...] = ()
+    init_from: dict[str, str] | None = None
 
     @property
     def machine(self) -> str:
@@ -153,6 +155,7 @@ def provenance(
     """
     command, *resumed = commands or [command_line()]
     names = ("estl", "torch", "lightning", "numpy")
+    begun = recipe.get("init_from")
     return Provenance(
         command=command,
         seed=recipe["seed"],
@@ -166,6 +169,7 @@ def provenance(
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         resumed=tuple(resumed),
+        init_from=begun and {"path": begun, "sha256": recipe.get("init_from_sha256") or ""},
     )
 
 

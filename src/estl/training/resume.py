@@ -229,7 +229,7 @@ def refuse_another(old: dict[str, Any], new: dict[str, Any], folder: Path) -> No
     Traceback (most recent call last):
     ValueError: run has data.init_args.T 6, not 9: leave it out, or train anew without --resume
     """
-    for part in ("seed", "data", "student", "supervision"):
+    for part in ("seed", "data", "student", "supervision", "init_from"):
         for key, a, b in _differences(old.get(part), new.get(part), part):
             raise ValueError(
                 f"{folder} has {key} {str(a)[:60]}, not {str(b)[:60]}: leave it out, or train "

@@ -32,6 +32,7 @@ from estl.evaluation.early import at, check_threshold, confidences
 from estl.training.checkpoint import read_checkpoint
 from estl.training.files import aside
 from estl.training.history import History
+from estl.training.init_from import with_weights
 from estl.training.keeping import Best, Here, ValidateLast
 from estl.training.processes import rank, restarted
 from estl.training.recipe import Parts, build, make_callbacks, make_learner, parse_recipe, plain
@@ -115,10 +116,12 @@ def fit(
         parts.data.require("test")
     if not parts.data.allow_leaks:
         parts = replace(parts, same=refuse_leaks(parts.data))
-    learner = make_learner(config, parts)
-    learner.groups()  # refuses rates of parts that there are not, before anything is written
     folder = resume or run_folder(config)
     start = newest_whole(folder) if resume else None
+    if start is None:
+        parts = with_weights(config, parts)
+    learner = make_learner(config, parts)
+    learner.groups()  # refuses rates of parts that there are not, before anything is written
     if start is not None:
         old, data = start[1]["recipe"], parts.data.fingerprint
         refuse_another(plain(parse_recipe(old)[0]), parts.recipe, folder)
@@ -246,9 +249,7 @@ def _evaluate(
             (folder / "diagnostics.json").write_text(json.dumps(seen, indent=2) + "\n")
             if seen["uncounted"]:
                 names = ", ".join(seen["uncounted"])
-                print(
-                    f"the energy is without layers that cannot be counted: {names}", file=sys.stderr
-                )
+                print(f"the energy is without {names}, which cannot be counted", file=sys.stderr)
     return found, seen
 
 

@@ -171,6 +171,11 @@ def _student(_: Variant, run: Run) -> str:
     return f"{_of(run).student}({options(run.arguments('student'))}), {_of(run).parameters:,}"
 
 
+def _init_from(_: Variant, run: Run) -> str:
+    begun = _of(run).init_from
+    return f"{begun['path']} (SHA-256 {begun['sha256'][:12]})" if begun else ""
+
+
 def _learner(_: Variant, run: Run) -> str:
     learner = run.config.get("learner")
     return options(learner) if isinstance(learner, dict) else ""
@@ -228,6 +233,7 @@ FACTS: dict[str, Callable[[Variant, Run], str]] = {
     "data": _data,
     "options": lambda _, run: options(run.arguments("data")),
     "student": _student,
+    "init_from": _init_from,
     "supervision": supervision,
     "learner": _learner,
     "epochs": _epochs,

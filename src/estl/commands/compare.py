@@ -24,8 +24,8 @@ def compare(
 
     Args:
         output_dir: the sweep's folder; one that exists is continued.
-        only: some of plain,tet,tse,tse-aggressive,tse-conservative (default: these), tre,tse+tet,
-            and files of your own: my_loss.yaml, a part of a recipe with a supervision.
+        only: of plain, tet, tse, tse-aggressive, tse-conservative (default: these), tre, tse+tet,
+            and your own: my_loss.yaml, a part of a recipe with a supervision.
         seeds: comma-separated, e.g. 0,1,2.
         jobs: runs at a time.
         launcher: local, ray or slurm; --per-run (docs/scale.md).

@@ -24,7 +24,7 @@ NUMERICAL := $(addprefix tests/,$(PARTS) data/test_augment.py data/test_simulato
   $(addprefix src/estl/,$(PARTS) data/augment.py data/simulator.py)
 other-processor: .venv/installed
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE OMP_NUM_THREADS=1 \
-	  $(BIN)/pytest -m "not slow" $(NUMERICAL)
+	  $(BIN)/pytest -n 2 -m "not slow" $(NUMERICAL)
 
 # The fast tests with the lowest versions that pyproject.toml allows. Those warn about what came after
 # them, so that warnings are no errors here.
@@ -51,9 +51,13 @@ format: .venv/installed
 
 # SpikingJelly and snnTorch as test oracles and benchmark peers, what exports are read back by, and what
 # sweeps on other machines need. Without --no-deps the peers would replace torch.
-peers: .venv/installed
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[export,slurm,postgresql]"
+PEERS := export,slurm,postgresql
+peers: .venv/peers
+
+.venv/peers: .venv/installed requirements-peers.txt
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[$(PEERS)]"
 	$(BIN)/pip install --quiet --no-deps -r requirements-peers.txt
+	touch $@
 
 # Sweeps and runs on clusters of two nodes, of which one is killed: Ray, which is large, and SLURM where its
 # daemons are (apt-get install slurm-wlm) and this is root. Seven minutes.
@@ -62,9 +66,19 @@ cluster: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/experiments/test_launch.py tests/experiments/test_slurm.py
 
 # The documentation as a site, in build/site; a dead link fails.
-docs: .venv/installed
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[docs]"
+docs: .venv/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+.venv/docs: .venv/installed
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[docs]"
+	touch $@
+
+# What `check`, `docs`, `peers` and `test` need in one go: pip then resolves and builds once.
+everything:
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev,docs,$(PEERS)]"
+	$(BIN)/pip install --quiet --no-deps -r requirements-peers.txt
+	touch .venv/installed .venv/docs .venv/peers
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -80,4 +94,4 @@ docs: .venv/installed
 clean:
 	rm -rf .venv .venv-lowest build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: demo test fast other-processor lowest bench check format peers cluster docs clean
+.PHONY: demo test fast other-processor lowest bench check format peers cluster docs everything clean

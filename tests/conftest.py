@@ -3,7 +3,9 @@
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from jaxtyping import install_import_hook
@@ -61,6 +63,30 @@ def _only_slow_tests_train(request: pytest.FixtureRequest) -> Iterator[None]:
 def without_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
     """For processes of seconds, which compiling takes longer than."""
     monkeypatch.setenv("ESTL_COMPILE", "0")
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs leave no report, and guided ones no pictures."""
+    from lightning.pytorch.callbacks import Callback
+
+    monkeypatch.setattr("estl.report.run.finish", lambda *_: None)
+    monkeypatch.setattr("estl.report.pictures.Pictures", Callback)
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch, undrawn: None) -> None:
+    """A sweep's `estl fit` runs here, not in a new process that imports all; nothing is drawn."""
+    from estl.commands import main
+
+    def call(
+        command: list[str], *, stderr: Any, **_: Any
+    ) -> AbstractContextManager[SimpleNamespace]:
+        with redirect_stderr(stderr):
+            status = main(command[3:])
+        return nullcontext(SimpleNamespace(wait=lambda: status))
+
+    monkeypatch.setattr("estl.experiments.jobs.subprocess.Popen", call)
 
 
 @pytest.fixture(scope="session")

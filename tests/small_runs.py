@@ -29,9 +29,9 @@ class Kill(Callback):
 
 def recipe(**loading: Any) -> dict[str, Any]:
     """Of a small run: three epochs of three batches."""
-    data = {"T": 3, "size": 16, "per_class": 4, "batch_size": 16} | loading
-    if "root" in data:
-        data = {key: value for key, value in data.items() if key not in ("T", "size", "per_class")}
+    data = {"batch_size": 16} | loading
+    if "root" not in data:  # few samples to validate on, which would take longer than to train
+        data = {"T": 3, "size": 16, "per_class": 4, "val_fraction": 0.02} | data
     return {
         "data": {
             "class_path": "estl.data.Shards" if "root" in data else "estl.data.Digits",

@@ -1,4 +1,5 @@
-"""Every shipped recipe through every command that takes it, on a tiny copy of its set.
+"""Every shipped recipe trains, and of those that differ in their supervision alone one goes through
+every command that takes it, on a tiny copy of its set.
 
 A recipe keeps its classes, supervision, optimizer, augmentation, precision and schedule. Only sizes
 are overridden: of the set, T, the batch, the run, the teacher and, where weights are written, the
@@ -11,26 +12,24 @@ import os
 import re
 import shlex
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from lightning.pytorch.callbacks import Callback
 
 from estl.commands import main
 from estl.commands.flags import RECIPES
 from estl.data.module import with_items
 from estl.data.published import read_lists
-from estl.experiments.ablate import GUIDED, RUNGS, TWICE
+from estl.experiments.ablate import GUIDED, RUNGS, TWICE, rungs
 from estl.experiments.compare import EXPERIMENTS, MORE
 from estl.supervision.terms import WEIGHTS
-from estl.training.recipe import build_data, parse_recipe
+from estl.training.recipe import build_data, merge, parse_recipe
+from estl.training.rehearsal import rehearse
 from tests import tiny_sets
 from tests.tiny_sets import read_file
 
@@ -168,22 +167,6 @@ def estl(capsys: pytest.CaptureFixture[str]) -> Estl:
     return run
 
 
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sweep's `estl fit` runs here, not in a new process that imports all; nothing is drawn."""
-
-    def call(
-        command: list[str], *, stderr: Any, **_: Any
-    ) -> AbstractContextManager[SimpleNamespace]:
-        with redirect_stderr(stderr):
-            status = main(command[3:])
-        return nullcontext(SimpleNamespace(wait=lambda: status))
-
-    monkeypatch.setattr("estl.experiments.jobs.subprocess.Popen", call)
-    monkeypatch.setattr("estl.report.run.finish", lambda *_: None)
-    monkeypatch.setattr("estl.report.pictures.Pictures", Callback)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_a_header_says_what_it_is_how_to_run_it_and_what_to_expect(name: str) -> None:
     lines = header(name)
@@ -208,20 +191,47 @@ def test_recipes_of_a_set_differ_in_their_supervision_alone() -> None:
         assert len(set(rests.values())) == 1, f"{family}_*"
 
 
+def one_of_each_family() -> list[str]:
+    """Of recipes that differ in their supervision alone one, another supervision in each family;
+    and all guided ones.
+    """
+    families: dict[str, list[str]] = {}
+    for name in NAMES:
+        family, _, suffix = name.rpartition("_")
+        families.setdefault(family if suffix in SUFFIXES else name, []).append(name)
+    return [names[i % len(names)] for i, names in enumerate(families.values())]
+
+
+def test_every_set_and_every_supervision_has_a_recipe_that_goes_all_the_way() -> None:
+    chosen = one_of_each_family()
+    assert {set_of(name) for name in chosen} == {set_of(name) for name in NAMES}
+    assert {*SUFFIXES} <= {name.rpartition("_")[2] for name in chosen}
+    assert set(GUIDED_NAMES) < set(chosen)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the edge")  # two steps make none
 @pytest.mark.parametrize("name", NAMES)
+def test_it_is_rehearsed_with_its_whole_student(
+    name: str, words: Words, estl: Estl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = estl("fit", *words(name, whole=True), "--dry-run")
+    assert f"batch: 2 x T {T} x" in out
+    supervision = VALUES[name]["supervision"]["class_path"].rpartition(".")[2]
+    assert f"supervision: {supervision}: True" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the edge")
+@pytest.mark.parametrize("name", one_of_each_family())
 def test_it_fits_resumes_tests_and_predicts(
     name: str, words: Words, estl: Estl, sets: dict[str, Tiny], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     recipe = VALUES[name]
-    out = estl("fit", *words(name, whole=True), "--dry-run")
-    assert f"batch: 2 x T {T} x" in out
-    assert f"supervision: {recipe['supervision']['class_path'].rpartition('.')[2]}: True" in out
-    assert list(tmp_path.iterdir()) == []
-
     with monkeypatch.context() as once:  # the resumed run draws
         once.setattr("estl.report.run.finish", lambda *_: None)
         estl("fit", *words(name), "--output-dir=run")
@@ -260,23 +270,41 @@ def test_it_fits_resumes_tests_and_predicts(
     assert {row[1] for row in shown} <= set(data.classes)
 
 
+WHOLE_LADDERS = ("digits_guided", "ncaltech101_clip_written")
+"""Recipes that are tried on all rungs that they can have: one has the bridge and its controls, the
+other its own learning rate for each part."""
+
+OTHER_EDGES = {"1t", "2s", "2w", "3", "2b", "6s", "6m", "6j"}
+"""Rungs for the rest: all supervisions, edges and bridges, each with one choice of terms."""
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
 @pytest.mark.filterwarnings("ignore:the edge")
 @pytest.mark.parametrize("name", GUIDED_NAMES)
-def test_a_guided_recipe_is_ablated_on_every_rung(
-    name: str, words: Words, estl: Estl, tmp_path: Path
-) -> None:
-    estl("ablate", *words(name), "--seeds=0", f"--output-dir={tmp_path}")
+def test_a_guided_recipe_is_ablated(name: str, words: Words, estl: Estl, tmp_path: Path) -> None:
+    """The first rung and the one with all terms go all the way, others train two steps."""
     bridged = VALUES[name]["data"]["init_args"].get("bridge")
-    for rung, (_, _, terms, bridge, _) in RUNGS.items():
-        if not bridged and (bridge is not None or rung in TWICE):
-            assert not (tmp_path / rung).exists()
-            continue
+    ends = ["1", "6" if bridged else "5"]
+    sweep = [f"--rungs={','.join(ends)}", "--seeds=0", f"--output-dir={tmp_path}"]
+    estl("ablate", *words(name), *sweep)
+    trained = {}
+    for rung in ends:
         with (tmp_path / rung / "seed0" / "history.csv").open(newline="") as file:
             *_, row = csv.DictReader(file)
-        own = set() if rung == "1t" else {"cls"}  # TET has terms of its own
-        assert {term for term in WEIGHTS if f"train/{term}" in row} == (set(terms) or own)
+        trained[rung] = {term for term in WEIGHTS if f"train/{term}" in row}
+    recipe = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+    able = {
+        rung: set(terms) or (set() if rung == "1t" else {"cls"})  # TET has terms of its own
+        for rung, (_, _, terms, bridge, _) in RUNGS.items()
+        if bridged or (bridge is None and rung not in TWICE)
+    }
+    assert [variant.name for variant in rungs(recipe)] == list(able)
+    tried = {*ends, *(able if name in WHOLE_LADDERS else OTHER_EDGES & set(able))}
+    for variant in rungs(recipe, sorted(tried - set(ends))):
+        terms = rehearse(*parse_recipe(merge(recipe, variant.overlay))).loss.terms
+        trained[variant.name] = {term for term in WEIGHTS if term in terms}
+    assert trained == {rung: able[rung] for rung in tried}
 
 
 def one_of_each_set() -> list[str]:
@@ -297,7 +325,9 @@ def test_supervisions_are_compared_on_every_set_and_thresholds_are_tuned(
         line = estl("compare", *given, "--only=tse", f"--output-dir={tmp_path}/tse", fails=True)
         assert "TSE needs a head on pooled features" in line
     given += [f"--student.init_args.{POOLED[student]}"] if student in POOLED else []
-    names = [*EXPERIMENTS, *MORE] if set_of(name) == "Digits" else ["plain", "tet", "tse"]
+    kinds = ["plain", "tet", "tse", *MORE]  # the others differ from tse in numbers alone
+    assert {e[1] for e in EXPERIMENTS.values()} == {EXPERIMENTS[kind][1] for kind in kinds[:3]}
+    names = kinds if set_of(name) == "Digits" else ["tse"]
     more = [f"--only={','.join(names)}", "--seeds=0", f"--output-dir={tmp_path}/compare"]
     estl("compare", *given, *more)
     runs = json.loads((tmp_path / "compare" / "results.json").read_text())["runs"]
@@ -307,7 +337,7 @@ def test_supervisions_are_compared_on_every_set_and_thresholds_are_tuned(
         assert run["of"]["supervision"].startswith(f"{chosen}(")
 
     study = ["tune", *given, "--trials=1"]
-    if not runs["plain"][0]["of"]["data"]["sizes"]["val"]:
+    if not runs["tse"][0]["of"]["data"]["sizes"]["val"]:
         line = estl(*study, f"--output-dir={tmp_path}/none", fails=True)
         assert "tune ranks by validation: give a val_fraction above 0" in line
         study.append("--data.init_args.val_fraction=0.3")

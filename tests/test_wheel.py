@@ -65,22 +65,19 @@ def test_a_wheel_has_the_recipes_and_its_own_code(estl: Path, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_wheel_runs_the_demo(estl: Path, tmp_path: Path) -> None:
+def test_a_wheel_runs_the_demo_whose_students_predict_and_are_exported(
+    estl: Path, tmp_path: Path
+) -> None:
     short = ["--seeds", "0", "--jobs", "1", "--teacher-epochs", "1", "--epochs", "1"]
     said = run(estl, ["demo", *short, "--output-dir", "demo"], tmp_path)
     assert "accuracy on the val images" in said or "accuracy on the test images" in said
-    assert len(list((tmp_path / "demo").glob("*/seed0/results.json"))) == 2
-
-
-@pytest.mark.slow
-def test_a_wheel_trains_predicts_and_exports(estl: Path, tmp_path: Path) -> None:
+    runs = sorted((tmp_path / "demo").glob("*/seed0/results.json"))
+    assert len(runs) == 2
     write_nmnist(tmp_path / "data")
-    data = ["--dataset=nmnist", "--data-path=data", "--T=3", "--epochs=1"]
-    arch = ["--arch=vggsnn-pooled", "--student.init_args.layers=[4,AP,4]"]
-    run(estl, ["fit", *data, *arch, "--output-dir=run"], tmp_path)
     recordings = sorted(map(str, (tmp_path / "data").rglob("Test/*/*.bin")))
-    ckpt = ["--ckpt", "run/last.ckpt"]
-    said = run(estl, ["predict", *ckpt, "--json", "--until-sure", "0.9", *recordings], tmp_path)
+    ckpt = ["--ckpt", str(runs[-1].with_name("last.ckpt"))]
+    sure = ["--sensor", "34x34", "--json", "--until-sure", "0.9"]
+    said = run(estl, ["predict", *ckpt, *sure, *recordings], tmp_path)
     assert len(said.splitlines()) == len(recordings)
     formats = ["--to", "safetensors", "--to", "torch-export"]
     said = run(estl, ["export", *ckpt, *formats, "--output-dir", "out"], tmp_path)

@@ -9,16 +9,20 @@ from pathlib import Path
 
 import pytest
 
+from estl.commands import main
 from estl.training.checkpoint import read_checkpoint
+from estl.training.processes import launched
 from tests.small_runs import same
 
 DATA = [
     *("--dataset=digits", "--T=3", "--data.init_args.size=16", "--data.init_args.per_class=4"),
+    *("--data.init_args.val_fraction=0.05", "--data.init_args.test_fraction=0.05"),
     "--batch-size=16",
 ]
 STUDENT = ["--arch=vggsnn-pooled", "--student.init_args.layers=[4,AP,4]"]
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 TOWER = ["--image-size=16", "--patch=8", "--dim=16", "--depth=1", "--heads=2"]
+COMPARE = ["compare", *DATA, *STUDENT, "--epochs=1", "--only=plain", "--seeds=0"]
 EPOCHS = 25
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1", "ESTL_COMPILE": "0", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"
@@ -97,20 +101,9 @@ def test_a_lost_process_is_started_again_and_the_run_goes_on(whole: Path, tmp_pa
     ("words", "made"),
     [
         (["train-teacher", *DATA, *TOWER, "--epochs=1"], ["config.json", "teacher.json"]),
-        (["tune", *DATA, *STUDENT, "--epochs=1", "--trials=2"], ["trial001/results.json"]),
-        (
-            ["compare", *DATA, *STUDENT, "--epochs=1", "--only=plain", "--seeds=0"],
-            ["plain/seed0/results.json", "results.md"],
-        ),
-        (
-            [
-                *("ablate", "--config=digits_guided", "--data.init_args.bridge=null", "--epochs=1"),
-                *("--rungs=1", "--seeds=0", *STUDENT, *DATA),
-            ],
-            ["1/seed0/results.json", "results.md"],
-        ),
+        (COMPARE, ["plain/seed0/results.json", "results.md"]),
     ],
-    ids=lambda words: words[0],
+    ids=["they share it", "the first does it"],
 )
 def test_other_commands_end_well(words: list[str], made: list[str], tmp_path: Path) -> None:
     said = finish(launch([*words, f"--output-dir={tmp_path / 'out'}"], tmp_path))
@@ -118,6 +111,38 @@ def test_other_commands_end_well(words: list[str], made: list[str], tmp_path: Pa
         assert (tmp_path / "out" / name).is_file()
     shared = "8 for each of 2 processes" in said
     assert shared == (words[0] == "train-teacher")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_process", "without_compiling")
+@pytest.mark.parametrize(
+    ("words", "made"),
+    [
+        (["tune", *DATA, *STUDENT, "--epochs=1", "--trials=2"], "trial001/results.json"),
+        (COMPARE, "plain/seed0/results.json"),
+        (
+            [
+                *("ablate", "--config=digits_guided", "--data.init_args.bridge=null", "--epochs=1"),
+                *("--rungs=1", "--seeds=0", *STUDENT, *DATA),
+            ],
+            "1/seed0/results.json",
+        ),
+    ],
+    ids=["tune", "compare", "ablate"],
+)
+def test_a_sweep_is_done_by_the_first_process(
+    words: list[str], made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert main([*words, f"--output-dir={tmp_path}"]) == 0
+        assert (tmp_path / made).is_file() == (rank == "0")
+        assert any(tmp_path.iterdir()) == (rank == "0")
+    assert launched() is None  # and its runs are not told
 
 
 @pytest.mark.slow

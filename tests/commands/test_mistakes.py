@@ -226,6 +226,7 @@ def test_a_wrong_command_gets_one_line(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize(
     ("words", "wrong", "right"),
     [

@@ -14,7 +14,10 @@ from estl.training.results import CheckpointResults, Results
 
 pytestmark = pytest.mark.usefixtures("without_compiling")
 
-DATA = ["--dataset=digits", "--T=3", "--data.init_args.size=16", "--data.init_args.per_class=4"]
+DATA = [
+    *("--dataset=digits", "--T=3", "--data.init_args.size=16", "--data.init_args.per_class=4"),
+    *("--data.init_args.val_fraction=0.05", "--data.init_args.test_fraction=0.05"),
+]
 STUDENT = ["--arch=vggsnn-pooled", "--student.init_args.layers=[8,AP,16]"]
 
 
@@ -214,10 +217,11 @@ def test_a_supervision_of_ones_own_is_a_row_of_table_robustness_and_report(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
 def test_compare_runs_resumes_and_writes_its_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["compare", *DATA, *STUDENT, "--epochs=1", "--seeds=0,1", "--jobs=2"]
+    words = ["compare", *DATA, *STUDENT, "--epochs=1", "--seeds=0,1"]
     words += ["--only=plain,tse", "--robust", f"--output-dir={tmp_path}/compare"]
     assert main(words) == 0
     assert "TSE, tau_f 0.5, kappa 1" in capsys.readouterr().out

@@ -5,7 +5,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ pytestmark = pytest.mark.usefixtures("without_compiling")
 WORDS = [
     *("tune", "--dataset=digits", "--T=3", "--data.init_args.size=16", "--epochs=1"),
     *("--data.init_args.per_class=4", "--arch=vggsnn-pooled", "--jobs=2", "--trials=4"),
+    *("--data.init_args.val_fraction=0.05", "--data.init_args.test_fraction=0.05"),
     "--student.init_args.layers=[8,AP,16]",
 ]
 
@@ -88,7 +88,7 @@ def test_two_processes_share_a_study_in_sqlite(tmp_path: Path) -> None:
 def check(folder: Path, *options: str) -> None:
     """Four trials, one more at most if two began the last; both processes had some."""
     words = [*WORDS, f"--output-dir={folder}", *options]
-    subprocess.run([sys.executable, "-m", "estl.commands", *words], check=True)
+    assert main(words) == 0
     trials = json.loads((folder / "tune.json").read_text())["trials"]
     assert len(trials) in (4, 5)
     assert len({(trial["tau_f"], trial["kappa"]) for trial in trials}) == len(trials)

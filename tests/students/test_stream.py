@@ -87,8 +87,9 @@ def test_streams_with_their_own_starts_equal_whole_recordings(name: str, B: int)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STUDENTS)
-def test_a_thousand_steps_equal_the_whole_and_the_state_does_not_grow(name: str) -> None:
-    state = compare(name, B=2, T=1001, restarts=2)
+def test_many_steps_equal_the_whole_and_the_state_does_not_grow(name: str) -> None:
+    # A thousand of the cheapest student; of each, more than a byte counts.
+    state = compare(name, B=2, T=1001 if name == "vggsnn" else 301, restarts=2)
     early = compare(name, B=2, T=3, restarts=0)
     assert [x.shape for x in state.potentials] == [x.shape for x in early.potentials]
 

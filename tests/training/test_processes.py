@@ -68,22 +68,22 @@ SUPERVISIONS = {
 
 
 def trained(name: str, folder: Path) -> dict[str, Tensor]:
-    """Weights after 20 steps of all processes together, and what was logged of the last epoch: ten
-    epochs of 20 samples and 9, which neither two processes nor four can share evenly.
+    """Weights after ten steps of all processes together, and what was logged of the last epoch:
+    five epochs of 15 samples and 14, which three processes cannot share evenly.
     """
     torch.manual_seed(1)
     student, supervision = Student(), SUPERVISIONS[name]()
     assert isinstance(supervision, Supervision)
     learner = Learner(student, supervision, optimizer="sgd", lr=0.05, recipe={"seed": 0})
     before = {key: value.clone() for key, value in learner.state_dict().items()}
-    data = Digits(T=3, size=16, per_class=3, batch_size=20)
+    data = Digits(T=3, size=16, per_class=3, batch_size=15)
     data.splits = data.splits | {"train": data.splits["train"][:-1]}
-    options = {"max_epochs": 10, "accelerator": "cpu", "check_val_every_n_epoch": 10}
+    options = {"max_epochs": 5, "accelerator": "cpu", "check_val_every_n_epoch": 5}
     off = {"enable_progress_bar": False, "enable_model_summary": False}
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False}
     trainer = make_trainer(options | off, default_root_dir=folder, **quiet)
     trainer.fit(learner, data)
-    assert trainer.global_step == 20
+    assert trainer.global_step == 10
     weights = learner.state_dict()
     assert all(not torch.equal(weights[k], before[k]) for k in weights if "student" in k)
     logged = {k: v for k, v in trainer.callback_metrics.items() if k.startswith(("train/", "val/"))}
@@ -104,8 +104,8 @@ def one_of(rank: int, size: int, port: int, folder: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("without_compiling")
-@pytest.mark.parametrize("size", [2, 4])
-def test_processes_train_what_one_process_trains(size: int, tmp_path: Path) -> None:
+def test_processes_train_what_one_process_trains(tmp_path: Path) -> None:
+    size = 3
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

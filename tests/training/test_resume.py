@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from estl.commands import main
 from estl.data.sets.digits import Digits
 from estl.data.shards import write_shards
 from estl.training.recipe import parse_recipe
@@ -21,11 +22,26 @@ from estl.training.resume import commands, note_command
 from estl.training.run import fit
 from tests.small_runs import recipe, same, train
 
+PROCESS = [sys.executable, "-m", "estl.commands"]
 RUN = [
-    *(sys.executable, "-m", "estl.commands", "fit", "--dataset=digits", "--arch=vggsnn-pooled"),
-    *("--student.init_args.layers=[8,AP,16]", "--T=3", "--data.init_args.per_class=20", "--tse"),
-    *("--epochs=12", "--batch-size=16", "--learner.warmup=1"),
+    *("fit", "--dataset=digits", "--arch=vggsnn-pooled", "--student.init_args.layers=[8,AP,16]"),
+    *("--T=3", "--data.init_args.size=16", "--data.init_args.per_class=20", "--tse"),
+    *("--batch-size=16", "--learner.warmup=1"),
+    *("--data.init_args.val_fraction=0.05", "--data.init_args.test_fraction=0.05"),
 ]
+
+
+def stopped(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line with which a command ends that cannot do its work."""
+    capsys.readouterr()
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    """Of a run's last checkpoint."""
+    return dict(torch.load(folder / "last.ckpt", weights_only=True)["state_dict"])
 
 
 def epoch_of(checkpoint: Path) -> int:
@@ -41,12 +57,16 @@ def history(run: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_killed_and_resumed_equals_unbroken(tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    subprocess.run([*RUN, f"--output-dir={whole}"], check=True, capture_output=True)
+    run = [*RUN, "--epochs=12"]
+    assert main([*run, f"--output-dir={whole}"]) == 0
 
     victim = subprocess.Popen(
-        [*RUN, f"--output-dir={broken}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*PROCESS, *run, f"--output-dir={broken}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 600
     while epoch_of(broken / "last.ckpt") < 1:
@@ -58,8 +78,7 @@ def test_killed_and_resumed_equals_unbroken(tmp_path: Path) -> None:
     assert epoch_of(broken / "last.ckpt") < 11
     assert not (broken / "results.json").exists()
 
-    resume = [sys.executable, "-m", "estl.commands", "fit", "--resume", str(broken)]
-    subprocess.run(resume, check=True, capture_output=True)
+    assert main(["fit", "--resume", str(broken)]) == 0
     one = torch.load(whole / "last.ckpt", weights_only=True)
     two = torch.load(broken / "last.ckpt", weights_only=True)
     assert one["epoch"] == two["epoch"] == 11
@@ -97,7 +116,6 @@ def resume(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kill", [1, 2])
 @pytest.mark.parametrize(
     "loading",
     [
@@ -107,91 +125,71 @@ def resume(folder: Path) -> dict[str, Any]:
     ],
     ids=str,
 )
-def test_augmented_runs_are_resumed_bit_for_bit(
-    loading: dict[str, Any], kill: int, tmp_path: Path
-) -> None:
+def test_augmented_runs_are_resumed_bit_for_bit(loading: dict[str, Any], tmp_path: Path) -> None:
     loading = dict(loading)
     if loading.pop("shards", False):
         write_shards(Digits(T=3, size=16, per_class=4), tmp_path / "shards", shard_size=8)
         loading["root"] = str(tmp_path / "shards")
     whole = train(recipe(**loading), tmp_path / "whole")
-    stopped = train(recipe(**loading), tmp_path / "broken", kill)
-    assert stopped["epoch"] == kill - 1
-    continued = resume(tmp_path / "broken")
-    assert continued["epoch"] == 2
-    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
-        assert same(whole[part], continued[part]), part
-    assert history(tmp_path / "broken") == history(tmp_path / "whole")
+    for kill in (1, 2):
+        broken = tmp_path / f"broken{kill}"
+        assert train(recipe(**loading), broken, kill)["epoch"] == kill - 1
+        continued = resume(broken)
+        assert continued["epoch"] == 2
+        for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+            assert same(whole[part], continued[part]), (kill, part)
+        assert history(broken) == history(tmp_path / "whole")
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("without_compiling")
+@pytest.mark.usefixtures("without_compiling", "undrawn")
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 def test_a_run_on_a_full_disk_ends_in_one_line_and_goes_on_when_there_is_room(
-    tmp_path: Path,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = [*RUN[:-3], "--epochs=2", "--student.init_args.layers=[4,AP,8]"]
-    disk = tmp_path / "disk"
+    run = [*RUN, "--epochs=2", "--student.init_args.layers=[4,AP,8]"]
+    whole, disk = tmp_path / "whole", tmp_path / "disk"
     disk.mkdir()
-    subprocess.run([*run, f"--output-dir={tmp_path / 'whole'}"], check=True, capture_output=True)
-    sizes = {path.name: path.stat().st_size for path in (tmp_path / "whole").glob("*.*")}
+    assert main([*run, f"--output-dir={whole}"]) == 0
+    sizes = {path.name: path.stat().st_size for path in whole.glob("*.*")}
     room = 12 + 3 * sizes["last.ckpt"] // 2048 + sizes["start.npz"] // 1024  # for one and a half
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={room}k", "tmpfs", disk], check=True)
     try:
-        stopped = subprocess.run(
-            [*run, f"--output-dir={disk / 'run'}"], capture_output=True, text=True
-        )
-        assert stopped.returncode == 2
-        (line,) = stopped.stderr.splitlines()
+        line = stopped([*run, f"--output-dir={disk / 'run'}"], capsys)
         assert "ckpt cannot be written (No space left on device): make room there" in line
         assert line.endswith(f"then go on with estl fit --resume {disk / 'run'}")
         subprocess.run(["mount", "-o", "remount,size=10m", disk], check=True)
-        subprocess.run([*RUN[:4], "--resume", str(disk / "run")], check=True, capture_output=True)
-        one, two = (
-            torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
-            for folder in (tmp_path / "whole", disk / "run")
-        )
-        assert same(one, two)
+        assert main(["fit", "--resume", str(disk / "run")]) == 0
+        assert same(weights_of(whole), weights_of(disk / "run"))
         assert not list(disk.rglob("*.new"))
     finally:
         subprocess.run(["umount", disk], check=True)
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("without_compiling")
+@pytest.mark.usefixtures("without_compiling", "undrawn")
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system needs root")
-def test_a_folder_that_cannot_be_written_is_one_line_and_costs_nothing(tmp_path: Path) -> None:
-    run = [*RUN, "--student.init_args.layers=[4,AP,8]"]
-    disk = tmp_path / "disk"
+def test_a_folder_that_cannot_be_written_is_one_line_and_costs_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, disk = tmp_path / "whole", tmp_path / "disk"
+    run, again = disk / "run", ["fit", "--resume", str(disk / "run")]
     disk.mkdir()
-    subprocess.run([*run, f"--output-dir={tmp_path / 'whole'}"], check=True, capture_output=True)
+    train(recipe(), whole)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", disk], check=True)
     try:
-        begun = [*run, f"--output-dir={disk / 'run'}"]
-        resumed = [*RUN[:4], "--resume", str(disk / "run")]
-        refused = subprocess.run(begun, capture_output=True, text=True)
+        begun = ["fit", f"--config={whole / 'config.yaml'}", f"--output-dir={run}"]
+        lines = [stopped(begun, capsys)]
         subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
-        nowhere = subprocess.DEVNULL
-        with subprocess.Popen(begun, stdout=nowhere, stderr=nowhere) as process:
-            while not (disk / "run" / "last.ckpt").exists():
-                assert process.poll() is None
-                time.sleep(0.01)
-            process.terminate()
-        assert process.returncode == 143
-        before = {path: path.read_bytes() for path in (disk / "run").iterdir() if path.is_file()}
+        train(recipe(), run, kill=1)
+        before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-        again = subprocess.run(resumed, capture_output=True, text=True)
-        for stopped in (refused, again):
-            assert stopped.returncode == 2
-            (line,) = stopped.stderr.splitlines()
+        lines.append(stopped(again, capsys))
+        for line in lines:
             assert "Read-only file system: give another path, or make this one usable" in line
         assert all(path.read_bytes() == content for path, content in before.items())
         subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
-        subprocess.run(resumed, check=True, capture_output=True)
-        one, two = (
-            torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
-            for folder in (tmp_path / "whole", disk / "run")
-        )
-        assert same(one, two)
+        assert main(again) == 0
+        assert same(weights_of(whole), weights_of(run))
     finally:
         subprocess.run(["umount", disk], check=True)

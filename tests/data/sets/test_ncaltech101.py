@@ -199,6 +199,7 @@ def test_published_lists_name_the_splits(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_compiling")
 def test_the_recipe_builds_and_learns_with_a_small_tower(
     tmp_path: Path, pairs: Path, clip_folder: Path
 ) -> None:

@@ -102,11 +102,11 @@ def said(error: Exception) -> str:
 def _after_the_first() -> None:
     """Let the first of several processes say what is wrong with all of them.
 
-    A launcher ends the others as soon as it has.
+    A launcher ends the others as soon as it has, which may have imported later by seconds.
     """
     names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
     if next((int(os.environ[name]) for name in names if name in os.environ), 0) > 0:
-        time.sleep(5)
+        time.sleep(30)
 
 
 @contextmanager

@@ -226,6 +226,17 @@ def write_recordings(
     return root
 
 
+def write_labelled(root: Path, recordings: int = 6) -> Path:
+    """Recordings below `root`, as above, that are of a chair, then of nothing, then of a cup."""
+    write_recordings(root / "all", labels="day", each=recordings)
+    lines = ["recording,start,end,class"]
+    for i in range(1, recordings + 1):
+        name = f"all/day/walk_{i:02d}.aedat4"
+        lines += [f"{name},0.1s,200ms,chair", f"{name},400000us,,cup"]
+    write(root / "labels.csv", "\n".join(lines))
+    return root
+
+
 # Folders of images
 
 

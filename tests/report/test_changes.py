@@ -78,6 +78,7 @@ def test_what_the_check_of_the_data_found_is_told_and_what_is_wrong_is_warned_of
         "recordings without their image": "0",
         "images without a recording (not used)": "0",
         "recordings that lie deeper than <class>/<name> (not used)": "0",
+        "recordings that labels.csv does not name (not used)": "0",
         "folders without a recording (no classes)": "0",
         "unreadable items": "0",
         "leaks, the same in two splits": "0",

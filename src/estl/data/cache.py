@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 
 from estl.data.columns import COUNTS, PIXELS, Code, Column
 from estl.data.folders import naming
-from estl.data.items import Item, fingerprint
+from estl.data.items import Item, by_file, fingerprint
 from estl.data.loader import end_alone
 from estl.types import is_static
 
@@ -137,7 +137,7 @@ def open_cache(
             for rest in folder.glob(f"{mine}*"):
                 shutil.rmtree(rest, ignore_errors=True)
         part.mkdir()
-        samples = load_items(items, load, num_workers, "Caching")
+        samples = load_items(sorted(items, key=by_file), load, num_workers, "Caching")
         with naming(folder), closing(samples):  # which ends processes
             _write(part, samples, len(items), describe(load), skip_broken)
         try:

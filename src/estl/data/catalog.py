@@ -276,7 +276,11 @@ CATALOG = (
     DataSet(
         "recordings",
         "sets.recordings.Recordings",
-        {"all": _own("."), **{split: _own(split) for split in ("train", "val", "test")}},
+        {
+            "labels": Files("table", (".",), ("labels.csv",), "a folder with it"),
+            "all": _own("."),
+            **{split: _own(split) for split in ("train", "val", "test")},
+        },
     ),
     DataSet(
         "folder",

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from estl.data.cache import Load, attempt, load_items
-from estl.data.items import Item, evenly, file_content, missing_partners
+from estl.data.items import Item, by_file, evenly, file_content, missing_partners
 from estl.data.module import EventData, ItemData, with_items
 from estl.data.reading import measure
-from estl.data.sets.recordings import Recordings, overlooked
+from estl.data.sets.recordings import Recordings, overlooked, unnamed
 from estl.data.similar import near, perceptual_hash
 from estl.data.twins import Group, Member, alike, digest, repeated
 
@@ -32,6 +32,7 @@ TITLES = {
     "no_image": "recordings without their image",
     "no_recording": "images without a recording (not used)",
     "nested": "recordings that lie deeper than <class>/<name> (not used)",
+    "unnamed": "recordings that labels.csv does not name (not used)",
     "bare": "folders without a recording (no classes)",
     "unreadable": "unreadable",
     "leaks": "LEAKS, the same in two splits",
@@ -97,6 +98,7 @@ class Report:
         no_image: recordings whose image is missing.
         no_recording: images without a recording, which are not used.
         nested: own recordings that lie too deep, which are not used.
+        unnamed: own recordings that a table of labels does not name, which are not used.
         bare: folders beside those of the classes, which have none.
         unreadable: error by item.
         same: exact repetitions, within splits and across.
@@ -110,6 +112,7 @@ class Report:
     no_image: list[Path]
     no_recording: list[Path]
     nested: list[Path]
+    unnamed: list[Path]
     bare: list[Path]
     unreadable: dict[Item, str]
     same: list[Group]
@@ -129,6 +132,7 @@ class Report:
             "no_image": [str(path) for path in self.no_image],
             "no_recording": [str(path) for path in self.no_recording],
             "nested": [str(path) for path in self.nested],
+            "unnamed": [str(path) for path in self.unnamed],
             "bare": [str(path) for path in self.bare],
             "unreadable": [f"{item}: {error}" for item, error in self.unreadable.items()],
             "leaks": [f"{g.what}: {g}" for g in self.same if g.leak],
@@ -187,10 +191,15 @@ def check(
         same: what `refuse_leaks` has returned of these data; looked for if None.
     """
     data = with_items(data)
-    no_image, no_recording = missing_partners(root) if root else ([], [])
-    members = [Member(s, item) for s, items in data.splits.items() for item in evenly(items, limit)]
-    nested, bare = overlooked(data.places) if isinstance(data, Recordings) else ([], [])
-    probe = partial(_probe, load=data.decode, measured=isinstance(data, Recordings))
+    own = data if isinstance(data, Recordings) else None
+    no_image, no_recording = list[Path](), list[Path]()
+    if root and not (own and own.table):  # which has no images
+        no_image, no_recording = missing_partners(root)
+    chosen = {s: sorted(evenly(items, limit), key=by_file) for s, items in data.splits.items()}
+    members = [Member(s, item) for s, items in chosen.items() for item in items]
+    nested, bare = overlooked(own.places) if own else ([], [])
+    others = unnamed(own) if own else []
+    probe = partial(_probe, load=data.decode, measured=own is not None)
     found = load_items([m.item for m in members], probe, data.num_workers, "Checking")
     results = [(member, result) for member, (_, result) in zip(members, found, strict=True)]
     unreadable = {m.item: str(result) for m, result in results if isinstance(result, Exception)}
@@ -211,7 +220,7 @@ def check(
     pairs = (Group("look", (looks[i][0], looks[j][0])) for i, j in near(hashes, distance))
     close = [p for p in pairs if p.leak and not any(p.items <= group for group in known)]
     counts = {s: Counter(i.label for i in items) for s, items in data.splits.items()}
-    missing = (no_image, no_recording, nested, bare, unreadable)
+    missing = (no_image, no_recording, nested, others, bare, unreadable)
     # Once a recording, of which several items may be windows.
     measures = {m.item.events: found for m, (_, _, found) in seen.items() if found is not None}
     facts = (same, close, list(measures.values()))

@@ -26,12 +26,14 @@ class Item:
         number: its name within the class, the same for recording and image.
         events: file of the recording.
         image: file of the image.
+        listed: where a table lists it, for messages.
     """
 
     label: str
     number: str
     events: Path | None = field(default=None, compare=False)
     image: Path | None = field(default=None, compare=False)
+    listed: str = field(default="", compare=False, repr=False)
 
     def __str__(self) -> str:
         return f"{self.label}/{self.number}"
@@ -153,6 +155,11 @@ def fingerprint(
             for piece in content(item):
                 add(piece)
     return digest.hexdigest()[:12]
+
+
+def by_file(item: Item) -> tuple[str, Item]:
+    """A key that brings the items of one recording together, which is then decoded once."""
+    return str(item.events or ""), item
 
 
 def evenly(things: Sequence[T], n: int | None) -> list[T]:

@@ -19,6 +19,7 @@ from estl.data.formats.images import Box, read_rgb, read_size
 from estl.data.formats.recording import read_recording
 from estl.data.frames import Slicing, to_frames
 from estl.data.items import Item
+from estl.data.labels import span_of
 from estl.data.simulator import simulate
 from estl.data.windows import sensor_shape
 from estl.types import direct_code
@@ -177,17 +178,21 @@ def read_own(
     by: Slicing,
     sensor: str | tuple[int, int] | list[int] | None = None,
     cut: bool = False,
+    labelled: bool = False,
     image: bool = True,
 ) -> tuple[Frames, Image | None]:
     """Event counts of a recording of any format, or of a window of it, and its image.
 
     `sensor` is the (H,W) of a file that does not tell it. With `cut` the item's number ends with
-    its time since the recording's first event, "walk/0-300000".
+    its time since the recording's first event, "walk/0-300000"; `labelled` items are stretches
+    (`estl.data.labels`), or windows of them.
     """
     path = item.events
     assert path is not None
-    events, told = _kept(path, _changed(path))
-    if cut:
+    events, told = read_kept(path)
+    if labelled:
+        events = events_of(item, events)
+    elif cut:
         between = [int(time) for time in item.number.rpartition("/")[2].split("-")]
         events = events[slice(*np.searchsorted(events["t"] - events["t"][0], between))]
     if (shape := told or sensor_shape(sensor)) is None:
@@ -202,6 +207,17 @@ def read_own(
     return frames, read_rgb(item.image, rgb) if image and item.image is not None else None
 
 
+def events_of(item: Item, events: np.ndarray) -> np.ndarray:
+    """Those events of a recording that are in a labelled stretch."""
+    times = events["t"] - events["t"][0]
+    return events[slice(*np.searchsorted(times, span_of(item, events["t"])))]
+
+
+def read_kept(path: Path) -> tuple[np.ndarray, tuple[int, int] | None]:
+    """`read_recording`, which keeps the last file: not to be changed."""
+    return _kept(path, _changed(path))
+
+
 @lru_cache(maxsize=1)
 def _kept(path: Path, changed: int) -> tuple[np.ndarray, tuple[int, int] | None]:
     """A recording, kept for its next window or its measures."""
@@ -214,7 +230,7 @@ def _changed(path: Path) -> int:
 
 def measure(path: Path) -> tuple[int, int]:
     """How many microseconds a recording takes, and its number of events."""
-    events, _ = _kept(path, _changed(path))
+    events, _ = read_kept(path)
     return int(events["t"][-1] - events["t"][0]), len(events)
 
 

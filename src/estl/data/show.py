@@ -22,8 +22,16 @@ from estl.data.folders import naming
 from estl.data.formats.images import read_rgb, read_size
 from estl.data.formats.recording import read_recording
 from estl.data.frames import to_frames
-from estl.data.items import evenly
-from estl.data.reading import NMNIST_SENSOR, extent, read_digit, seen, sensor_size
+from estl.data.items import Item, evenly
+from estl.data.reading import (
+    NMNIST_SENSOR,
+    events_of,
+    extent,
+    read_digit,
+    read_kept,
+    seen,
+    sensor_size,
+)
 from estl.data.simulator import simulate_events
 
 if TYPE_CHECKING:
@@ -117,10 +125,19 @@ def views(root: Path, rows: int) -> list[View]:
     options = {"images": all(f.images is None for f in row.files.values())} if takes else {}
     data = with_items(make(root, **row.init_args, **options))
     items = sorted(item for split in data.splits.values() for item in split)
+    if getattr(data, "table", None):
+        return [stretch(item) for item in evenly(items, rows)]
     if files := list(dict.fromkeys(path for i in items if (path := i.events or i.image))):
         return [view(path) for path in evenly(files, rows)]
     images = ((str(item), data.load(item)[1]) for item in evenly(items, rows))
     return [simulated(title, image) for title, image in images if image is not None]
+
+
+def stretch(item: Item) -> View:
+    """The part of a recording that is of one class."""
+    assert item.events is not None
+    events, sensor = read_kept(item.events)
+    return View(str(item), events_of(item, events), sensor or extent(events))
 
 
 def list_files(root: Path) -> list[Path]:

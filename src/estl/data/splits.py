@@ -6,13 +6,14 @@ in which a disk lists its files nor on chance.
 
 import hashlib
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
 from estl.data.cache import Load
-from estl.data.items import Item
+from estl.data.items import Item, by_file
 from estl.data.module import ItemData
 from estl.data.published import pick_items, read_lists
 
@@ -27,6 +28,7 @@ class SplitData(ItemData):
         val: those of the validation split, likewise.
         cut: what an item is cut into once it is in a split, such as the windows of a recording;
             lists, fractions and `per_class` know the items before that.
+        listed: whom lists name in place of an item: all items that belong to it.
         left_out: names that published lists may hold although they are no items.
         splits: published lists in place of fractions (`read_lists`): a YAML or JSON file, a folder
             of text files, or the name of a list of the package. In a folder that holds the set's
@@ -39,7 +41,8 @@ class SplitData(ItemData):
         loading: arguments of `ItemData` and `EventData`.
 
     Attributes:
-        group: in a subclass, whom an item belongs to: validation is then a share of these.
+        group: in a subclass, whom an item belongs to: all items of one are in the same split, where
+            that is drawn.
         extra: what `splits` lists as "extra" (`estl.data.sets.photographs`), or None.
 
     Raises:
@@ -56,6 +59,7 @@ class SplitData(ItemData):
         test: Sequence[Item] | None = None,
         val: Sequence[Item] | None = None,
         cut: Callable[[Item], list[Item]] | None = None,
+        listed: Callable[[Item], Item] | None = None,
         left_out: Collection[str] = (),
         splits: str | Path | None = None,
         val_fraction: float = 0.1,
@@ -74,13 +78,20 @@ class SplitData(ItemData):
         if lists:
             if test is not None and not items:
                 lists = {"test": lists["test"]}
-            parts = {
-                "train": [],
-                **pick_items(lists, [*items, *(val or ()), *(test or ())], left_out),
-            }
+            known = [*items, *(val or ()), *(test or ())]
+            if listed is None:
+                picked = pick_items(lists, known, left_out)
+            else:
+                whose = defaultdict[Item, list[Item]](list)
+                for item in known:
+                    whose[listed(item)].append(item)
+                named = pick_items(lists, whose, left_out)
+                picked = {x: sorted(i for w in part for i in whose[w]) for x, part in named.items()}
+            parts = {"train": [], **picked}
         elif test is None:
             share = 0.2 if test_fraction is None else test_fraction
-            parts = dict(zip(("train", "test"), split_items(items, share, split_seed), strict=True))
+            drawn = split_items(items, share, split_seed, self.group)
+            parts = {"train": drawn[0], "test": drawn[1]}
         else:
             parts = {"train": sorted(items), "test": sorted(test)}
         if val is not None and not lists:
@@ -94,8 +105,8 @@ class SplitData(ItemData):
             parts["train"] = select_items(unused, per_class, split_seed)
             unused -= set(parts["train"])
         if cut is not None:
-            parts = {name: [p for item in part for p in cut(item)] for name, part in parts.items()}
-            unused = {piece for item in unused for piece in cut(item)}
+            parts = {name: _all_cut(part, cut) for name, part in parts.items()}
+            unused = set(_all_cut(unused, cut))
         super().__init__(parts, load, **loading)
         self.unused = sorted(unused)
         self.extra = extra
@@ -111,7 +122,9 @@ def split_items(
 
     Of n items of a class, the second part takes those with the smallest hashes: floor(fraction n +
     1/2), but at least one where n > 1 and `fraction` > 0. An item listed twice is a ValueError.
-    With `group`, the groups of the items are split so, and their items go with them.
+    With `group`, the items of a group go together: of the groups that hold a class the second part
+    takes that many, of those with the smallest hashes, but never the last one that the first part
+    has of a class.
 
     >>> rest, part = split_items([Item("cat", str(i)) for i in range(10)], fraction=0.2)
     >>> len(rest), len(part), set(rest) & set(part)
@@ -121,18 +134,51 @@ def split_items(
         raise ValueError(f"val_fraction or test_fraction is {fraction}: give a share in [0,1)")
     if group is not None:
         members = sorted(items)
-        chosen = set(split_items({group(item) for item in members}, fraction, seed)[1])
+        classes = defaultdict[Item, set[str]](set)
+        for item in members:
+            classes[group(item)].add(item.label)
+        chosen = _draw_groups(classes, fraction, seed)
         kept = [item for item in members if group(item) not in chosen]
         return kept, [item for item in members if group(item) in chosen]
     rest: list[Item] = []
     part: list[Item] = []
     for ranked in _ranked_classes(items, seed):
-        n = math.floor(fraction * len(ranked) + 0.5)
-        if fraction > 0 and len(ranked) > 1:
-            n = max(n, 1)
+        n = _share(fraction, len(ranked))
         part += ranked[:n]
         rest += ranked[n:]
     return sorted(rest), sorted(part)
+
+
+def _share(fraction: float, n: int) -> int:
+    """How many of n are in the second part."""
+    share = math.floor(fraction * n + 0.5)
+    return max(share, 1) if fraction > 0 and n > 1 else share
+
+
+def _draw_groups(classes: Mapping[Item, set[str]], fraction: float, seed: int) -> set[Item]:
+    """The groups of the second part, of groups that hold these classes.
+
+    The classes that fewest groups hold come first, as there is least choice among these.
+    """
+    chosen: set[Item] = set()
+    left = Counter(label for labels in classes.values() for label in labels)
+    order = sorted(left, key=lambda label: (left[label], label))
+    for label in order:
+        holders = sorted((g for g in classes if label in classes[g]), key=_rank(seed))
+        n = _share(fraction, len(holders))
+        for group in holders:
+            spared = all(left[other] > 1 for other in classes[group])
+            if group not in chosen and spared and len(chosen.intersection(holders)) < n:
+                chosen.add(group)
+                left.subtract(classes[group])
+    return chosen
+
+
+def _all_cut(items: Iterable[Item], cut: Callable[[Item], list[Item]]) -> list[Item]:
+    """What the items are cut into, in their order; those of one file are cut one after another."""
+    items = list(items)
+    pieces = {item: cut(item) for item in sorted(items, key=by_file)}
+    return [piece for item in items for piece in pieces[item]]
 
 
 def select_items(items: Iterable[Item], per_class: int, seed: int = 0) -> list[Item]:
@@ -159,7 +205,11 @@ def _ranked_classes(items: Iterable[Item], seed: int) -> list[list[Item]]:
         if a == b:
             raise ValueError(f"item {a} is listed twice")
 
-    def rank(item: Item) -> bytes:
-        return hashlib.sha256(f"{seed}/{item}".encode()).digest()
+    return [
+        sorted(group, key=_rank(seed)) for _, group in groupby(ordered, key=lambda item: item.label)
+    ]
 
-    return [sorted(group, key=rank) for _, group in groupby(ordered, key=lambda item: item.label)]
+
+def _rank(seed: int) -> Callable[[Item], bytes]:
+    """The key by which a seed orders items: their hashes."""
+    return lambda item: hashlib.sha256(f"{seed}/{item}".encode()).digest()

@@ -15,8 +15,8 @@ Span = tuple[int, int]
 _UNITS = {"us": 1, "ms": 1000, "s": 1_000_000}
 
 
-def microseconds(time: str | int) -> int:
-    """A time as a user writes it: "300ms", "1.5s", "250us".
+def microseconds(time: str | int, least: int = 1) -> int:
+    """A time as a user writes it, "300ms", "1.5s", "250us": `least` microseconds or more.
 
     Raises:
         ValueError: no such time; a number without a unit, as 3 may mean seconds.
@@ -28,10 +28,10 @@ def microseconds(time: str | int) -> int:
     if found and not found[2]:
         raise ValueError(f"{time} is a time without a unit: give {time}ms, {time}s or {time}us")
     try:
-        number = float(found[1]) * _UNITS[found[2]] if found else 0.0
+        number = float(found[1]) * _UNITS[found[2]] if found else -1.0
     except ValueError:
-        number = 0.0
-    if not 1 <= number < 1 << 53:
+        number = -1.0
+    if not least <= number < 1 << 53:
         raise ValueError(f"{time!r} is no time: give 300ms, 1.5s or 250us")
     return round(number)
 
@@ -51,27 +51,33 @@ def sensor_shape(size: str | Size | list[int] | None) -> Size | None:
     return sides[0], sides[1]
 
 
-def windows(t: np.ndarray, window: int, stride: int) -> list[Span]:
+def windows(t: np.ndarray, window: int, stride: int, within: Span | None = None) -> list[Span]:
     """Windows of time [start, stop) since the first event, in microseconds, that have events.
 
     Window k starts at k `stride` and is as long as `window`; what is left at the end is too short
-    for one and is left out. A recording shorter than a window is one.
+    for one and is left out. A recording shorter than a window is one. The same holds `within` a
+    stretch of it, which no window leaves.
 
     Args:
         t: times of the events, in order, at least one.
         window: length, in microseconds.
         stride: from the start of one to the start of the next.
+        within: the stretch, of a recording that goes on; the whole recording if None.
 
     >>> windows(np.array([5, 9, 25, 34]), window=10, stride=10)
     [(0, 10), (20, 30)]
+    >>> windows(np.array([5, 9, 25, 34]), window=10, stride=10, within=(19, 25))
+    [(19, 25)]
     """
-    whole = int(t[-1] - t[0]) + 1
-    starts = [k * stride for k in range(max(0, whole - window) // stride + 1)]
+    begin, end = within or (0, int(t[-1] - t[0]) + 1)
+    starts = [begin + k * stride for k in range(max(0, end - begin - window) // stride + 1)]
+    # A window longer than its stretch ends with it; what follows may be of another class.
+    length = min(window, end - begin) if within else window
     first, last = (
-        np.searchsorted(t, [t[0] + start + more for start in starts]) for more in (0, window)
+        np.searchsorted(t, [t[0] + start + more for start in starts]) for more in (0, length)
     )
     return [
-        (start, start + window)
+        (start, start + length)
         for start, some in zip(starts, (last > first).tolist(), strict=True)
         if some
     ]

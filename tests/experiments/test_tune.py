@@ -1,11 +1,13 @@
 """`estl tune` by several processes at once, on a study in SQLite and in PostgreSQL."""
 
+import gc
 import json
 import os
 import shutil
 import socket
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,6 +65,8 @@ def postgresql() -> Iterator[str]:
     try:
         yield f"postgresql+psycopg://estl@127.0.0.1:{port}/postgres"
     finally:
+        with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+            gc.collect()  # to which Optuna leaves its connections
         subprocess.run(
             [*control, "-m", "immediate", "stop"],
             user=owner,

@@ -58,7 +58,9 @@ def history(run: Path) -> list[dict[str, str]]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
-def test_killed_and_resumed_equals_unbroken(tmp_path: Path) -> None:
+def test_killed_and_resumed_equals_unbroken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run = [*RUN, "--epochs=12"]
     assert main([*run, f"--output-dir={whole}"]) == 0
@@ -78,7 +80,8 @@ def test_killed_and_resumed_equals_unbroken(tmp_path: Path) -> None:
     assert epoch_of(broken / "last.ckpt") < 11
     assert not (broken / "results.json").exists()
 
-    assert main(["fit", "--resume", str(broken)]) == 0
+    monkeypatch.setattr(sys, "argv", ["estl", "fit", "--resume", str(broken)])
+    assert main(sys.argv[1:]) == 0
     one = torch.load(whole / "last.ckpt", weights_only=True)
     two = torch.load(broken / "last.ckpt", weights_only=True)
     assert one["epoch"] == two["epoch"] == 11
@@ -86,7 +89,7 @@ def test_killed_and_resumed_equals_unbroken(tmp_path: Path) -> None:
         assert torch.equal(value, two["state_dict"][name]), name
     assert next(whole.glob("best*")).name == next(broken.glob("best*")).name
     of = Results.read(broken / "results.json").of
-    assert of.command == " ".join(["estl", *RUN[3:], f"--output-dir={broken}"])
+    assert of.command == " ".join(["estl", *run, f"--output-dir={broken}"])
     assert of.resumed == (f"estl fit --resume {broken}",)
     assert Results.read(whole / "results.json").of.resumed == ()
     assert [row["epoch"] for row in history(broken)] == [str(n) for n in range(1, 13)]

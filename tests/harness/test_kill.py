@@ -1,4 +1,4 @@
-"""Twenty kills of the harness, which makes a thousand: see `tests/harness/kill.py`."""
+"""Eight kills of the harness, which makes a thousand: see `tests/harness/kill.py`."""
 
 import os
 import subprocess
@@ -11,9 +11,9 @@ import pytest
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the harness forks")
 def test_runs_that_are_killed_end_as_unbroken_ones() -> None:
-    command = [sys.executable, "-m", "tests.harness.kill", "--kills=20"]
+    command = [sys.executable, "-m", "tests.harness.kill", "--kills=8"]
     done = subprocess.run(
         command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "20 kills" in done.stdout
+    assert "8 kills" in done.stdout

@@ -222,7 +222,10 @@ HEAD = "recording,start,end,class\n"
         (HEAD + "a.csv,,,x\na.csv,,,x\n", r"lines 2 and 3: stretches of a\.csv that overlap"),
         (HEAD + "a.csv,,,x\na.txt,,,y\n", r"line 3: a\.txt and a\.csv have the same name"),
         (HEAD.encode("utf-16"), r"labels\.csv: byte 0 is not UTF-8: save it as CSV UTF-8"),
-        (HEAD + "a.csv,,,x\n", r"labels\.csv has recordings of one class, x: rows two classes"),
+        (
+            HEAD + "a.csv,,,x\n",
+            r"labels\.csv has recordings of one class, x: give rows of two classes",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_table_is_one_line(

@@ -96,7 +96,7 @@ class Recordings(SplitData):
             found, self.places, no_training = _in_folders(root, row, images)
         labels = {item.label for items in found.values() for item in items}
         if len(labels) < 2:
-            needed = "rows" if self.table else "a folder a class is needed, with"
+            needed = "give rows of" if self.table else "a folder a class is needed, with"
             raise ValueError(
                 f"{self.table or root} has recordings of one class, {min(labels)}: "
                 f"{needed} two classes at least"

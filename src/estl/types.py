@@ -77,12 +77,22 @@ class Batch:
     unpaired: Float[Tensor, "U 3 h w"] | None = None
     unlabeled: int = 0
 
+    def images_for(self, what: str) -> Float[Tensor, "B 3 h w"]:
+        """The images; ValueError where there are none, which names `what` needs them."""
+        if self.image is None:
+            raise ValueError(
+                f"{what} needs an image beside each recording: choose paired data, and images=True "
+                "where the data has this option"
+            )
+        return self.image
+
     @property
     def labeled(self) -> "Batch":
         """The samples that have a label: this batch, unless some are `unlabeled`."""
-        if not self.unlabeled:
-            return self
-        n = len(self.label) - self.unlabeled
+        return self.first(len(self.label) - self.unlabeled) if self.unlabeled else self
+
+    def first(self, n: int) -> "Batch":
+        """The first `n` samples, at most those that have a label, without unpaired images."""
         image = None if self.image is None else self.image[:n]
         soft_label = None if self.soft_label is None else self.soft_label[:n]
         return Batch(self.events[:n], self.label[:n], image, soft_label)
@@ -193,11 +203,13 @@ class Supervision(nn.Module):
 
     Attributes:
         extends: whether it extends batches, and takes their `unlabeled` samples.
+        keeps_images: whether it needs images that are the same in every epoch.
         reads_images: whether it looks at a batch's images: where not, a training reads none. A
             subclass that defines `forward` does unless it says otherwise.
     """
 
     extends: bool = False
+    keeps_images: bool = False
     reads_images: bool = True
 
     def __init_subclass__(cls, **options: Any) -> None:

@@ -67,7 +67,7 @@ FIT = """
 --learner.lrr=1                           | unrecognized arguments: --learner.lrr=1: correct it
 --learner.warmup=-4                       | --learner.warmup is -4.0: give a number at least 0
 --learner.schedule=nosuch                 | Literal['cosine', 'constant']. Got value: nosuch
---learner.part_lr={nosuch:~1}             | ['nosuch'], which no trained parameter belongs to
+--learner.part_lr={nosuch:~1}             | ['nosuch'], which no parameter belongs to
 --student.init_args.layers=[AP]           | layers=('AP',) holds no convolution: add a width
 --student.init_args.layerz=3              | option 'layerz' is not accepted: correct it
 --student.init_args.classes=7             | is 7, but classes of Digits is 10: leave it out

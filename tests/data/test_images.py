@@ -102,6 +102,28 @@ def test_a_recipe_reads_images_where_its_supervision_looks_at_them(tmp_path: Pat
     assert Sum([TSE(), Supervision()]).reads_images
 
 
+def test_a_teacher_that_looks_once_is_refused_with_images_that_change(
+    tmp_path: Path, clip_folder: Path
+) -> None:
+    write_nmnist(tmp_path)
+
+    def guided(augment: dict[str, float] | None, bridge: dict[str, float] | None) -> Supervision:
+        given = recipe(tmp_path, "EdgeGuidedDistillation")
+        kept = {"teacher": str(clip_folder), "cache_teacher": True}
+        given["supervision"]["init_args"] = kept
+        bridged = {"images": None, "per_step": 2, "augment": bridge}
+        given["data"]["init_args"] |= {"augment": augment, "bridge": bridged}
+        return build(*parse_recipe(given)).supervision
+
+    for augment, bridge in ((None, None), ({"flip": 0.5, "drop_time": 0.2}, {"flip": 0.5})):
+        assert guided(augment, bridge).keeps_images
+    for augment, bridge in (({"shift": 0.1}, None), (None, {"flip": 0.5, "shift": 0.1})):
+        with pytest.raises(ValueError, match=r"cache_teacher=true .* augment.shift=0.1 changes"):
+            guided(augment, bridge)
+    assert Sum([TSE(), guided(None, None)]).keeps_images
+    assert not Sum([TSE(), TET()]).keeps_images
+
+
 class Looks(TSE):
     def forward(self, output: Output, batch: Batch) -> Loss:
         return super().forward(output, batch)

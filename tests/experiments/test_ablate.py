@@ -83,6 +83,17 @@ def test_the_rungs_of_a_recipe_of_the_best_rung_have_their_fusion_and_terms() ->
     assert arguments["2bk"]["weights"]["contrastive"] == 0.0
 
 
+def test_edges_that_the_warm_up_alone_trains_stay_so_where_nothing_else_uses_them() -> None:
+    arguments = {"warm_up": 300, "weights": {"edge_events": 0.0}}
+    rates = {"learner": {"part_lr": {"edge_detector": 0.2}}}
+    recipe = merge(RECIPE | BRIDGED | rates, {"supervision": {"init_args": arguments}})
+    found = {rung.name: rung.overlay for rung in rungs(recipe, ["2b", "2bkt", "2bkj", "3", "6"])}
+    weights = [overlay["supervision"]["init_args"]["weights"] for overlay in found.values()]
+    assert [given["edge_events"] for given in weights] == [0, 0, 0, 1, 1]
+    assert found["2bkt"]["learner"]["part_lr"] is None
+    assert found["6"]["learner"]["part_lr"] == {"edge_detector": 0.2}
+
+
 def test_a_detached_target_is_attached_where_nothing_else_trains_the_fusion() -> None:
     arguments = {"teacher": "t", "detach_target": True}
     recipe: dict[str, Any] = {"supervision": {"class_path": GUIDED, "init_args": arguments}}
@@ -199,7 +210,7 @@ def test_an_energy_without_some_layers_is_marked_and_a_row_may_have_fewer_steps(
     ("overlay", "text"),
     [
         ({"learner": {"lrr": 3}}, "lrr"),
-        ({"learner": {"part_lr": {"fusion": 0.1}}}, "fusion.*no trained parameter"),
+        ({"learner": {"part_lr": {"fusion": 0.1}}}, "fusion.*no parameter"),
         ({"student": {"init_args": {"layers": [4, *["AP"] * 6]}}}, "too small for 6 poolings"),
     ],
 )

@@ -617,6 +617,56 @@ def test_warming_up_trains_the_detector_alone_for_so_many_steps(teacher: ClipTea
         assert torch.equal(p, before[name]) != name.startswith("edge_detector"), name
 
 
+@pytest.mark.slow
+def test_edges_without_a_term_stay_as_the_warm_up_leaves_them(teacher: ClipTeacher) -> None:
+    options = {"target": "pooled", "weights": {"edge_events": 0, "edge_align": 0, "contrastive": 0}}
+    supervision, batch = make(teacher, warm_up=10, **options), make_batch(10)
+    detector = supervision.edge_detector
+    assert detector is not None
+    assert make(teacher, **options).edge_detector is None
+    start = [p.clone() for p in detector.parameters()]
+    supervision.prepare(repeat(batch))
+    warm = [p.clone() for p in detector.parameters()]
+    assert all((a != b).any() for a, b in zip(start, warm, strict=True))
+    student = Student()
+    longer = supervision.extend(replace(batch, unpaired=torch.rand(3, 3, 16, 16)))
+    loss = backward(supervision, student, longer)
+    assert "edge_events" not in loss.terms
+    assert all(p.grad is None and not p.requires_grad for p in detector.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(warm, detector.parameters(), strict=True))
+    trained = make(teacher, target="pooled", weights={"edge_align": 0, "contrastive": 0})
+    trained.edge_detector = detector
+    seen = trained(student(batch.first(8).events), batch.first(8)).metrics
+    for name in ("edge_mean", "edge_sobel", "edge_counts"):  # of the first eight recordings
+        torch.testing.assert_close(loss.metrics[name], seen[name])
+
+
+def test_a_teacher_that_looks_once_teaches_the_same(
+    teacher: ClipTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = [make_batch(), replace(make_batch(), image=torch.rand(B, 3, 16, 16))]
+    shown: list[int] = []
+    see = ClipTeacher.forward
+
+    def forward(self: ClipTeacher, image: Tensor) -> Any:
+        shown.append(len(image))
+        return see(self, image)
+
+    monkeypatch.setattr(ClipTeacher, "forward", forward)
+    every, once = make(teacher), make(teacher, cache_teacher=True)
+    assert once.keeps_images
+    assert not every.keeps_images
+    assert once.state_dict().keys() == every.state_dict().keys()
+    once.load_state_dict(every.state_dict())
+    student = Student()
+    for batch in [*batches, *batches]:
+        shown.clear()
+        a, b = (backward(s, student, batch) for s in (every, once))
+        for name, term in a.terms.items():
+            torch.testing.assert_close(b.terms[name], term, msg=name)
+    assert shown == [B]
+
+
 def test_frames_that_are_pictures_have_no_events_to_learn_edges_from(teacher: ClipTeacher) -> None:
     batch = replace(make_batch(), events=torch.rand(B, T, 3, 12, 12))
     output = Student()(batch.events[:, :, :2])

@@ -134,6 +134,10 @@ def _overlay(recipe: dict[str, Any], name: str) -> dict[str, Any]:
     target = rung.target or arguments.get("target", "pooled")
     if rung.target is None and target == "pooled":  # as the best rung has it
         target = "fused"
+    usual = {term: given[term] or WRITTEN[term] or 1.0 for term in given}
+    if target == "pooled" and arguments.get("warm_up"):  # then it may train the edges alone
+        usual["edge_events"] = given["edge_events"]
+    terms = {term for term in terms if usual[term]}
     parts = {"student", *trained_parts(terms, rung.edges, target)}
     overlay: dict[str, Any] = {
         "learner": {"part_lr": {part: lr for part, lr in rates.items() if part in parts} or None}
@@ -150,7 +154,6 @@ def _overlay(recipe: dict[str, Any], name: str) -> dict[str, Any]:
         }
     if not rung.terms:
         return overlay | {"supervision": {"class_path": public_path(MeanCE)}}
-    usual = {term: given[term] or WRITTEN[term] or 1.0 for term in given}
     changes: dict[str, Any] = {
         "edges": rung.edges,
         "weights": {term: usual[term] if term in terms else 0.0 for term in given},

@@ -48,15 +48,11 @@ def train_detector(detector: LearnableEdgeDetector, batches: Iterable[Batch], st
     )
     for step, whole in enumerate(islice(batches, steps)):
         batch = whole.labeled
-        if batch.image is None:
-            raise ValueError(
-                "the bridge needs an image beside each recording: choose paired data, and "
-                "images=True where the data has this option"
-            )
+        image = batch.images_for("the bridge")
         own = share(len(batch.label), batch.events.device)
         if step == 0:
             detector.start_at(mean(batch.events.mean((0, 3, 4)), own))
-        rates = detector.look(on_frames(batch.image, batch.events)).rates
+        rates = detector.look(on_frames(image, batch.events)).rates
         assert rates is not None
         optimizer.zero_grad()
         edge_events_loss(rates, batch.events).backward()

@@ -1,4 +1,4 @@
-"""The terms that act on edges: what trains them, and where they ask the student to look."""
+"""The terms: what trains the edges, where they ask the student to look, and what it shall see."""
 
 from typing import Literal
 
@@ -122,3 +122,17 @@ def edge_alignment_loss(
     >>> torch.testing.assert_close(edge_alignment_loss(q.log(), p), by_hand)
     """
     return F.kl_div(log_student, teacher, reduction="batchmean")
+
+
+def feature_loss(
+    student: Float[Tensor, "*B E"], target: Float[Tensor, "*B E"], normalize: bool = True
+) -> Float[Tensor, ""]:
+    """Mean squared difference of features, of both layer-normalized ones unless `normalize` is off.
+
+    >>> import torch
+    >>> x = torch.rand(2, 8)
+    >>> torch.testing.assert_close(feature_loss(x, 3 * x + 1), torch.tensor(0.0), atol=1e-3, rtol=0)
+    """
+    if normalize:
+        student, target = (F.layer_norm(x, x.shape[-1:]) for x in (student, target))
+    return F.mse_loss(student, target)

@@ -17,6 +17,7 @@ from estl.guidance.contrastive import ContrastiveLoss
 from estl.guidance.edges import Detector, Edges, LearnableEdgeDetector, SobelEdges, make_detector
 from estl.guidance.fusion import EdgeGuidedFusion
 from estl.guidance.grid import on_frames, resample
+from estl.guidance.kept import Kept
 from estl.guidance.teacher import ClipTeacher, TeacherOutput
 from estl.guidance.terms import (
     Activity,
@@ -26,12 +27,16 @@ from estl.guidance.terms import (
     edge_events_loss,
     edge_smoothness_loss,
     edge_sparsity_loss,
+    feature_loss,
 )
 from estl.guidance.watch import Maps, inner, spread, watch_attention, watch_edges
 from estl.supervision.probe import Probe
 from estl.supervision.steps import check_samples
 from estl.supervision.terms import EdgeKind, refuse_untrained, term_weights, trained_parts
 from estl.types import Batch, Loss, Output, Supervision
+
+NAME = "EdgeGuidedDistillation"
+WATCHED = 8  # recordings of a step that frozen edges are watched on
 
 
 class EdgeGuidedDistillation(Supervision):
@@ -69,8 +74,8 @@ class EdgeGuidedDistillation(Supervision):
     recorded samples alone. The defaults did best (docs/results.md); the written design is the
     recipe `ncaltech101_clip_written`.
 
-    Metrics: those of `watch_edges` and `watch_attention`; target_spread (of the target's direction
-    over the batch: 1 if evenly spread, 0 if all images have the same target); gate_mean.
+    Metrics: those of `watch_edges` and `watch_attention`; gate_mean; target_spread (1 if the
+    targets' directions are evenly spread over the batch, 0 if they are one).
 
     Args:
         teacher: a `ClipTeacher`, or the name or folder of one.
@@ -93,7 +98,11 @@ class EdgeGuidedDistillation(Supervision):
         normalize_targets: whether the two MSE terms layer-normalize both sides: teachers differ.
         each_step: whether logit_distill is the mean over the time steps of what each step's logits
             miss, so that the student answers early; else it asks their mean over time.
-        warm_up: steps of edge_events alone, before the student's first.
+        warm_up: steps of edge_events alone, before the student's first. With edge_events of weight
+            0, and no other term that trains them, learned edges stay as these steps leave them.
+        cache_teacher: whether the teacher looks at each image once and its outputs are kept, in the
+            device's memory (`guidance.kept`). Images have to be the same in every epoch: `estl fit`
+            refuses it with augmentation that changes them, but for a flip.
         bridge: what it draws from: learned "rates", or "sobel" (`even_rates`, a control).
 
     Raises:
@@ -129,6 +138,7 @@ class EdgeGuidedDistillation(Supervision):
         normalize_targets: bool = True,
         each_step: bool = True,
         warm_up: int = 0,
+        cache_teacher: bool = False,
         bridge: Literal["rates", "sobel"] = "rates",
     ) -> None:
         super().__init__()
@@ -141,13 +151,16 @@ class EdgeGuidedDistillation(Supervision):
         self.each_step, self.warm_up, self.bridge = each_step, warm_up, bridge
         self.teacher = teacher if isinstance(teacher, ClipTeacher) else ClipTeacher(teacher)
         E = self.teacher.dim
+        self.kept = Kept(self.teacher) if cache_teacher else None
+        self.keeps_images = cache_teacher
 
         parts = trained_parts(self.weights, edges, target)
         refuse_untrained(self.weights, parts, edges, detach_target, align_edges)
         self.sobel = SobelEdges()
         self.edge_detector: Detector | None = None
-        if edges != "none" and (edges == "sobel" or "edge_detector" in parts):
-            self.edge_detector = make_detector(edges, T)
+        self.frozen = edges == "learned" and warm_up > 0 and "edge_detector" not in parts
+        if edges != "none" and (edges == "sobel" or "edge_detector" in parts or self.frozen):
+            self.edge_detector = make_detector(edges, T).requires_grad_(not self.frozen)
         self.fusion: EdgeGuidedFusion | None = None
         if "fusion" in parts and self.edge_detector is not None:
             ask: dict[str, Any] = {"query": query, "edge_grid": edge_grid, "gate_bias": gate_bias}
@@ -170,7 +183,7 @@ class EdgeGuidedDistillation(Supervision):
     def forward(self, output: Output, batch: Batch) -> Loss:
         """The loss of one batch."""
         terms, metrics, own = dict[str, Tensor](), dict[str, Tensor](), batch.labeled
-        check_samples("EdgeGuidedDistillation", output, batch.label)
+        check_samples(NAME, output, batch.label)
         if "cls" in self.weights:
             logits = output.first(len(own.label)).logits
             terms["cls"] = F.cross_entropy(logits.mean(1), own.target)
@@ -185,13 +198,14 @@ class EdgeGuidedDistillation(Supervision):
         terms, metrics, own = dict[str, Tensor](), dict[str, Tensor](), batch.labeled
         n = len(own.label)
         tokens, grid = self._tokens(output)
-        seen = self.teacher(_image(batch))
+        seen = (self.kept or self.teacher)(batch.images_for(NAME))
         # Without these, nothing asks for the edges of images whose recordings were drawn.
         every = self.fusion is not None or not {"edge_align", "edge_reg"}.isdisjoint(self.weights)
-        look = self._look(of := batch if every else own)
+        of = own.first(WATCHED) if self.frozen else batch if every else own
+        look = self._look(of)
         if look is not None:
-            sobel = self.sobel.edges(on_frames(_image(of), of.events))
-            metrics |= watch_edges(look.edges.detach(), sobel, own.events)
+            sobel = self.sobel.edges(on_frames(of.images_for(NAME), of.events))
+            metrics |= watch_edges(look.edges.detach(), sobel, of.labeled.events)
 
         target = seen.pooled
         if self.fusion is not None and look is not None:
@@ -208,13 +222,14 @@ class EdgeGuidedDistillation(Supervision):
             student = self.projector(output.class_token.mean(1))
             if "global_distill" in self.weights:
                 fixed = target.detach() if self.detach_target else target
-                terms["global_distill"] = self._mse(student, fixed)
+                terms["global_distill"] = feature_loss(student, fixed, self.normalize_targets)
             if "contrastive" in self.weights:
                 terms["contrastive"] = self.contrastive(student[:n], target[:n], own.label)
 
         if self.projector_patches is not None:
             patches = resample(seen.patches, self.teacher.grid, grid)
-            terms["patch_distill"] = self._mse(self.projector_patches(tokens), patches)
+            asked = self.projector_patches(tokens)
+            terms["patch_distill"] = feature_loss(asked, patches, self.normalize_targets)
 
         if "edge_align" in self.weights:
             q, p = activation_log_attention(tokens, self.align), self._attention(seen, look, grid)
@@ -231,7 +246,9 @@ class EdgeGuidedDistillation(Supervision):
     def prepare(self, batches: Iterator[Batch]) -> None:
         """Train the detector for `warm_up` steps, before anything is drawn from its rates."""
         if self.warm_up and isinstance(self.edge_detector, LearnableEdgeDetector):
+            self.edge_detector.requires_grad_(True)
             train_detector(self.edge_detector, batches, self.warm_up)
+            self.edge_detector.requires_grad_(not self.frozen)
 
     def extend(self, batch: Batch) -> Batch:
         """The batch with a recording for each of its unpaired images, in training."""
@@ -270,7 +287,7 @@ class EdgeGuidedDistillation(Supervision):
 
     def _look(self, batch: Batch) -> Edges | None:
         """What the detector sees."""
-        detector, image = self.edge_detector, _image(batch)
+        detector, image = self.edge_detector, batch.images_for(NAME)
         if isinstance(detector, LearnableEdgeDetector):
             return detector.look(on_frames(image, batch.events))
         return None if detector is None else Edges(*detector(image))
@@ -280,19 +297,4 @@ class EdgeGuidedDistillation(Supervision):
     ) -> Float[Tensor, "B N"]:
         """The teacher's attention, times the edges if there are any, on `grid`, summing to 1."""
         attention = resample(seen.attention.flatten(1).unsqueeze(2), self.teacher.grid, grid)
-        maps = attention.squeeze(2).unflatten(1, grid)
-        return edge_attention(maps, None if look is None else look.edges)
-
-    def _mse(self, student: Tensor, target: Tensor) -> Tensor:
-        if self.normalize_targets:
-            student, target = (F.layer_norm(x, x.shape[-1:]) for x in (student, target))
-        return F.mse_loss(student, target)
-
-
-def _image(batch: Batch) -> Float[Tensor, "B 3 h w"]:
-    if batch.image is None:
-        raise ValueError(
-            "EdgeGuidedDistillation needs an image beside each recording: choose paired data, "
-            "and images=True where the data has this option"
-        )
-    return batch.image
+        return edge_attention(attention.squeeze(2).unflatten(1, grid), look and look.edges)

@@ -5,16 +5,21 @@ from what goes wrong behind it.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from estl.data.augment import Augment
 from estl.types import Batch, Loss, Output
 
 CHANGING = (_BatchNorm, _DropoutNd)
 """Layers that answer otherwise in training."""
+
+REPEATING = ("flip", "drop_time", "drop_area", "drop_events", "polarity", "noise")
+"""Options of `Augment` that make an image one of two, or leave it as it is."""
 
 
 def check_numbers(positive: Mapping[str, float], not_negative: Mapping[str, float]) -> None:
@@ -102,6 +107,30 @@ def _check_head(student: nn.Module, output: Output) -> None:
             f"{type(student).__name__}: Output.logits are not classify(features.mean((-2, -1))): "
             "give Output what the head reads, or pooled_head=False (which TSE and TRE refuse)"
         )
+
+
+def check_kept_images(*augments: Augment | None) -> None:
+    """Refuse augmentation by which images are new in every epoch (a flip makes two of each).
+
+    Raises:
+        ValueError: such an option, named.
+
+    >>> check_kept_images(None, Augment(flip=0.5, drop_time=0.3))
+    >>> check_kept_images(Augment(shift=0.1))
+    Traceback (most recent call last):
+    ValueError: cache_teacher=true is for images that stay the same, and augment.shift=0.1 ...
+    """
+    for augment in augments:
+        if augment is None:
+            continue
+        for option in fields(augment):
+            value = getattr(augment, option.name)
+            if value != option.default and option.name not in REPEATING:
+                raise ValueError(
+                    f"cache_teacher=true is for images that stay the same, and augment."
+                    f"{option.name}={value} changes them: leave out one of the two (flip and what "
+                    "changes events alone may stay)"
+                )
 
 
 def check_loss(supervision: nn.Module, loss: Any) -> None:

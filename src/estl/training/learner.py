@@ -228,10 +228,10 @@ class Learner(LightningModule):
                 members[self.part_of(name), parameter.ndim > 1].append(parameter)
         if not any(p.requires_grad for p in self.student.parameters()):
             raise ValueError("nothing of the student is trained: set requires_grad on a part of it")
-        absent = set(self.part_lr) - {part for part, _ in members}
+        absent = set(self.part_lr) - {self.part_of(name) for name, _ in self.named_parameters()}
         if absent:
             raise ValueError(
-                f"part_lr names {sorted(absent)}, which no trained parameter belongs to: "
+                f"part_lr names {sorted(absent)}, which no parameter belongs to: "
                 "correct learner.part_lr"
             )
         return [

@@ -20,6 +20,7 @@ from estl.data.module import EventData
 from estl.data.twins import Group
 from estl.supervision import MeanCE
 from estl.training.checkpoint import make
+from estl.training.contract import check_kept_images
 from estl.training.learner import Learner
 from estl.training.mistakes import one_line
 from estl.training.names import public, public_path
@@ -213,6 +214,8 @@ def build(config: Namespace, given: Namespace) -> Parts:
     data = build_data(config, given)
     student, supervision = networks(config, given, data)
     augment, bridge = data.augment, getattr(data, "bridge", None)
+    if supervision.keeps_images:
+        check_kept_images(augment, bridge and bridge.augment)
     recolored = augment is not None and bool(augment.color or augment.gray)
     simulated = bridge is not None and bridge.recordings == "simulated"
     data.training_images = supervision.reads_images or recolored or simulated

@@ -1,0 +1,69 @@
+import struct
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+
+from estl.guidance.kept import Kept, image_keys
+from estl.guidance.teacher import TeacherOutput
+
+MASK = 2**64 - 1
+
+
+class Teacher:
+    """Outputs that tell every pixel, and the images that it was shown."""
+
+    def __init__(self) -> None:
+        self.shown: list[Tensor] = []
+
+    def __call__(self, image: Tensor) -> TeacherOutput:
+        self.shown += list(image)
+        return TeacherOutput(image.flatten(1), image.flatten(1).unsqueeze(1) + 1, image[:, 2])
+
+
+def test_keys_are_those_of_a_loop_over_places() -> None:
+    image = torch.rand(2, 3, 4, 5)
+
+    def signed(x: int) -> int:
+        return (x & MASK) - (2**64 if x & 2**63 else 0)
+
+    for one, key in zip(image, image_keys(image).tolist(), strict=True):
+        total = 0
+        for place, value in enumerate(one.flatten().tolist()):
+            x = signed(place << 32 | struct.unpack("<I", struct.pack("<f", value))[0])
+            for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+                x = signed((x ^ x >> shift) * factor)
+            total += x ^ x >> 31
+        assert key == signed(total)
+
+
+def test_images_that_differ_anywhere_have_other_keys() -> None:
+    black_and_white = torch.tensor(list(product((0.0, 1.0), repeat=12))).view(-1, 3, 2, 2)
+    assert len(set(image_keys(black_and_white).tolist())) == 2**12
+    image = torch.rand(1, 3, 8, 8)
+    changed = image.clone()
+    changed[0, 1, 3, 4] = torch.nextafter(changed[0, 1, 3, 4], torch.tensor(1.0))
+    others = [changed, image.flip(-1), image.flip(1), image.mT, torch.zeros(1, 3, 8, 8)]
+    assert len(set(image_keys(torch.cat([image, *others])).tolist())) == 6
+
+
+def test_keys_hang_on_content_alone() -> None:
+    image = torch.rand(3, 3, 6, 4)
+    keys = image_keys(image)
+    assert torch.equal(image_keys(image.contiguous(memory_format=torch.channels_last)), keys)
+    assert torch.equal(image_keys(image.double()), keys)
+    assert torch.equal(image_keys(image[[2, 0, 1]]), keys[[2, 0, 1]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_image_has_the_teachers_outputs_and_is_shown_once(dtype: torch.dtype) -> None:
+    teacher, image = Teacher(), torch.rand(6, 3, 4, 4).to(dtype)
+    kept = Kept(teacher)
+    for rows in ([0, 1], [1, 2, 2, 0], [5, 4, 3, 2], [0, 5], [3]):
+        found, wanted = kept(image[rows]), Teacher()(image[rows])
+        for name in ("pooled", "patches", "attention"):
+            a, b = getattr(found, name), getattr(wanted, name)
+            assert a.dtype == dtype
+            assert torch.equal(a, b), name
+    assert len(teacher.shown) == 6

@@ -641,6 +641,26 @@ def test_edges_without_a_term_stay_as_the_warm_up_leaves_them(teacher: ClipTeach
         torch.testing.assert_close(loss.metrics[name], seen[name])
 
 
+def test_edges_that_stay_are_used_by_fusion_and_alignment(teacher: ClipTeacher) -> None:
+    options: dict[str, Any] = {"weights": {"edge_events": 0.0, "edge_align": 0.2}}
+    supervision, student, batch = make(teacher, warm_up=10, **options), Student(), make_batch()
+    assert supervision.frozen
+    assert supervision.edge_detector is not None
+    assert supervision.fusion is not None
+    loss = backward(supervision, student, batch)
+    assert all(p.grad is None for p in supervision.edge_detector.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in supervision.fusion.parameters())
+    moving = make(teacher, **options)  # without a warm-up the fusion trains them
+    moving.load_state_dict(supervision.state_dict())
+    same = backward(moving, student, batch)
+    assert moving.edge_detector is not None
+    assert any(p.grad is not None and p.grad.any() for p in moving.edge_detector.parameters())
+    for name, term in same.terms.items():
+        torch.testing.assert_close(loss.terms[name], term, msg=name)
+    for change in ({"align_edges": True}, {"weights": {"edge_events": 0.0, "edge_reg": 0.1}}):
+        assert not make(teacher, warm_up=10, **(options | change)).frozen
+
+
 def test_a_teacher_that_looks_once_teaches_the_same(
     teacher: ClipTeacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,11 +98,10 @@ class EdgeGuidedDistillation(Supervision):
         normalize_targets: whether the two MSE terms layer-normalize both sides: teachers differ.
         each_step: whether logit_distill is the mean over the time steps of what each step's logits
             miss, so that the student answers early; else it asks their mean over time.
-        warm_up: steps of edge_events alone, before the student's first. With edge_events of weight
-            0, and no other term that trains them, learned edges stay as these steps leave them.
-        cache_teacher: whether the teacher looks at each image once and its outputs are kept, in the
-            device's memory (`guidance.kept`). Images have to be the same in every epoch: `estl fit`
-            refuses it with augmentation that changes them, but for a flip.
+        warm_up: steps of edge_events alone, before the student's first. Where edge_events has
+            weight 0 then, learned edges stay as these steps leave them (not with edge_reg).
+        cache_teacher: whether the teacher looks at each image once and its outputs are kept
+            (`guidance.kept`); `estl fit` refuses it where augmentation changes images.
         bridge: what it draws from: learned "rates", or "sobel" (`even_rates`, a control).
 
     Raises:
@@ -155,10 +154,12 @@ class EdgeGuidedDistillation(Supervision):
         self.keeps_images = cache_teacher
 
         parts = trained_parts(self.weights, edges, target)
+        self.frozen = edges == "learned" and warm_up > 0 and not align_edges
+        self.frozen &= {"edge_events", "edge_reg"}.isdisjoint(self.weights)
+        parts -= {"edge_detector"} if self.frozen else set()
         refuse_untrained(self.weights, parts, edges, detach_target, align_edges)
         self.sobel = SobelEdges()
         self.edge_detector: Detector | None = None
-        self.frozen = edges == "learned" and warm_up > 0 and "edge_detector" not in parts
         if edges != "none" and (edges == "sobel" or "edge_detector" in parts or self.frozen):
             self.edge_detector = make_detector(edges, T).requires_grad_(not self.frozen)
         self.fusion: EdgeGuidedFusion | None = None
@@ -201,8 +202,7 @@ class EdgeGuidedDistillation(Supervision):
         seen = (self.kept or self.teacher)(batch.images_for(NAME))
         # Without these, nothing asks for the edges of images whose recordings were drawn.
         every = self.fusion is not None or not {"edge_align", "edge_reg"}.isdisjoint(self.weights)
-        of = own.first(WATCHED) if self.frozen else batch if every else own
-        look = self._look(of)
+        look = self._look(of := batch if every else own.first(WATCHED) if self.frozen else own)
         if look is not None:
             sobel = self.sobel.edges(on_frames(of.images_for(NAME), of.events))
             metrics |= watch_edges(look.edges.detach(), sobel, of.labeled.events)

@@ -38,7 +38,13 @@ SIZES = {
 }  # fmt: skip
 """N-MNIST's recipe, and the sizes of the written design with its ViT-B/16; weights are random."""
 
-_ALL = {"target": "fused", "weights": WRITTEN | {"edge_reg": 0.0, "logit_distill": 1.0}}
+_ALL: dict[str, Any] = {
+    "target": "fused",
+    "weights": WRITTEN | {"edge_reg": 0.0, "logit_distill": 1.0},
+}
+
+_KEPT: dict[str, Any] = {"cache_teacher": True, "warm_up": 300}
+_STAY = {"edge_events": 0.0}
 
 KINDS: dict[str, dict[str, Any] | None] = {
     "events only": None,
@@ -46,8 +52,14 @@ KINDS: dict[str, dict[str, Any] | None] = {
     "all terms": _ALL,
     "fixed CLIP, bridge": {},
     "all terms, bridge": _ALL,
+    "fixed CLIP, kept": _KEPT | {"edges": "none"},
+    "all terms, kept": _KEPT | _ALL | {"weights": _ALL["weights"] | _STAY},
+    "fixed CLIP, kept, bridge": _KEPT | {"weights": _STAY},
+    "all terms, kept, bridge": _KEPT | _ALL | {"weights": _ALL["weights"] | _STAY},
 }
-"""What guides a step. With the bridge fixed CLIP is the default of `EdgeGuidedDistillation`."""
+"""What guides a step. With the bridge fixed CLIP is the default of `EdgeGuidedDistillation`. Where
+it is kept the teacher has seen the images before, and the edges are those of the warm-up.
+"""
 
 
 def teacher(tower: dict[str, Any]) -> ClipTeacher:

@@ -94,6 +94,15 @@ def test_edges_that_the_warm_up_alone_trains_stay_so_where_nothing_else_uses_the
     assert found["6"]["learner"]["part_lr"] == {"edge_detector": 0.2}
 
 
+def test_of_jittered_images_no_outputs_of_the_teacher_are_kept() -> None:
+    recipe = merge(RECIPE | BRIDGED, {"supervision": {"init_args": {"cache_teacher": True}}})
+    kept = {
+        rung.name: parse_recipe(merge(recipe, rung.overlay))[0].supervision.init_args.cache_teacher
+        for rung in rungs(recipe, ["2k", "2bkt", "2bkj", "6j"])
+    }
+    assert kept == {"2k": True, "2bkt": True, "2bkj": False, "6j": False}
+
+
 def test_a_detached_target_is_attached_where_nothing_else_trains_the_fusion() -> None:
     arguments = {"teacher": "t", "detach_target": True}
     recipe: dict[str, Any] = {"supervision": {"class_path": GUIDED, "init_args": arguments}}

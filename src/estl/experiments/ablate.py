@@ -166,4 +166,6 @@ def _overlay(recipe: dict[str, Any], name: str) -> dict[str, Any]:
     }
     if name in ("6s", "2bks"):
         changes["bridge"] = "sobel"
+    if arguments.get("cache_teacher") and "augment" in (rung.bridge or {}):  # which it refuses
+        changes["cache_teacher"] = False
     return overlay | {"supervision": {"init_args": changes}}

@@ -68,11 +68,19 @@ def test_a_wheel_has_the_recipes_and_its_own_code(estl: Path, tmp_path: Path) ->
 def test_a_wheel_runs_the_demo_whose_students_predict_and_are_exported(
     estl: Path, tmp_path: Path
 ) -> None:
+    (recipe,) = estl.parents[1].glob("lib/python*/site-packages/estl/recipes/digits_guided.yaml")
+    small = {"per_class: 10": "per_class: 10, val_fraction: 0.05, test_fraction: 0.05"}
+    text = recipe.read_text()
+    for given, less in (small | {"warm_up: 300": "warm_up: 2"}).items():
+        assert given in text
+        text = text.replace(given, less)
+    recipe.write_text(text)
     short = ["--seeds", "0", "--jobs", "1", "--teacher-epochs", "1", "--epochs", "1"]
     said = run(estl, ["demo", *short, "--output-dir", "demo"], tmp_path)
     assert "accuracy on the val images" in said or "accuracy on the test images" in said
     runs = sorted((tmp_path / "demo").glob("*/seed0/results.json"))
     assert len(runs) == 2
+    assert "warm_up: 2\n" in (tmp_path / "demo" / "recipe.yaml").read_text()  # the wheel's own
     write_nmnist(tmp_path / "data")
     recordings = sorted(map(str, (tmp_path / "data").rglob("Test/*/*.bin")))
     ckpt = ["--ckpt", str(runs[-1].with_name("last.ckpt"))]

@@ -30,6 +30,7 @@ SMALL = [
     "--data.init_args.per_class=4",
     "--epochs=2",
 ]
+DIGITS = [f"--data.init_args.{x}" for x in ("size=16", "val_fraction=0.05", "test_fraction=0.05")]
 
 
 def fails(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
@@ -45,7 +46,7 @@ def fails(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small finished run."""
     folder = tmp_path_factory.mktemp("runs") / "small"
-    assert main(["fit", *SMALL, "--tse", "--seed=3", f"--output-dir={folder}"]) == 0
+    assert main(["fit", *SMALL, *DIGITS, "--tse", "--seed=3", f"--output-dir={folder}"]) == 0
     return folder
 
 
@@ -85,7 +86,7 @@ def test_a_checkpoint_gives_the_student_and_the_same_accuracy(
 
 @pytest.mark.slow
 def test_without_a_validation_split_the_final_weights_are_reported_alone(tmp_path: Path) -> None:
-    words = [*SMALL, "--tse", "--epochs=1", "--data.init_args.val_fraction=0"]
+    words = [*SMALL, *DIGITS, "--tse", "--epochs=1", "--data.init_args.val_fraction=0"]
     assert main(["fit", *words, f"--output-dir={tmp_path}"]) == 0
     results = Results.read(tmp_path / "results.json")
     assert results.of.data.sizes["val"] == 0
@@ -97,7 +98,7 @@ def test_without_a_validation_split_the_final_weights_are_reported_alone(tmp_pat
 
 @pytest.mark.slow
 def test_the_last_epoch_is_validated_always(tmp_path: Path) -> None:
-    words = [*SMALL, "--tse", "--epochs=2", "--trainer.check_val_every_n_epoch=5"]
+    words = [*SMALL, *DIGITS, "--tse", "--epochs=2", "--trainer.check_val_every_n_epoch=5"]
     assert main(["fit", *words, f"--output-dir={tmp_path}"]) == 0
     assert set(Results.read(tmp_path / "results.json").val) == {"final", "best_on_validation"}
     assert [path.name for path in tmp_path.glob("best*")] == ["best-002.ckpt"]

@@ -7,7 +7,6 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,8 +64,6 @@ def postgresql() -> Iterator[str]:
     try:
         yield f"postgresql+psycopg://estl@127.0.0.1:{port}/postgres"
     finally:
-        with warnings.catch_warnings(action="ignore", category=ResourceWarning):
-            gc.collect()  # to which Optuna leaves its connections
         subprocess.run(
             [*control, "-m", "immediate", "stop"],
             user=owner,
@@ -93,6 +90,7 @@ def check(folder: Path, *options: str) -> None:
     """Four trials, one more at most if two began the last; both processes had some."""
     words = [*WORDS, f"--output-dir={folder}", *options]
     assert main(words) == 0
+    gc.collect()  # a connection that is left open warns then, which fails this test
     trials = json.loads((folder / "tune.json").read_text())["trials"]
     assert len(trials) in (4, 5)
     assert len({(trial["tau_f"], trial["kappa"]) for trial in trials}) == len(trials)

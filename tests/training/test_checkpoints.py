@@ -31,6 +31,8 @@ from estl.training.resume import Aside, kept_recipe, newest_whole, taken
 from estl.training.run import fit
 from tests.small_runs import Kill, Killed, recipe, same, train
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 Damage = Callable[[Path], object]
 
 

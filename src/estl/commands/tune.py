@@ -58,8 +58,10 @@ def tune(
     if grid_tau_f:
         grid = {"tau_f": grid_tau_f, "kappa": grid_kappa}
     if launcher != "local" or at_once > 1:
-        open_study(output_dir, storage, prune)  # or those that begin together would each make it
+        with open_study(output_dir, storage, prune):
+            pass  # it is there, or those that begin together would each make it
         work_together(launcher, output_dir, at_once, trials, grid, storage, prune, per_run)
-    study = search(recipe, output_dir, trials=trials, grid=grid, storage=storage, prune=prune)
-    print(write(study, output_dir, " ".join(["estl", *sys.argv[1:]])))
+    with open_study(output_dir, storage, prune) as study:
+        search(study, recipe, output_dir, trials=trials, grid=grid)
+        print(write(study, output_dir, " ".join(["estl", *sys.argv[1:]])))
     print(f"table, figure and run folders: {output_dir}")

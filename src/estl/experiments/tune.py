@@ -6,7 +6,8 @@ reported is validation, and the best thresholds are then trained and tested by `
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,31 +79,26 @@ class ByTrial(optuna.samplers.BaseSampler):
 
 
 def tune(
+    study: optuna.Study,
     recipe: dict[str, Any],
     folder: Path,
     *,
     trials: int = 20,
     grid: dict[str, Sequence[float]] | None = None,
-    storage: str | None = None,
-    prune: bool = True,
     seed: int = 0,
-) -> optuna.Study:
-    """Search tau_f and kappa; a study that exists is continued up to `trials` trials in all.
+) -> None:
+    """Search tau_f and kappa; a study that has trials is continued up to `trials` of them in all.
 
     Several processes may work on one study, on machines of their own too: give each the same
-    `storage` and `folder`. What is under way in one when the others have done `trials` is finished.
+    storage and `folder`. What is under way in one when the others have done `trials` is finished.
 
     Args:
+        study: from `open_study`; at the end `study.best_trial` is the best.
         recipe: plain values; its supervision becomes TSE.
-        folder: holds the run folders and, unless `storage` is given, the study (SQLite).
+        folder: holds the run folders.
         trials: finished or pruned trials after which the search ends.
         grid: values of `tau_f` and `kappa` to try, every pair once; None searches `RANGES` by TPE.
-        storage: any Optuna storage URL.
-        prune: stop trials that are worse than the median of the others at the same epoch.
         seed: of the sampler. Every trial trains with the seed of the recipe.
-
-    Returns:
-        The study; `study.best_trial` is the best.
 
     Raises:
         ValueError: `trials` below 1, a grid without values, or data without a validation split.
@@ -111,7 +107,6 @@ def tune(
         raise ValueError(f"trials={trials}: at least 1")
     if grid is not None and not all(grid.get(name) for name in RANGES):
         raise ValueError(f"grid={grid}: give values for both of {', '.join(RANGES)}")
-    study = open_study(folder, storage, prune)
     values = {name: sorted(set(listed)) for name, listed in (grid or {}).items()}
     if grid is None:
         study.sampler = ByTrial(seed)
@@ -149,11 +144,18 @@ def tune(
 
     while len(ended(study)) < trials:
         study.optimize(objective, n_trials=1, callbacks=[show])
-    return study
 
 
-def open_study(folder: Path, storage: str | None = None, prune: bool = True) -> optuna.Study:
-    """The study of a folder, made if it is not there; the arguments are those of `tune`.
+@contextmanager
+def open_study(
+    folder: Path, storage: str | None = None, prune: bool = True
+) -> Iterator[optuna.Study]:
+    """The study of a folder, made if it is not there, until the end of the block.
+
+    Args:
+        folder: holds the study (SQLite), unless `storage` is given, and names it.
+        storage: any Optuna storage URL.
+        prune: stop trials that are worse than the median of the others at the same epoch.
 
     Raises:
         ValueError: it cannot be opened.
@@ -161,22 +163,27 @@ def open_study(folder: Path, storage: str | None = None, prune: bool = True) -> 
     folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     url = storage or f"sqlite:///{folder.resolve() / 'study.db'}"
-    try:
-        return optuna.create_study(
-            study_name=folder.resolve().name,
-            storage=url,
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=3)
-            if prune
-            else optuna.pruners.NopPruner(),
-            direction="maximize",
-            load_if_exists=True,
-        )
-    except (SQLAlchemyError, ImportError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"the study in {url} cannot be opened ({reason}): give another --storage, or another "
-            "--output-dir"
-        ) from None
+    with ExitStack() as after:
+        try:
+            database = optuna.storages.RDBStorage(url)
+            after.callback(database.engine.dispose)  # Optuna leaves connections open
+            after.callback(database.remove_session)
+            study = optuna.create_study(
+                study_name=folder.resolve().name,
+                storage=database,
+                pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=3)
+                if prune
+                else optuna.pruners.NopPruner(),
+                direction="maximize",
+                load_if_exists=True,
+            )
+        except (SQLAlchemyError, ImportError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"the study in {url} cannot be opened ({reason}): give another --storage, or "
+                "another --output-dir"
+            ) from None
+        yield study
 
 
 def ended(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
@@ -197,8 +204,8 @@ def work_together(
 ) -> None:
     """Have processes of `estl tune` do the trials of a study, as many at a time as `workers`.
 
-    They read the recipe that is kept in the folder. The other arguments are those of `tune` and
-    `experiments.launch.launch`.
+    They read the recipe that is kept in the folder. The other arguments are those of `tune`,
+    `open_study` and `experiments.launch.launch`.
     """
     args = ["tune", f"--config={folder.resolve() / 'recipe.yaml'}", f"--trials={trials}"]
     args += [f"--output-dir={folder.resolve()}"]

@@ -7,6 +7,7 @@ folder, whose weights the student begins with (`training.init_from`); `init_from
 checksum, which the run writes down.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +57,7 @@ RANGES = {
 train on in silence, where they are not."""
 
 
+@functools.cache  # it does not change, and takes longer to make than a recipe to be read
 def make_parser() -> ArgumentParser:
     """The schema of a recipe, as a parser of its keys."""
     parser = ArgumentParser(

@@ -27,6 +27,7 @@ def demo(
     """
     teacher = output_dir / "teacher"
     if not (teacher / "config.json").is_file():
-        train_teacher(flags=DataFlags(dataset="digits"), epochs=teacher_epochs, output_dir=teacher)
+        digits = DataFlags(dataset="digits")  # of 8x8 pixels, so that four make a patch
+        train_teacher(flags=digits, epochs=teacher_epochs, patch=8, output_dir=teacher)
     flags = TrainingFlags(config=("digits_guided",), teacher=str(teacher), epochs=epochs)
     ablate(flags=flags, output_dir=output_dir, rungs=("1", "2bkt"), seeds=seeds, jobs=jobs)

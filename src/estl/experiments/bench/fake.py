@@ -121,6 +121,7 @@ class FakeStep:
         guide = config.supervision.get("init_args", Namespace())
         if "teacher" in guide:
             guide.teacher = teacher(str(guide.teacher))
+            guide.cache_teacher = False  # a step in which it looks takes the most
         student, supervision = networks(config, given, self.sizes.data)
         options = config.learner.as_dict() | {"schedule": "constant", "compile": False}
         self.learner = Learner(student, supervision, **options).train()

@@ -174,7 +174,7 @@ COMPARISONS = {
         _fusion(),
         _live(),
         _exported(),
-        _guided("recipe", Bound("all terms", "events only", 2.0)),
+        _guided("recipe", Bound("all terms, kept", "events only", 2.0)),
         _guided("design", Bound("all terms", "fixed CLIP", 1.3)),
     )
 }

@@ -343,9 +343,11 @@ def test_augmentation_of_a_flag_takes_the_place_of_the_recipes(
     ],
 )
 def test_a_null_takes_a_value_of_the_bridge_away(
-    words: str, images: str | None, augmented: bool
+    words: str, images: str | None, augmented: bool, tmp_path: Path
 ) -> None:
-    flags = TrainingFlags(config=("nmnist_guided",))
+    flipped = tmp_path / "flipped.yaml"
+    flipped.write_text("data: {init_args: {bridge: {augment: {flip: 0.5}}}}")
+    flags = TrainingFlags(config=("nmnist_guided", str(flipped)))
     bridge = parse(flags.spell_out(words.split()))[0].data.init_args.bridge
     assert bridge.images == (Path(images) if images else None)
     assert (bridge.augment is not None) == augmented

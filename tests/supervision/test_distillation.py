@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from estl.guidance import ClipTeacher
+from estl.guidance import ClipTeacher, LearnableEdgeDetector
+from estl.guidance.bridge import PROBES, predict
+from estl.guidance.edges import Edges
 from estl.guidance.grid import resample
 from estl.guidance.watch import COLLAPSED
 from estl.supervision import TSE, Sum
@@ -319,8 +321,8 @@ def test_normalized_targets_do_not_depend_on_the_teacher_s_scale(teacher: ClipTe
     student = standard(supervision.projector(output.class_token.mean(1)))
     expected = 0.5 * (student - standard(seen.pooled)).square().mean()
     torch.testing.assert_close(supervision(output, batch).terms["global_distill"], expected)
-    supervision.teacher.forward = lambda image: replace(
-        seen, pooled=1000 * seen.pooled, patches=1000 * seen.patches
+    supervision.teacher.forward = lambda image: seen._replace(
+        pooled=1000 * seen.pooled, patches=1000 * seen.patches
     )
     scaled = supervision(output, batch)
     torch.testing.assert_close(scaled.terms["global_distill"], expected, atol=1e-4, rtol=1e-4)
@@ -685,6 +687,42 @@ def test_a_teacher_that_looks_once_teaches_the_same(
         for name, term in a.terms.items():
             torch.testing.assert_close(b.terms[name], term, msg=name)
     assert shown == [B]
+
+
+@pytest.mark.slow
+def test_rates_of_edges_that_stay_are_predicted_once_and_anew_after_a_warm_up(
+    teacher: ClipTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"target": "pooled", "warm_up": 5, "cache_teacher": True}
+    weights = {"edge_events": 0.0, "edge_align": 0.0, "contrastive": 0.0}
+    supervision = make(teacher, weights=weights, **options)
+    assert make(teacher, weights=weights | {"edge_events": 1.0}, **options).kept_rates is None
+    batch = make_batch(10)
+    unpaired = torch.rand(3, 3, 16, 16)
+    longer = replace(batch, unpaired=unpaired)
+    detector = supervision.edge_detector
+    assert isinstance(detector, LearnableEdgeDetector)
+    shown: list[int] = []
+    look = detector.look
+
+    def watched(rgb: Tensor) -> Edges:
+        shown.append(len(rgb))
+        return look(rgb)
+
+    monkeypatch.setattr(detector, "look", watched)
+    found: list[Tensor] = []
+    for again in (False, False, True):
+        if again:
+            supervision.prepare(repeat(batch))
+        shown.clear()
+        torch.manual_seed(0)
+        events = supervision.extend(longer).events
+        assert shown == ([] if found and not again else [PROBES + 3])
+        torch.manual_seed(0)
+        assert torch.equal(events, longer.extend(predict(detector, unpaired, batch)).events)
+        found.append(events)
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[1], found[2])
 
 
 def test_frames_that_are_pictures_have_no_events_to_learn_edges_from(teacher: ClipTeacher) -> None:

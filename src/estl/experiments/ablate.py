@@ -135,7 +135,7 @@ def _overlay(recipe: dict[str, Any], name: str) -> dict[str, Any]:
     if rung.target is None and target == "pooled":  # as the best rung has it
         target = "fused"
     usual = {term: given[term] or WRITTEN[term] or 1.0 for term in given}
-    if target == "pooled" and arguments.get("warm_up"):  # then it may train the edges alone
+    if arguments.get("warm_up"):  # then it may train the edges alone
         usual["edge_events"] = given["edge_events"]
     terms = {term for term in terms if usual[term]}
     parts = {"student", *trained_parts(terms, rung.edges, target)}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from estl.guidance.edges import LearnableEdgeDetector, SobelEdges
 from estl.guidance.grid import on_frames
+from estl.guidance.kept import Kept
 from estl.guidance.ranks import mean, share
 from estl.guidance.terms import edge_events_loss
 from estl.types import Batch
@@ -66,11 +67,15 @@ def train_detector(detector: LearnableEdgeDetector, batches: Iterable[Batch], st
 
 @torch.no_grad()
 def predict(
-    detector: nn.Module | None, image: Float[Tensor, "U 3 h w"], batch: Batch
+    detector: nn.Module | None,
+    image: Float[Tensor, "U 3 h w"],
+    batch: Batch,
+    kept: Kept | None = None,
 ) -> Float[Tensor, "U T 2 H W"]:
     """Recordings of `image` as those in `batch`, drawn from what the detector predicts of it.
 
-    Learned rates come with the `limit` that recordings of the batch have, given theirs.
+    Learned rates come with the `limit` that recordings of the batch have, given theirs. Those of
+    a detector that is not trained may be `kept`.
 
     Raises:
         ValueError: a detector that predicts no events.
@@ -82,8 +87,8 @@ def predict(
         raise ValueError('the bridge draws from learned rates: set edges="learned"')
     some = events[:PROBES]
     images = torch.cat([on_frames(x, events) for x in (batch.image[:PROBES], image)])
-    rates = detector.look(images).rates
-    assert rates is not None
+    look = detector.look_at_rates
+    (rates,) = look(images) if kept is None else kept(look, images)
     known, asked = rates.split([len(some), len(image)])
     return draw(asked, limit(known, some))
 

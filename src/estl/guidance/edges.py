@@ -72,6 +72,12 @@ class LearnableEdgeDetector(nn.Module):
         rates = F.softplus(self.rate_head(self.hidden(features)).float()).unflatten(1, (-1, 2))
         return Edges(-torch.expm1(-rates.mean((1, 2)).unsqueeze(1)), features, rates)
 
+    def look_at_rates(self, rgb: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B T 2 H W"]]:
+        """The rates alone, in the form that `guidance.kept.Kept` keeps."""
+        rates = self.look(rgb).rates
+        assert rates is not None
+        return (rates,)
+
 
 def _conv(channels: int, out: int) -> nn.Conv2d:
     return nn.Conv2d(channels, out, 3, padding=1, padding_mode="replicate")

@@ -1,4 +1,4 @@
-"""What a teacher sees in an image, kept, so that it looks at each image once."""
+"""What a network that is not trained sees in an image, kept, so that it looks at each once."""
 
 from collections.abc import Callable
 
@@ -6,45 +6,43 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from estl.guidance.teacher import TeacherOutput
-
 _MIX = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
 """Shifts and factors of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014, fig. 1)."""
 
 
 class Kept:
-    """`teacher`, with its outputs for every image that it has seen, given again for the same one.
+    """What `look` gave for every image that it was shown, given again for the same one.
 
-    It is for images that are the same in every epoch, and then as good as the teacher: whatever
-    changes them anew, such as a random shift, makes each of them a new one. What it keeps lies on
-    the images' device, 4 E (N + 1) bytes an image: 0.6 MB of ViT-B/16. An image is known by its
-    `image_keys`, which the host reads: on CUDA a step waits for the device once.
+    It is for images that are the same in every epoch and a `look` that does not change, and then
+    the same: whatever changes an image anew, such as a random shift, makes it a new one. What is
+    kept lies on the images' device: of a teacher 4 E (N + 1) bytes an image, 0.6 MB of ViT-B/16,
+    of rates 8 T H W, 0.2 MB of ten steps of 48x48. An image is known by its `image_keys`, which the
+    host reads: on CUDA a step waits for the device once.
 
-    >>> from estl.guidance.teacher import TeacherOutput
-    >>> def teacher(image):
+    >>> def look(image):
     ...     print("looks at", len(image))
-    ...     return TeacherOutput(image.mean((2, 3)), image.flatten(2).mT, image[:, 0])
-    >>> kept, image = Kept(teacher), torch.rand(5, 3, 8, 8)
-    >>> first = kept(image[:4])
+    ...     return image.mean((2, 3)), image[:, 0]
+    >>> kept, image = Kept(), torch.rand(5, 3, 8, 8)
+    >>> first = kept(look, image[:4])
     looks at 4
-    >>> again = kept(image)
+    >>> mean, red = kept(look, image)
     looks at 1
     """
 
-    def __init__(self, teacher: Callable[[Tensor], TeacherOutput]) -> None:
-        self.teacher = teacher
-        self.seen: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+    def __init__(self) -> None:
+        self.seen: dict[int, tuple[Tensor, ...]] = {}
 
-    def __call__(self, image: Float[Tensor, "B 3 h w"]) -> TeacherOutput:
-        """The teacher's outputs for `image`."""
+    def __call__(
+        self, look: Callable[[Tensor], tuple[Tensor, ...]], image: Float[Tensor, "B 3 h w"]
+    ) -> tuple[Tensor, ...]:
+        """What `look` gives for `image`, tensors with a row for each."""
         keys: list[int] = image_keys(image).tolist()
         new = {key: i for i, key in enumerate(keys) if key not in self.seen}
         if new:
-            found = self.teacher(image[list(new.values())])
-            rows = zip(found.pooled, found.patches, found.attention, strict=True)
-            self.seen |= zip(new, rows, strict=True)
+            found = look(image[list(new.values())])
+            self.seen |= zip(new, zip(*found, strict=True), strict=True)
         parts = zip(*(self.seen[key] for key in keys), strict=True)
-        return TeacherOutput(*(torch.stack(part).to(image.device) for part in parts))
+        return tuple(torch.stack(part).to(image.device) for part in parts)
 
 
 def image_keys(image: Float[Tensor, "B 3 h w"]) -> Int[Tensor, " B"]:

@@ -4,9 +4,8 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +17,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 HUB_TIMEOUT = 2.0  # seconds to find out whether the hub answers
 
 
-@dataclass(frozen=True)
-class TeacherOutput:
+class TeacherOutput(NamedTuple):
     """A teacher's outputs: the class token after the last layer norm; the last hidden states of the
     patches, row by row, without that norm; the last layer's attention from the class token to the
     patches, mean over heads, each map summing to 1.

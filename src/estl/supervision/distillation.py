@@ -100,8 +100,8 @@ class EdgeGuidedDistillation(Supervision):
             miss, so that the student answers early; else it asks their mean over time.
         warm_up: steps of edge_events alone, before the student's first. Where edge_events has
             weight 0 then, learned edges stay as these steps leave them (not with edge_reg).
-        cache_teacher: whether the teacher looks at each image once and its outputs are kept
-            (`guidance.kept`); `estl fit` refuses it where augmentation changes images.
+        cache_teacher: whether the teacher looks at each image once and what it sees is kept, and
+            rates of edges that stay (`guidance.kept`); `estl fit` refuses it for augmented images.
         bridge: what it draws from: learned "rates", or "sobel" (`even_rates`, a control).
 
     Raises:
@@ -109,8 +109,7 @@ class EdgeGuidedDistillation(Supervision):
             batch without images or a student of another width.
 
         supervision = EdgeGuidedDistillation("teachers/mnist", student_dim=256, T=5, classes=10)
-        loss = supervision(student(batch.events), batch)
-        loss.total.backward()
+        supervision(student(batch.events), batch).total.backward()
     """
 
     extends = True
@@ -144,18 +143,18 @@ class EdgeGuidedDistillation(Supervision):
         if student_dim is None:
             raise ValueError("student_dim is missing: give the width of the student's features")
         self.weights = term_weights(weights or {}, edges, target)
-        self.student_dim = student_dim
+        self.student_dim, self.keeps_images = student_dim, cache_teacher
         self.target, self.align, self.align_edges = target, align, align_edges
         self.detach_target, self.normalize_targets = detach_target, normalize_targets
         self.each_step, self.warm_up, self.bridge = each_step, warm_up, bridge
         self.teacher = teacher if isinstance(teacher, ClipTeacher) else ClipTeacher(teacher)
         E = self.teacher.dim
-        self.kept = Kept(self.teacher) if cache_teacher else None
-        self.keeps_images = cache_teacher
+        self.kept = Kept() if cache_teacher else None
 
         parts = trained_parts(self.weights, edges, target)
         self.frozen = edges == "learned" and warm_up > 0 and not align_edges
         self.frozen &= {"edge_events", "edge_reg"}.isdisjoint(self.weights)
+        self.kept_rates = Kept() if cache_teacher and self.frozen else None
         parts -= {"edge_detector"} if self.frozen else set()
         refuse_untrained(self.weights, parts, edges, detach_target, align_edges)
         self.sobel = SobelEdges()
@@ -199,7 +198,8 @@ class EdgeGuidedDistillation(Supervision):
         terms, metrics, own = dict[str, Tensor](), dict[str, Tensor](), batch.labeled
         n = len(own.label)
         tokens, grid = self._tokens(output)
-        seen = (self.kept or self.teacher)(batch.images_for(NAME))
+        image = batch.images_for(NAME)
+        seen = TeacherOutput(*self.kept(self.teacher, image)) if self.kept else self.teacher(image)
         # Without these, nothing asks for the edges of images whose recordings were drawn.
         every = self.fusion is not None or not {"edge_align", "edge_reg"}.isdisjoint(self.weights)
         look = self._look(of := batch if every else own.first(WATCHED) if self.frozen else own)
@@ -225,7 +225,6 @@ class EdgeGuidedDistillation(Supervision):
                 terms["global_distill"] = feature_loss(student, fixed, self.normalize_targets)
             if "contrastive" in self.weights:
                 terms["contrastive"] = self.contrastive(student[:n], target[:n], own.label)
-
         if self.projector_patches is not None:
             patches = resample(seen.patches, self.teacher.grid, grid)
             asked = self.projector_patches(tokens)
@@ -249,13 +248,14 @@ class EdgeGuidedDistillation(Supervision):
             self.edge_detector.requires_grad_(True)
             train_detector(self.edge_detector, batches, self.warm_up)
             self.edge_detector.requires_grad_(not self.frozen)
+            self.kept_rates = self.kept_rates and Kept()
 
     def extend(self, batch: Batch) -> Batch:
         """The batch with a recording for each of its unpaired images, in training."""
         if batch.unpaired is None or not self.training:
             return batch
         detector = self.sobel if self.bridge == "sobel" else self.edge_detector
-        return batch.extend(predict(detector, batch.unpaired, batch))
+        return batch.extend(predict(detector, batch.unpaired, batch, self.kept_rates))
 
     @torch.no_grad()
     def maps(self, output: Output, batch: Batch) -> Maps:

@@ -172,6 +172,30 @@ def test_the_net_equals_a_loop_over_steps_in_output_and_gradient(options: dict) 
     torch.testing.assert_close(actual, expected)
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("options", [{}, {"bottleneck": True}], ids=["basic", "bottleneck"])
+def test_one_sample_at_one_step_has_half_the_gradient_of_the_same_twice(
+    options: dict, training: bool
+) -> None:
+    net = ResNet((1, 1), (8, 12), classes=5, in_channels=2, **options).double()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.bias, mean=0.5, std=0.3)
+    net.train(training)
+    events, weight = 2 * torch.rand(1, 1, 2, 8, 8).double(), torch.randn(5).double()
+    parameters = list(net.parameters())
+
+    def gradients(events: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad((net(events).logits * weight).sum(), parameters)
+
+    for hooked in (False, True):
+        if hooked:
+            cast(Any, net.stages[1])[0].residual.register_forward_hook(lambda *_: None)
+        found, twice = gradients(events), gradients(events.repeat(2, 1, 1, 1, 1))
+        assert all(g.any() for g in found)
+        torch.testing.assert_close(found, tuple(g / 2 for g in twice))
+
+
 def test_classify_is_the_whole_head_with_its_neuron_stepped_over_time() -> None:
     net = ResNet((1,), (8,), classes=5, hidden=16)
     output = net(torch.rand(2, 4, 3, 6, 6))

@@ -64,15 +64,24 @@ def per_step(
         return layer(_dense(x[:, 0])).unsqueeze(1)
     steps = x.transpose(0, 1)
     if folded:
-        return layer(steps.flatten(0, 1)).unflatten(0, steps.shape[:2]).transpose(0, 1)
+        flat = steps.flatten(0, 1)
+        if not torch.compiler.is_compiling() and x.shape[:2] == (1, 1):
+            # Views leave any stride to one sample, and with it any order of memory: PyTorch's batch
+            # norm of one order gives wrong gradients on the CPU for those that come in another.
+            flat = flat.clone(memory_format=_order(flat))
+        return layer(flat).unflatten(0, steps.shape[:2]).transpose(0, 1)
     outputs = torch.cat([layer(_dense(step)) for step in steps])  # which keeps channels last
     return outputs.unflatten(0, steps.shape[:2]).transpose(0, 1)
 
 
 def _dense(step: Tensor) -> Tensor:
     """One step in the order of `time_first`: kernels are chosen by strides too."""
-    last = torch.channels_last if step.ndim == 4 else torch.contiguous_format
-    return step.contiguous(memory_format=last)
+    return step.contiguous(memory_format=_order(step))
+
+
+def _order(step: Tensor) -> torch.memory_format:
+    """The order of `time_first` in memory."""
+    return torch.channels_last if step.ndim == 4 else torch.contiguous_format
 
 
 def folds(training: bool) -> bool:

@@ -211,6 +211,11 @@ def test_classify_is_the_whole_head_with_its_neuron_stepped_over_time() -> None:
     assert not torch.allclose(net.classify(strong)[:, 3:], net.classify(strong[:, 3:]))
 
 
-def test_stages_and_widths_must_pair_up() -> None:
+def test_stages_and_widths_must_pair_up_and_the_stem_be_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with pytest.raises(ValueError, match=r"blocks=\(1, 1\) and widths=\(8,\)"):
         ResNet((1, 1), (8,))
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)  # a user has no type checks
+    with pytest.raises(ValueError, match="stem='5x5' must be one of 3x3, 7x7"):
+        ResNet((1,), (8,), stem="5x5")

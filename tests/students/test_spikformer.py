@@ -83,13 +83,16 @@ def test_the_token_readout_classifies_the_class_token() -> None:
     assert not torch.allclose(output.classify(output.features.mean((-2, -1))), output.logits)
 
 
-def test_wrong_widths_and_poolings_are_refused_by_name() -> None:
+def test_wrong_options_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="heads=3 must divide dim=16"):
         Spikformer(dim=16, heads=3)
     with pytest.raises(ValueError, match="dim=12 must be a multiple of 8"):
         Spikformer(dim=12, heads=2)
     with pytest.raises(ValueError, match="poolings=5 must be 0 to 4"):
         Spikformer(dim=16, poolings=5)
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)  # a user has no type checks
+    with pytest.raises(ValueError, match='readout must be "mean" or "token", got \'cls\''):
+        Spikformer(dim=16, readout="cls")
 
 
 def test_the_neuron_can_be_changed_but_the_attention_fires_at_one_half() -> None:

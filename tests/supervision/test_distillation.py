@@ -460,11 +460,16 @@ def test_the_state_is_that_of_the_trained_parts(teacher: ClipTeacher) -> None:
         ({"edges": "sobel", "weights": {"edge_reg": 0.1}}, "edges='sobel' has no edge_reg"),
         ({"detach_target": True, "weights": {"contrastive": 0.0}}, "leaves the fusion"),
         ({"heads": 5}, "heads must divide clip_dim 32, got 5"),
+        ({"target": "pool"}, "target must be one of pooled, fused, written, got 'pool'"),
+        ({"align": "softmx"}, "align must be one of energy, softmax, got 'softmx'"),
+        ({"bridge": "learned"}, "bridge must be one of rates, sobel, got 'learned'"),
+        ({"warm_up": -1}, "warm_up must be 0 or more steps, got -1"),
     ],
 )
-def test_options_that_contradict_each_other_are_refused(
-    teacher: ClipTeacher, options: dict[str, Any], message: str
+def test_options_that_are_unknown_or_contradict_each_other_are_refused(
+    teacher: ClipTeacher, options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)  # a user has no type checks
     with pytest.raises(ValueError, match=message):
         make(teacher, **options)
 
@@ -594,8 +599,11 @@ def test_a_bridge_of_fixed_edges_needs_no_detector_and_one_of_rates_does(
 ) -> None:
     drawn = extended(make(teacher, edges="none", bridge="sobel")).events[B:]
     assert drawn.sum() > 0
-    with pytest.raises(ValueError, match='draws from learned rates: set edges="learned"'):
-        extended(make(teacher, edges="none"))
+    weights = {"edge_events": 0.0, "edge_align": 0.0}
+    untrained: dict[str, Any] = {"target": "pooled", "weights": weights}
+    for options in ({"edges": "none"}, untrained):
+        with pytest.raises(ValueError, match='set edges="learned", and a weight of edge_events or'):
+            extended(make(teacher, **options))
 
 
 @pytest.mark.slow
@@ -661,6 +669,8 @@ def test_edges_that_stay_are_used_by_fusion_and_alignment(teacher: ClipTeacher) 
         torch.testing.assert_close(loss.terms[name], term, msg=name)
     for change in ({"align_edges": True}, {"weights": {"edge_events": 0.0, "edge_reg": 0.1}}):
         assert not make(teacher, warm_up=10, **(options | change)).frozen
+    options = {"target": "pooled", "weights": {"edge_events": 0.0, "edge_align": 0.0}}
+    assert make(teacher, warm_up=10, align_edges=True, **options).frozen  # nothing aligns them
 
 
 def test_a_teacher_that_looks_once_teaches_the_same(

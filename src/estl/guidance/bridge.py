@@ -84,7 +84,10 @@ def predict(
     if isinstance(detector, SobelEdges):
         return draw(even_rates(detector.edges(on_frames(image, events)), events))
     if not isinstance(detector, LearnableEdgeDetector) or batch.image is None:
-        raise ValueError('the bridge draws from learned rates: set edges="learned"')
+        raise ValueError(
+            'the bridge draws from learned rates: set edges="learned", and a weight of edge_events '
+            "or warm_up"
+        )
     some = events[:PROBES]
     images = torch.cat([on_frames(x, events) for x in (batch.image[:PROBES], image)])
     look = detector.look_at_rates

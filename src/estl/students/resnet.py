@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -90,7 +90,7 @@ class ResNet(nn.Module):
         neuron: changes to the neuron `LIF.tet`, such as {"detach_reset": True}.
 
     Raises:
-        ValueError: if `blocks` and `widths` differ in length.
+        ValueError: if `blocks` and `widths` differ in length, or for an unknown `stem`.
 
     >>> net = ResNet(blocks=(1, 1), widths=(8, 16), classes=5)
     >>> output = net(torch.rand(2, 4, 3, 12, 12))
@@ -117,6 +117,8 @@ class ResNet(nn.Module):
             raise ValueError(
                 f"blocks={tuple(blocks)} and widths={tuple(widths)} must have one entry a stage"
             )
+        if stem not in get_args(Stem):
+            raise ValueError(f"stem={stem!r} must be one of {', '.join(get_args(Stem))}")
         lif = partial(LIF.tet, **(neuron or {}))
         if stem == "3x3":
             self.stem = Layers(conv_norm(in_channels, stem_width), lif())

@@ -199,7 +199,8 @@ class Spikformer(nn.Module):
             threshold stays 0.5.
 
     Raises:
-        ValueError: if `heads` or 8 do not divide `dim`, or `poolings` is out of range.
+        ValueError: if `heads` or 8 do not divide `dim`, `poolings` is out of range, or for an
+            unknown `readout`.
 
     >>> net = Spikformer(classes=5, dim=16, depth=1, heads=2)
     >>> output = net(torch.rand(2, 4, 2, 12, 12))
@@ -223,6 +224,8 @@ class Spikformer(nn.Module):
     ) -> None:
         super().__init__()
         self.recompute = False
+        if readout not in ("mean", "token"):
+            raise ValueError(f'readout must be "mean" or "token", got {readout!r}')
         lif = partial(LIF.spikformer, **(neuron or {}))
         self.classes, self.in_channels, self.dim = classes, in_channels, dim
         self.patches = PatchSplitting(in_channels, dim, poolings, lif)

@@ -32,7 +32,7 @@ from estl.guidance.terms import (
 from estl.guidance.watch import Maps, inner, spread, watch_attention, watch_edges
 from estl.supervision.probe import Probe
 from estl.supervision.steps import check_samples
-from estl.supervision.terms import EdgeKind, refuse_untrained, term_weights, trained_parts
+from estl.supervision.terms import EdgeKind, check_options, parts_and_frozen, term_weights
 from estl.types import Batch, Loss, Output, Supervision
 
 NAME = "EdgeGuidedDistillation"
@@ -142,6 +142,7 @@ class EdgeGuidedDistillation(Supervision):
         super().__init__()
         if student_dim is None:
             raise ValueError("student_dim is missing: give the width of the student's features")
+        check_options(warm_up, target=target, align=align, bridge=bridge)
         self.weights = term_weights(weights or {}, edges, target)
         self.student_dim, self.keeps_images = student_dim, cache_teacher
         self.target, self.align, self.align_edges = target, align, align_edges
@@ -151,12 +152,9 @@ class EdgeGuidedDistillation(Supervision):
         E = self.teacher.dim
         self.kept = Kept() if cache_teacher else None
 
-        parts = trained_parts(self.weights, edges, target)
-        self.frozen = edges == "learned" and warm_up > 0 and not align_edges
-        self.frozen &= {"edge_events", "edge_reg"}.isdisjoint(self.weights)
+        taught = align_edges, detach_target
+        parts, self.frozen = parts_and_frozen(self.weights, edges, target, warm_up > 0, *taught)
         self.kept_rates = Kept() if cache_teacher and self.frozen else None
-        parts -= {"edge_detector"} if self.frozen else set()
-        refuse_untrained(self.weights, parts, edges, detach_target, align_edges)
         self.sobel = SobelEdges()
         self.edge_detector: Detector | None = None
         if edges != "none" and (edges == "sobel" or "edge_detector" in parts or self.frozen):

@@ -31,6 +31,12 @@ WRITTEN = WEIGHTS | {
 }
 """The weights of the written design, which has no edge_events where its own edges are."""
 
+_CHOICES = {
+    "target": ("pooled", "fused", "written"),
+    "align": ("energy", "softmax"),
+    "bridge": ("rates", "sobel"),
+}
+
 _ABSENT = {
     "learned": set[str](),
     "written": {"edge_events"},
@@ -85,21 +91,48 @@ def term_weights(changes: dict[str, float], edges: str, target: str = "pooled") 
     return {name: merged[name] for name in WEIGHTS if merged.get(name, 0.0)}
 
 
-def refuse_untrained(
+def check_options(warm_up: int, **chosen: str) -> None:
+    """Raise ValueError for an unknown choice, or a negative number of steps.
+
+    >>> check_options(0, align="softmx")
+    Traceback (most recent call last):
+    ValueError: align must be one of energy, softmax, got 'softmx'
+    """
+    for name, value in chosen.items():
+        if value not in _CHOICES[name]:
+            raise ValueError(f"{name} must be one of {', '.join(_CHOICES[name])}, got {value!r}")
+    if warm_up < 0:
+        raise ValueError(f"warm_up must be 0 or more steps, got {warm_up}")
+
+
+def parts_and_frozen(
     terms: Collection[str],
-    parts: Collection[str],
     edges: str,
-    detach_target: bool,
+    target: str,
+    warm: bool,
     align_edges: bool,
-) -> None:
-    """Raise ValueError if a part of `trained_parts` would get no gradient from `terms`."""
-    teach_target = {"contrastive", "target_cls"}
-    if "fusion" in parts and detach_target and teach_target.isdisjoint(terms):
+    detach_target: bool,
+) -> tuple[set[str], bool]:
+    """`trained_parts`, and whether learned edges stay as a warm-up leaves them: they are no part
+    then.
+
+    Raises:
+        ValueError: a part that would get no gradient from `terms`.
+
+    >>> options = {"align_edges": False, "detach_target": False}
+    >>> parts_and_frozen(["cls", "edge_align"], "learned", "pooled", warm=True, **options)
+    (set(), True)
+    """
+    parts = trained_parts(terms, edges, target)
+    teach_edges = {"edge_events", "edge_reg"} | ({"edge_align"} if align_edges else set())
+    untaught = teach_edges.isdisjoint(terms)
+    if frozen := edges == "learned" and warm and untaught:
+        parts -= {"edge_detector"}
+    if "fusion" in parts and detach_target and {"contrastive", "target_cls"}.isdisjoint(terms):
         raise ValueError(
             "detach_target=True with contrastive and target_cls of weight 0 leaves the fusion "
             'untrained: give one of them a weight, or use target="pooled"'
         )
-    teach_edges = {"edge_events", "edge_reg"} | ({"edge_align"} if align_edges else set())
-    alone = "edge_detector" in parts and "fusion" not in parts
-    if alone and teach_edges.isdisjoint(terms):
+    if "edge_detector" in parts and "fusion" not in parts and untaught:
         raise ValueError(f"no term trains edges={edges!r}: give edge_events or edge_reg a weight")
+    return parts, frozen

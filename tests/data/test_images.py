@@ -100,6 +100,7 @@ def test_a_recipe_reads_images_where_its_supervision_looks_at_them(tmp_path: Pat
     assert EdgeGuidedDistillation.reads_images
     assert not Sum([TSE(), TET()]).reads_images
     assert Sum([TSE(), Supervision()]).reads_images
+    assert not Sum([TSE(), Supervision()], weights=[1.0, 0.0]).reads_images
 
 
 def test_a_teacher_that_looks_once_is_refused_with_images_that_change(
@@ -121,6 +122,9 @@ def test_a_teacher_that_looks_once_is_refused_with_images_that_change(
         with pytest.raises(ValueError, match=r"cache_teacher=true .* augment.shift=0.1 changes"):
             guided(augment, bridge)
     assert Sum([TSE(), guided(None, None)]).keeps_images
+    without = Sum([TSE(), guided(None, None)], weights=[1.0, 0.0])
+    assert not without.keeps_images
+    assert not without.extends
     assert not Sum([TSE(), TET()]).keeps_images
 
 

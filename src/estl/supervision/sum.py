@@ -53,9 +53,9 @@ class Sum(Supervision):
             )
         if not any(self.weights):
             raise ValueError(f"Sum got the weights {self.weights}: one must not be 0")
-        self.extends = any(part.extends for part in supervisions)
-        self.keeps_images = any(part.keeps_images for part in supervisions)
-        self.reads_images = any(part.reads_images for part in supervisions)
+        self.extends = any(part.extends for part in self._parts())
+        self.keeps_images = any(part.keeps_images for part in self._parts())
+        self.reads_images = any(part.reads_images for part in self._parts())
         for weight, supervision in zip(self.weights, supervisions, strict=True):
             if weight == 0:  # DDP refuses trained parameters that no loss reaches
                 supervision.requires_grad_(False)

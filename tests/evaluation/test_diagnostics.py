@@ -203,11 +203,12 @@ class Mixed(nn.Module):
         self.block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
         self.recurrent = nn.GRU(8, 8, batch_first=True)
         self.idle = nn.Bilinear(8, 8, 8)
+        self.widen = nn.ConvTranspose1d(4, 4, 3)
 
     def forward(self, index: Tensor) -> Tensor:
         x = self.norm(self.read(self.words(index) + self.place))
         x = self.attention(x, x, x)[0]
-        y: Tensor = self.recurrent(self.block(x))[0]
+        y: Tensor = self.widen(self.recurrent(self.block(x))[0])
         return y
 
 
@@ -217,7 +218,7 @@ def test_layers_that_multiply_and_are_not_counted_are_named_once() -> None:
     with torch.no_grad(), watch(net, activity):
         net(index)
         net(index)
-    assert activity.uncounted == ["attention", "block.self_attn", "recurrent"]
+    assert activity.uncounted == ["attention", "block.self_attn", "recurrent", "widen"]
     assert set(activity.operations) == {"read", "block.linear1", "block.linear2"}
 
 

@@ -15,7 +15,8 @@ The assumptions:
 * Synapses to the padding of a map are not counted: at rate 1, ACs equal MACs.
 * Attention multiplies spikes by spikes, outside any layer: each spike of the left factor adds a row
   of the right one, in the order of products that `softmax_free_attention` takes.
-* Any other layer with weights, such as `nn.MultiheadAttention`, is not counted, but named.
+* Any other layer with weights, such as `nn.MultiheadAttention` or a transposed convolution, is not
+  counted, but named.
 """
 
 import math
@@ -28,7 +29,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from estl.neurons import LIF
 from estl.students.spikformer import SpikingSelfAttention
@@ -122,7 +123,7 @@ def watch(student: nn.Module, activity: Activity, places: int = 1) -> Iterator[N
         hook: Callable[..., None]
         if name in spiking:
             hook = partial(_count_spikes, activity, name, isinstance(module, LIF))
-        elif isinstance(module, nn.Linear | _ConvNd):
+        elif isinstance(module, nn.Linear | _ConvNd) and not isinstance(module, _ConvTransposeNd):
             hook = partial(_count_layer, activity, name, scales)
         elif isinstance(module, SpikingSelfAttention):
             hook = partial(_count_attention, activity, name, module.heads)

@@ -48,8 +48,9 @@ class Kept:
 def image_keys(image: Float[Tensor, "B 3 h w"]) -> Int[Tensor, " B"]:
     """64 bits that stand for each image's content.
 
-    The sum modulo 2^64, over all places and channels, of a hash of (place, bits of the float32
-    value there). Of a million different images two have the same key with probability 3e-8.
+    The width plus the sum, modulo 2^64, over all places and channels, of a hash of (place, bits of
+    the float32 value there). Of a million different images two have the same key with probability
+    3e-8.
 
     >>> image = torch.rand(2, 3, 4, 4)
     >>> torch.equal(image_keys(image)[0], image_keys(image[:1])[0])
@@ -58,5 +59,10 @@ def image_keys(image: Float[Tensor, "B 3 h w"]) -> Int[Tensor, " B"]:
     bits = image.float().contiguous().flatten(1).view(torch.int32).long() & 0xFFFFFFFF
     x = (torch.arange(bits.shape[1], device=image.device) << 32) | bits
     for shift, factor in _MIX:
-        x = (x ^ (x >> shift)) * factor
-    return (x ^ (x >> 31)).sum(1)
+        x = _shifted(x, shift) * factor
+    return _shifted(x, 31).sum(1) + image.shape[-1]
+
+
+def _shifted(x: Tensor, shift: int) -> Tensor:
+    """x ^ (x >> shift) of unsigned numbers: of int64, >> would repeat the sign."""
+    return x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))

@@ -555,7 +555,9 @@ def test_half_precision_logits_are_averaged_in_single_precision() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         p = _past_prediction(half, head, labels)
         loss = tse_loss(half, head, labels, tau_f=0.1, kappa=0.5)
+        weighted = _past_prediction(half, head, F.one_hot(labels, 3).float())
     assert p.dtype == torch.float32
+    assert torch.equal(weighted, p)  # nor is it rounded of class weights
     torch.testing.assert_close(p, _past_prediction(features, head, labels), rtol=0, atol=0.01)
     torch.testing.assert_close(
         loss, tse_loss(features, head, labels, tau_f=0.1, kappa=0.5), rtol=0.02, atol=0

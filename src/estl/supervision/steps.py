@@ -158,8 +158,8 @@ def running_mean(x: Float[Tensor, "B T *rest"]) -> Float[Tensor, "B T *rest"]:
 
 def of_true_class(x: Float[Tensor, "B *rest K"], labels: Labels) -> Float[Tensor, "B *rest"]:
     """The entry x_y of each sample's class y; of a mixed sample, sum_k y_k x_k."""
-    if labels.is_floating_point():
-        return torch.einsum("b...k,bk->b...", x, labels.to(x.dtype))
+    if labels.is_floating_point():  # no product of matrices, which autocast would round
+        return (x * labels.to(x.dtype).view(len(x), *[1] * (x.ndim - 2), -1)).sum(-1)
     index = labels.view(-1, *[1] * (x.ndim - 1)).expand(*x.shape[:-1], 1)
     return x.gather(-1, index).squeeze(-1)
 

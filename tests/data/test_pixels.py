@@ -78,6 +78,16 @@ def test_cutout_is_a_square_around_a_uniform_center() -> None:
     assert mine.sum() == 16
 
 
+def test_a_picture_of_one_step_is_erased_as_one_of_several() -> None:
+    image, augment = pictures(4), Augment(cutout=4, policy="autoaugment")
+    found = []
+    for T in (1, 3):
+        torch.manual_seed(3)
+        found.append(augment(static(image, T), classes=10).events)
+    assert torch.equal(found[0], found[1][:, :1])
+    assert not torch.equal(found[0][:, 0], image)
+
+
 def test_every_picture_draws_a_policy_of_its_own() -> None:
     image = pictures(1, 32).clamp(max=1.0).expand(200, -1, -1, -1)
     changed = auto_augment(image)

@@ -178,18 +178,17 @@ class Augment:
         """The policy, then Cutout, of events that are pictures."""
         if not self.cutout and self.policy == "none":
             return batch
-        if not is_static(batch.events) or batch.events.shape[2] != 3 or batch.image is not None:
+        x = batch.events
+        if (x.shape[1] > 1 and not is_static(x)) or x.shape[2] != 3 or batch.image is not None:
             raise ValueError(
                 "cutout and policy are for static pictures without images: leave them out here"
             )
-        picture = batch.events[:, 0]
-        if self.policy == "autoaugment":
-            picture = auto_augment(picture)
+        picture = auto_augment(x[:, 0]) if self.policy == "autoaugment" else x[:, 0]
         if self.cutout:
             H, W = picture.shape[-2:]
             i, j = (_uniform(batch, 0.0, float(n)).long().clamp(max=n - 1) for n in (H, W))
             picture = picture.masked_fill(square(i, j, self.cutout, H, W)[:, 0], 0.0)
-        return replace(batch, events=direct_code(picture, batch.events.shape[1]))
+        return replace(batch, events=direct_code(picture, x.shape[1]))
 
     def _disturb(self, batch: Batch) -> Batch:
         x = batch.events

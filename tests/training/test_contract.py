@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning import Trainer
 from torch import Tensor, nn
 
@@ -93,6 +94,24 @@ def test_a_head_that_reads_something_else_has_to_say_so() -> None:
     with pytest.raises(ValueError, match=r"not classify\(features.mean.*pooled_head=False"):
         check_student(student := OfMaxima(pooled_head=True), student(batch.events), batch)
     check_student(student := OfMaxima(pooled_head=False), student(batch.events), batch)
+
+
+class Dropping(nn.Linear):
+    """A head with a dropout that is no module."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(F.dropout(input, 0.5, self.training))
+
+
+def test_asking_a_head_that_draws_changes_no_draw_and_refuses_nothing() -> None:
+    student, batch = OfMaxima(pooled_head=True), make_batch()
+    student.head = Dropping(8, K)
+    nn.init.normal_(student.head.weight)
+    output, state = student(batch.events), torch.get_rng_state()
+    check_student(student, output, batch)
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(ValueError, match="not classify"):
+        check_student(student.eval(), student(batch.events), batch)
 
 
 def test_a_head_that_answers_otherwise_in_training_is_taken_at_its_word() -> None:

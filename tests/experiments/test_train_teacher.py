@@ -127,6 +127,11 @@ def test_an_extra_image_of_a_held_out_item_is_refused(tmp_path: Path) -> None:
         Photographs(data, tmp_path)
 
 
-def test_sizes_that_do_not_divide_are_refused() -> None:
+def test_sizes_that_do_not_divide_and_unknown_objectives_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with pytest.raises(ValueError, match="multiple of patch"):
         ClipTower(3, image_size=30, patch=4)
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)  # a user has no type checks
+    with pytest.raises(ValueError, match="one of embedding, linear, got 'cosine'"):
+        ClipTower(3, objective="cosine")

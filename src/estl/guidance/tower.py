@@ -1,7 +1,7 @@
 """A small CLIP vision tower and its training objective, for where the Hub cannot be reached."""
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -32,7 +32,7 @@ class ClipTower(nn.Module):
         objective: kind of the heads.
 
     Raises:
-        ValueError: sizes that do not divide.
+        ValueError: sizes that do not divide, or an unknown objective.
 
     >>> output = ClipTower(5, image_size=16, patch=8, dim=16, depth=1, heads=2)(
     ...     torch.rand(2, 1, 3, 16, 16))
@@ -60,6 +60,8 @@ class ClipTower(nn.Module):
                 f"image_size={image_size}, patch={patch}, dim={dim}, depth={depth} and "
                 f"heads={heads} must be at least 1"
             )
+        if objective not in get_args(Objective):
+            raise ValueError(f"objective must be one of embedding, linear, got {objective!r}")
         if image_size % patch or dim % heads:
             raise ValueError(
                 f"image_size={image_size} must be a multiple of patch={patch}, and dim={dim} of "

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from estl.neurons import LIF
-from estl.supervision import TRE, tre_keep, tre_loss
+from estl.supervision import TRE, Schedule, tre_keep, tre_loss
 from estl.supervision.tre import _past_contribution
 from estl.types import Batch, Output
 
@@ -256,3 +256,9 @@ def test_an_option_outside_its_range_is_refused(
         TRE(**{option: value})
     with pytest.raises(ValueError, match=rf"^{option} must be"):
         tre_loss(torch.zeros(1, 2, 3), nn.Identity(), torch.tensor([0]), **{option: value})
+
+
+@pytest.mark.parametrize("schedule", [Schedule(0.0), Schedule(0.9, 0.0, "linear")])
+def test_a_schedule_that_reaches_zero_is_refused(schedule: Schedule) -> None:
+    with pytest.raises(ValueError, match=r"^theta0 must be > 0, not 0.0$"):
+        TRE(theta0=schedule)

@@ -197,7 +197,8 @@ def _rescale(pooled: Float[Tensor, "B T D"], keep: Bool[Tensor, "B T D"]) -> Flo
 
 
 def _check(theta0: float | Schedule, lamb: float) -> None:
-    for name, value in unscheduled(theta0=theta0).items():
-        if not value > 0.0:
-            raise ValueError(f"{name} must be > 0, not {value}")
+    values = unscheduled(theta0=theta0).values()
+    for value in (theta0.start, theta0.end) if isinstance(theta0, Schedule) else values:
+        if value is not None and not value > 0.0:
+            raise ValueError(f"theta0 must be > 0, not {value}")
     steps.check_not_negative(lamb=lamb)

@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -733,6 +734,19 @@ def test_rates_of_edges_that_stay_are_predicted_once_and_anew_after_a_warm_up(
         found.append(events)
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[1], found[2])
+
+
+def test_kept_rates_are_forgotten_when_others_are_loaded(teacher: ClipTeacher) -> None:
+    options: dict[str, Any] = {"target": "pooled", "warm_up": 5, "cache_teacher": True}
+    options["weights"] = {"edge_events": 0.0, "edge_align": 0.0, "contrastive": 0.0}
+    supervision, other = make(teacher, **options), make(teacher, **options)
+    assert isinstance(other.edge_detector, LearnableEdgeDetector)
+    other.edge_detector.start_at(torch.full((T, 2), 9.0))
+    longer = replace(make_batch(), unpaired=torch.rand(3, 3, 16, 16))
+    assert supervision.extend(longer).events[B:].mean() < 3
+    supervision.load_state_dict(other.state_dict())
+    for part in (supervision, copy.deepcopy(supervision)):
+        assert part.extend(longer).events[B:].mean() > 6
 
 
 def test_frames_that_are_pictures_have_no_events_to_learn_edges_from(teacher: ClipTeacher) -> None:

@@ -91,7 +91,7 @@ def predict(
     some = events[:PROBES]
     images = torch.cat([on_frames(x, events) for x in (batch.image[:PROBES], image)])
     look = detector.look_at_rates
-    (rates,) = look(images) if kept is None else kept(look, images)
+    (rates,) = look(images) if kept is None else kept.of(detector)(look, images)
     known, asked = rates.split([len(some), len(image)])
     return draw(asked, limit(known, some))
 

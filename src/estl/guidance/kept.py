@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 _MIX = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
 """Shifts and factors of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014, fig. 1)."""
@@ -31,6 +31,16 @@ class Kept:
 
     def __init__(self) -> None:
         self.seen: dict[int, tuple[Tensor, ...]] = {}
+        self.written: list[tuple[int, int]] = []
+
+    def of(self, module: nn.Module) -> "Kept":
+        """Itself, for a `look` of `module`: empty once parameters of it were written to, as a
+        warm-up and `load_state_dict` do.
+        """
+        written = [(id(p), p._version) for p in module.parameters()]
+        if written != self.written:
+            self.seen, self.written = {}, written
+        return self
 
     def __call__(
         self, look: Callable[[Tensor], tuple[Tensor, ...]], image: Float[Tensor, "B 3 h w"]

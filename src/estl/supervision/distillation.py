@@ -246,7 +246,6 @@ class EdgeGuidedDistillation(Supervision):
             self.edge_detector.requires_grad_(True)
             train_detector(self.edge_detector, batches, self.warm_up)
             self.edge_detector.requires_grad_(not self.frozen)
-            self.kept_rates = self.kept_rates and Kept()
 
     def extend(self, batch: Batch) -> Batch:
         """The batch with a recording for each of its unpaired images, in training."""

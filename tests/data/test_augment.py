@@ -502,6 +502,11 @@ def test_a_negative_number_of_pixels_is_refused(field: str) -> None:
         Augment(**{field: -1})
 
 
+def test_an_unknown_policy_is_refused() -> None:
+    with pytest.raises(ValueError, match="^policy must be none or autoaugment, not 'randaugment'$"):
+        Augment(policy="randaugment")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Augment) if f.type is float])
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
 def test_an_option_outside_its_range_is_refused_by_name_and_value(field: str, value: float) -> None:

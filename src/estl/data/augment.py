@@ -110,9 +110,10 @@ class Augment:
         for name, value in numbers.items():
             low, high = _RANGES.get(name, (0.0, 1.0))
             if not (low <= value <= high and math.isfinite(value)):
-                raise ValueError(
-                    f"{name} must be a finite number in [{low:g},{high:g}], not {value}"
-                )
+                span = f"[{low:g},{high:g}]"
+                raise ValueError(f"{name} must be a finite number in {span}, not {value}")
+        if self.policy not in ("none", "autoaugment"):
+            raise ValueError(f"policy must be none or autoaugment, not {self.policy!r}")
 
     def __call__(self, batch: Batch, classes: int) -> Batch:
         """The batch, changed, with soft labels of K = `classes` columns if it is mixed.

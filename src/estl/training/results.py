@@ -2,7 +2,9 @@
 
 import os
 import platform
+import re
 import resource
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -138,8 +140,21 @@ class CheckpointResults(Json):
 
 
 def command_line() -> str:
-    """The command that this process was started with, on one line."""
-    return " ".join(" ".join(["estl", *sys.argv[1:]]).split())
+    """The command that this process was started with, on one line, quoted as a shell needs it.
+
+    A password in it, of the database that `--storage` names, is left out.
+    """
+    words = [" ".join(word.split()) for word in ["estl", *sys.argv[1:]]]
+    return shlex.join(map(without_password, words))
+
+
+def without_password(text: str) -> str:
+    """The text, with dots for the password of an address in it.
+
+    >>> without_password("postgresql://me:secret@host/name")
+    'postgresql://me:...@host/name'
+    """
+    return re.sub(r"(://[^/:@]*):[^/@]*@", r"\1:...@", text)
 
 
 def provenance(

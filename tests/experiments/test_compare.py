@@ -10,7 +10,7 @@ from estl.commands.flags import TrainingFlags
 from estl.experiments.compare import EXPERIMENTS, experiments
 from estl.experiments.sweep import Variant, keep_recipe, sweep
 from estl.training.recipe import merge, parse_recipe
-from estl.training.results import CheckpointResults, Results
+from estl.training.results import CheckpointResults, DataFacts, Provenance, Results
 
 pytestmark = pytest.mark.usefixtures("without_compiling")
 
@@ -159,6 +159,14 @@ def test_rows_of_other_recordings_are_refused_before_the_first_run(
     with pytest.raises(ValueError, match=r"three \(what\) .* recordings are not those of one"):
         sweep({}, rows, [0], tmp_path)
     assert not list(tmp_path.glob("*/seed*"))
+    (done := tmp_path / "one" / "seed0").mkdir()  # to which the last row is added
+    data = DataFacts("Digits", "a", {})
+    of = Provenance("estl", 0, data, "S", 1, "TSE", {}, "P", 2, None, "2026-01-01")
+    (done / "results.json").write_text(Results(of, 1, 3.0, 7, {}).to_json())
+    prints = iter("b")
+    with pytest.raises(ValueError, match=r"three \(what\) .* recordings are not those of one"):
+        sweep({}, [rows[0], rows[2]], [0], tmp_path)
+    assert not list(tmp_path.glob("three/seed*"))
 
 
 OWN = """

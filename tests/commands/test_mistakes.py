@@ -42,6 +42,7 @@ FIT = """
 --batch-size=0                            | --batch-size (data.init_args.batch_size) is 0: give
 --batch-size=x                            | for --batch-size: unable to convert "x" into int
 --epochs=0                                | --epochs (trainer.max_epochs) is 0: give a number
+--trainer.max_epochs=null                 | --epochs (trainer.max_epochs) is null: give a number
 --epochs=-5                               | --epochs (trainer.max_epochs) is -5: give a number
 --lr=0                                    | --lr (learner.lr) is 0.0: give a number above 0
 --lr=nan                                  | key learner.lr

@@ -139,7 +139,8 @@ def tune(
                 _again(study, trial.number)
             raise
         assert finished is not None, "trials run in one process"
-        best = finished[1].val["best_on_validation"]
+        if (best := finished[1].val.get("best_on_validation")) is None:
+            raise ValueError(f"{run}: no epoch was validated: correct the keys of the trainer")
         trial.set_user_attr("accuracy", best.final)
         trial.set_user_attr("samples", best.samples)
         trial.set_user_attr("classes", finished[1].of.data.classes)

@@ -101,8 +101,8 @@ class Results(Json):
         epochs: that were trained.
         train_seconds: spent in training, without the test.
         peak_memory_mib: the most memory that the process held, on the GPU if there is one.
-        val: accuracy on the validation split, by weights; empty where there is no such split, and
-            then nothing was selected and the final weights are the only ones.
+        val: accuracy on the validation split, by weights; empty where there is no such split.
+            Without one, or where no epoch was validated, the final weights are the only ones.
         test: accuracy on the test split, read once at the end; None where it was not read.
         diagnosis: `evaluation.diagnostics.summary` of the final weights on the test split.
         uncounted: layers with weights that are not in its energy, which is too low by them.

@@ -155,6 +155,9 @@ def test_a_grid_that_was_interrupted_tries_every_pair_once(
         tried = [(t.params["tau_f"], t.params["kappa"]) for t in ended(study)]
         assert sorted(tried) == [(0.3, 1.0), (0.3, 2.0), (0.5, 1.0), (0.5, 2.0)]
         assert len(began) == len(set(began)) == 5
+        for other in (None, grid | {"kappa": [1.0]}):
+            with pytest.raises(ValueError, match=r"study grid has tried other values of tau_f"):
+                tune(study, recipe, tmp_path, grid=other)
 
 
 @pytest.mark.parametrize(

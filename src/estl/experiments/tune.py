@@ -14,6 +14,7 @@ from typing import Any
 import optuna
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.exceptions import OptunaError, StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -103,13 +104,15 @@ def tune(
         seed: of the sampler. Every trial trains with the seed of the recipe.
 
     Raises:
-        ValueError: `trials` below 1, a grid without values, or data without a validation split.
+        ValueError: `trials` below 1, a grid without values, a study that has tried others, or data
+            without a validation split.
     """
     if trials < 1:
         raise ValueError(f"trials={trials}: at least 1")
     if grid is not None and not all(grid.get(name) for name in RANGES):
         raise ValueError(f"grid={grid}: give values for both of {', '.join(RANGES)}")
     values = {name: sorted(set(listed)) for name, listed in (grid or {}).items()}
+    _refuse_other_values(study, values)
     if grid is None:
         study.sampler = ByTrial(seed)
     else:
@@ -152,6 +155,20 @@ def tune(
 
     while len(ended(study)) < trials:
         study.optimize(objective, n_trials=1, callbacks=[show])
+
+
+def _refuse_other_values(study: optuna.Study, grid: dict[str, list[float]]) -> None:
+    """Raise ValueError where the trials of a study were drawn of other values than these."""
+    kinds: dict[str, BaseDistribution] = {
+        name: CategoricalDistribution(grid[name]) if grid else FloatDistribution(*RANGES[name])
+        for name in RANGES
+    }
+    for trial in study.get_trials(deepcopy=False):
+        if any(kinds[name] != kind for name, kind in trial.distributions.items()):
+            raise ValueError(
+                f"the study {study.study_name} has tried other values of tau_f and kappa (a grid "
+                "is continued with the same one): choose another --output-dir"
+            )
 
 
 def _again(study: optuna.Study, number: int) -> None:

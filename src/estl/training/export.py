@@ -30,7 +30,7 @@ from estl.training.graphs import (
 )
 from estl.training.nir import from_nir, to_nir
 from estl.training.reopen import Reopened, reopen
-from estl.training.results import Json, Results
+from estl.training.results import Json, Results, Weights
 
 Format = Literal["safetensors", "onnx", "onnx-step", "nir", "torch-export", "torch-export-step"]
 FILES: dict[Format, str] = {
@@ -172,13 +172,12 @@ def _some(opened: Reopened, samples: int) -> Tensor:
 def _card(
     path: Path, opened: Reopened, events: Tensor, license: str, formats: Sequence[Format]
 ) -> Card:
-    accuracy, protocol = None, "no results.json beside the checkpoint"
+    accuracy, protocol = None, "no results.json beside the checkpoint tells of these weights"
     file = path.parent / "results.json"
-    if file.is_file():
+    told: dict[str, Weights] = {"last": "final", "best": "best_on_validation"}
+    weights = told.get(path.stem.partition("-")[0])  # of an epoch between them it tells nothing
+    if file.is_file() and weights is not None:
         results = Results.read(file)
-        weights: Literal["best_on_validation", "final"] = (
-            "best_on_validation" if path.name.startswith("best") else "final"
-        )
         if results.test is not None and weights in results.test:
             found = results.test[weights]
             accuracy, data = found.final, results.of.data

@@ -1,6 +1,8 @@
 """`estl compare` and `estl tune`: what they run, how they go on, what they write."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -147,6 +149,26 @@ def test_a_row_that_has_changed_since_its_runs_is_refused(tmp_path: Path) -> Non
         sweep({"nokey": 1}, [Variant("sound", "what", {}), changed], [0], tmp_path)
     assert overlay.read_text() == before
     assert not (tmp_path / "sound").exists()
+
+
+def test_a_full_disk_leaves_rows_and_recipe_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    row = Variant("mine", "what", {"learner": {"lr": 0.5}})
+    with pytest.raises(ValueError, match="'nokey'"):
+        sweep({"nokey": 1}, [row], [0], tmp_path)
+    overlay = tmp_path / "mine" / "overlay.yaml"
+    before = overlay.read_text()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"overlay\.yaml cannot be written \(No space left"):
+        sweep({"nokey": 1}, [row], [0], tmp_path)
+    with pytest.raises(OSError, match=r"recipe\.yaml cannot be written \(No space left"):
+        keep_recipe(["--data=estl.data.Digits", "--student=estl.students.VGGSNN"], tmp_path)
+    assert overlay.read_text() == before
+    assert not (tmp_path / "recipe.yaml").exists()
 
 
 def test_rows_of_other_recordings_are_refused_before_the_first_run(

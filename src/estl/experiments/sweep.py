@@ -17,6 +17,7 @@ from jsonargparse import Namespace
 
 from estl.experiments.jobs import Job
 from estl.experiments.launch import launch
+from estl.training.files import aside
 from estl.training.recipe import merge, parse, parse_recipe, plain
 from estl.training.rehearsal import duration, rehearse
 from estl.training.results import Results
@@ -61,7 +62,7 @@ def keep_recipe(args: Sequence[str], folder: Path, without: Sequence[str] = ()) 
         raise ValueError(f"{path} holds another recipe: choose another --output-dir")
     folder.mkdir(parents=True, exist_ok=True)
     if not same:  # others may be reading it
-        path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+        _put(path, yaml.safe_dump(recipe, sort_keys=False))
     return recipe
 
 
@@ -207,7 +208,13 @@ def _write(recipe: dict[str, Any], variant: Variant, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     head = f"# {variant.name}: {variant.what}\n"
     for name, values in (("overlay", variant.overlay), ("recipe", merge(recipe, variant.overlay))):
-        (folder / f"{name}.yaml").write_text(head + yaml.safe_dump(values, sort_keys=False))
+        _put(folder / f"{name}.yaml", head + yaml.safe_dump(values, sort_keys=False))
+
+
+def _put(path: Path, text: str) -> None:
+    """Write a file of a sweep: half of one would be taken for another row's, or recipe's."""
+    with aside(path) as file:
+        file.write(text.encode())
 
 
 def _job(folder: Path, seed: int) -> Job:

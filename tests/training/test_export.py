@@ -96,6 +96,11 @@ def test_the_card_has_an_accuracy_of_the_very_weights(checkpoint: Path, tmp_path
         path = (tmp_path / "copy").rename(tmp_path / f"{name}.ckpt")
         found[name] = export(path, ["safetensors"], tmp_path / "out", samples=1).accuracy
     assert found == {"last": 0.5, "best-002": 0.75, "epoch-001": None}
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    for epoch, accuracy in ((2, 0.5), (3, None)):  # trained on since
+        torch.save(saved | {"epoch": epoch}, tmp_path / "last.ckpt")
+        card = export(tmp_path / "last.ckpt", ["safetensors"], tmp_path / "out", samples=1)
+        assert card.accuracy == accuracy
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from estl.training.card import Frames, frames_of
-from estl.training.checkpoint import build_student
+from estl.training.checkpoint import build_student, read_checkpoint
 from estl.training.files import aside
 from estl.training.graphs import (
     Run,
@@ -178,7 +178,10 @@ def _card(
     weights = told.get(path.stem.partition("-")[0])  # of an epoch between them it tells nothing
     if file.is_file() and weights is not None:
         results = Results.read(file)
-        if results.test is not None and weights in results.test:
+        epochs = read_checkpoint(path).get("epoch", results.epochs - 1) + 1
+        # A run that is being continued has the results of before, and other last weights.
+        same = weights != "final" or epochs == results.epochs
+        if same and results.test is not None and weights in results.test:
             found = results.test[weights]
             accuracy, data = found.final, results.of.data
             protocol = (

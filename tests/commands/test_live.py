@@ -66,6 +66,20 @@ def test_steps_until_sure_are_the_first_of_all_steps(
     assert "until_sure=-1" in capsys.readouterr().err
 
 
+def test_files_are_standardized_by_the_figures_of_the_set(run: Path, tmp_path: Path) -> None:
+    files = sorted((run / "data").rglob("Test/*/*.bin"))[:2]
+    ckpt = run / "run" / "last.ckpt"
+    saved = torch.load(ckpt, weights_only=True)
+    found = []
+    for std in (1.0, 0.5):
+        own = {"normalize": {"mean": [0.0, 0.0], "std": [std, std]}}
+        saved["recipe"]["data"]["init_args"] |= own
+        torch.save(saved, tmp_path / "last.ckpt")
+        found.append([x.steps for x in predict(tmp_path / "last.ckpt", files)])
+    assert found[0] == [x.steps for x in predict(ckpt, files)]
+    assert found[1] != found[0]
+
+
 def test_a_bad_file_is_named_and_the_others_are_predicted(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

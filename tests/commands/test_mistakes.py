@@ -37,11 +37,14 @@ FIT = """
 --lamb=0.1 --tse                          | add --tet, or leave --lamb out
 --tse --tau-f=-1                          | tau_f must be >= 0, not -1.0
 --T=0                                     | --T (data.init_args.T) is 0: give a number at least 1
+--data.init_args.normalize={mean:~[1],std:~[1]}            | normalize has mean [1.0], but frames
+--data.init_args.normalize={mean:~[1,~1],std:~[1,~0]}      | std [1.0, 0.0]: give one of each
 --T=many                                  | for --T: unable to convert "many" into int
 --T                                       | --T requires an argument
 --batch-size=0                            | --batch-size (data.init_args.batch_size) is 0: give
 --batch-size=x                            | for --batch-size: unable to convert "x" into int
 --epochs=0                                | --epochs (trainer.max_epochs) is 0: give a number
+--trainer.max_epochs=null                 | --epochs (trainer.max_epochs) is null: give a number
 --epochs=-5                               | --epochs (trainer.max_epochs) is -5: give a number
 --lr=0                                    | --lr (learner.lr) is 0.0: give a number above 0
 --lr=nan                                  | key learner.lr

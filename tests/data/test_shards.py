@@ -139,6 +139,20 @@ def test_a_folder_is_written_by_one_process_and_named_where_the_disk_is_full(
     assert raised.value.filename == str(tmp_path)
 
 
+def test_half_an_index_takes_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Path.write_text
+
+    def half(path: Path, text: str) -> int:
+        whole(path, text[:20])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_text", half)
+        with pytest.raises(OSError, match="No space left"):
+            write_shards(small(), tmp_path)
+    assert write_shards(small(), tmp_path) == read_index(str(tmp_path))
+
+
 def test_a_leak_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="leak"):
         write_shards(small(leak=1), tmp_path / "a")

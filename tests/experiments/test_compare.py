@@ -1,6 +1,8 @@
 """`estl compare` and `estl tune`: what they run, how they go on, what they write."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from estl.commands.flags import TrainingFlags
 from estl.experiments.compare import EXPERIMENTS, experiments
 from estl.experiments.sweep import Variant, keep_recipe, sweep
 from estl.training.recipe import merge, parse_recipe
-from estl.training.results import CheckpointResults, Results
+from estl.training.results import CheckpointResults, DataFacts, Provenance, Results
 
 pytestmark = pytest.mark.usefixtures("without_compiling")
 
@@ -149,6 +151,26 @@ def test_a_row_that_has_changed_since_its_runs_is_refused(tmp_path: Path) -> Non
     assert not (tmp_path / "sound").exists()
 
 
+def test_a_full_disk_leaves_rows_and_recipe_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    row = Variant("mine", "what", {"learner": {"lr": 0.5}})
+    with pytest.raises(ValueError, match="'nokey'"):
+        sweep({"nokey": 1}, [row], [0], tmp_path)
+    overlay = tmp_path / "mine" / "overlay.yaml"
+    before = overlay.read_text()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"overlay\.yaml cannot be written \(No space left"):
+        sweep({"nokey": 1}, [row], [0], tmp_path)
+    with pytest.raises(OSError, match=r"recipe\.yaml cannot be written \(No space left"):
+        keep_recipe(["--data=estl.data.Digits", "--student=estl.students.VGGSNN"], tmp_path)
+    assert overlay.read_text() == before
+    assert not (tmp_path / "recipe.yaml").exists()
+
+
 def test_rows_of_other_recordings_are_refused_before_the_first_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +181,14 @@ def test_rows_of_other_recordings_are_refused_before_the_first_run(
     with pytest.raises(ValueError, match=r"three \(what\) .* recordings are not those of one"):
         sweep({}, rows, [0], tmp_path)
     assert not list(tmp_path.glob("*/seed*"))
+    (done := tmp_path / "one" / "seed0").mkdir()  # to which the last row is added
+    data = DataFacts("Digits", "a", {})
+    of = Provenance("estl", 0, data, "S", 1, "TSE", {}, "P", 2, None, "2026-01-01")
+    (done / "results.json").write_text(Results(of, 1, 3.0, 7, {}).to_json())
+    prints = iter("b")
+    with pytest.raises(ValueError, match=r"three \(what\) .* recordings are not those of one"):
+        sweep({}, [rows[0], rows[2]], [0], tmp_path)
+    assert not list(tmp_path.glob("three/seed*"))
 
 
 OWN = """

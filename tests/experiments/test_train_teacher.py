@@ -50,6 +50,22 @@ def test_a_taught_teacher_is_loaded_with_the_features_it_was_trained_with(
         train_teacher(data, tmp_path, tower=SMALL, epochs=1, lr=1e-3)
 
 
+def test_the_seed_is_that_of_the_batch_order_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders = []
+
+    def fit(_: object, photographs: Photographs) -> None:
+        orders.append([*photographs.loader("train", shuffle=True).sampler])
+
+    trainer = SimpleNamespace(world_size=1, fit=fit, is_global_zero=False)
+    monkeypatch.setattr(module, "make_trainer", lambda *_, **__: trainer)
+    for seed in (0, 1, 1):
+        data = Digits(T=3, size=16, per_class=3)
+        train_teacher(data, tmp_path, tower=SMALL, epochs=1, lr=1e-3, seed=seed)
+    assert orders[0] != orders[1] == orders[2]
+
+
 def test_tower_and_teacher_see_the_same(tmp_path: Path) -> None:
     tower = ClipTower(3, **SMALL).eval()
     tower.tower.save_pretrained(tmp_path)

@@ -5,16 +5,22 @@ import json
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import optuna
 import pytest
 
 from estl.commands import main
-from estl.experiments.tune import ByTrial
+from estl.evaluation.accuracy import Accuracy
+from estl.experiments import tune as module
+from estl.experiments.tune import ByTrial, ended, open_study, tune
 
 pytestmark = pytest.mark.usefixtures("without_compiling")
 
@@ -117,6 +123,66 @@ def test_a_trial_has_values_of_its_own_whoever_draws_them() -> None:
     values = drawn([one, two, one, two])
     assert len(set(values)) == 4
     assert values == drawn([alone] * 4)
+
+
+def test_a_grid_that_was_interrupted_tries_every_pair_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[Path] = []
+
+    def fit(config: Any, *_: object, **__: object) -> Any:
+        began.append(Path(config.output_dir))
+        if len(began) == 2:
+            raise KeyboardInterrupt
+        best = {"best_on_validation": Accuracy((0.5,), 10)}
+        facts = SimpleNamespace(data=SimpleNamespace(classes=2))
+        return tmp_path, SimpleNamespace(val=best, of=facts)
+
+    sizes = SimpleNamespace(sizes={"val": 1})
+    rehearsal = SimpleNamespace(parts=SimpleNamespace(data=sizes), seconds=1.0)
+    monkeypatch.setattr(module, "fit", fit)
+    monkeypatch.setattr(module, "rehearse", lambda *_: rehearsal)
+    monkeypatch.setattr(module, "Report", lambda _: SimpleNamespace(best=0.5))
+    grid = {"tau_f": [0.3, 0.5], "kappa": [1.0, 2.0]}
+    recipe = {
+        "data": {"class_path": "estl.data.Digits"},
+        "student": {"class_path": "estl.students.VGGSNN"},
+    }
+    with open_study(tmp_path / "grid") as study, pytest.raises(KeyboardInterrupt):
+        tune(study, recipe, tmp_path, grid=grid)
+    with open_study(tmp_path / "grid") as study:
+        tune(study, recipe, tmp_path, grid=grid)
+        tried = [(t.params["tau_f"], t.params["kappa"]) for t in ended(study)]
+        assert sorted(tried) == [(0.3, 1.0), (0.3, 2.0), (0.5, 1.0), (0.5, 2.0)]
+        assert len(began) == len(set(began)) == 5
+        for other in (None, grid | {"kappa": [1.0]}):
+            with pytest.raises(ValueError, match=r"study grid has tried other values of tau_f"):
+                tune(study, recipe, tmp_path, grid=other)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("UPDATE alembic_version SET version_num='v0.9.0.a'", "compatible"),
+        ("DROP TABLE trials; DROP TABLE studies; CREATE TABLE studies (a)", "no column"),
+    ],
+)
+def test_a_database_of_another_kind_is_one_line(change: str, said: str, tmp_path: Path) -> None:
+    with open_study(tmp_path):
+        pass
+    with closing(sqlite3.connect(tmp_path / "study.db")) as database:
+        database.executescript(change)
+    refused = pytest.raises(ValueError, match=rf"study\.db cannot be opened.*{said}")
+    with refused, open_study(tmp_path):
+        pass
+
+
+def test_a_study_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    refused = pytest.raises(ValueError, match=r"study\.db cannot be written.*no such table")
+    with refused, open_study(tmp_path) as study:
+        with closing(sqlite3.connect(tmp_path / "study.db")) as database:
+            database.execute("DROP TABLE trial_params")
+        study.ask().suggest_float("a", 0, 1)
 
 
 def test_a_cluster_needs_a_storage_for_many_machines(

@@ -297,6 +297,15 @@ def test_a_run_in_another_place_knows_which_weights_were_best(
     assert files(stopped) == before
 
 
+@pytest.mark.slow
+def test_a_run_that_ends_before_it_is_validated_has_results(tmp_path: Path) -> None:
+    steps = {"max_steps": 4, "check_val_every_n_epoch": 5}
+    train(recipe() | {"trainer": steps}, tmp_path)
+    found = Results.read(tmp_path / "results.json").val
+    assert found == {"final": evaluated(tmp_path / "last.ckpt")}
+    assert not list(tmp_path.glob("best*"))
+
+
 def evaluated(path: Path) -> Accuracy:
     """On the validation split of small runs."""
     saved = read_checkpoint(path)

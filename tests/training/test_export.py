@@ -4,6 +4,7 @@ import errno
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,14 +17,17 @@ from torch import Tensor, nn
 from estl.data import Digits
 from estl.data.formats.events import EVENT
 from estl.data.recorded import view_of
+from estl.evaluation.accuracy import Accuracy
 from estl.students import VGGSNN, ResNet, Spikformer
 from estl.students.adapters import Adapter
+from estl.supervision import MeanCE
 from estl.training.card import frames_of
 from estl.training.export import FILES, READERS, WRITERS, Format, export
 from estl.training.graphs import Run, read_onnx, to_program, write_onnx
 from estl.training.hub import Pretrained
 from estl.training.nir import to_nir
 from estl.training.reopen import Reopened, reopen
+from estl.training.results import Results, provenance
 from estl.types import Output
 
 SMALL = {"layers": [6, "AP", 5], "pooled": True, "classes": 10, "frame_size": [16, 16]}
@@ -79,6 +83,24 @@ def test_each_format_is_read_back_and_gives_the_same_logits(
     assert card == type(card).read(tmp_path / "out" / "card.json")
     (tmp_path / "out" / "another").touch()
     assert len({file.stat().st_mode for file in (tmp_path / "out").iterdir()}) == 1
+
+
+@pytest.mark.slow
+def test_the_card_has_an_accuracy_of_the_very_weights(checkpoint: Path, tmp_path: Path) -> None:
+    of = provenance(Digits(**DATA), nn.Linear(1, 1), MeanCE(), {"seed": 0})
+    test = {"final": Accuracy((0.5,), 10), "best_on_validation": Accuracy((0.75,), 10)}
+    (tmp_path / "results.json").write_text(Results(of, 3, 1.0, 1, {}, test).to_json())
+    found = {}
+    for name in ("last", "best-002", "epoch-001"):
+        shutil.copy(checkpoint, tmp_path / "copy")
+        path = (tmp_path / "copy").rename(tmp_path / f"{name}.ckpt")
+        found[name] = export(path, ["safetensors"], tmp_path / "out", samples=1).accuracy
+    assert found == {"last": 0.5, "best-002": 0.75, "epoch-001": None}
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    for epoch, accuracy in ((2, 0.5), (3, None)):  # trained on since
+        torch.save(saved | {"epoch": epoch}, tmp_path / "last.ckpt")
+        card = export(tmp_path / "last.ckpt", ["safetensors"], tmp_path / "out", samples=1)
+        assert card.accuracy == accuracy
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from estl.commands import main
 from estl.data.sets.digits import Digits
 from estl.data.shards import write_shards
 from estl.training.recipe import parse_recipe
-from estl.training.results import Results
+from estl.training.results import Results, command_line
 from estl.training.resume import commands, note_command
 from estl.training.run import fit
 from tests.small_runs import recipe, same, train
@@ -89,7 +90,7 @@ def test_killed_and_resumed_equals_unbroken(
         assert torch.equal(value, two["state_dict"][name]), name
     assert next(whole.glob("best*")).name == next(broken.glob("best*")).name
     of = Results.read(broken / "results.json").of
-    assert of.command == " ".join(["estl", *run, f"--output-dir={broken}"])
+    assert of.command == shlex.join(["estl", *run, f"--output-dir={broken}"])
     assert of.resumed == (f"estl fit --resume {broken}",)
     assert Results.read(whole / "results.json").of.resumed == ()
     assert [row["epoch"] for row in history(broken)] == [str(n) for n in range(1, 13)]
@@ -104,12 +105,21 @@ def test_commands_are_kept_in_their_order(tmp_path: Path, monkeypatch: pytest.Mo
 
     assert commands(tmp_path) == []
     assert note("fit", "--resume", "old") == ["estl fit --resume old"]  # none was kept before
-    assert note("fit", "--x=a\n b", new=True) == ["estl fit --x=a b"]
-    assert note("fit", "--resume", "é") == ["estl fit --x=a b", "estl fit --resume é"]
+    assert note("fit", "--x={a:\n b}", "[c]", new=True) == ["estl fit '--x={a: b}' '[c]'"]
+    assert note("fit", "--resume", "é") == ["estl fit '--x={a: b}' '[c]'", "estl fit --resume 'é'"]
     assert len(note("fit", "--resume", "é")) == 3
     monkeypatch.setenv("ESTL_RESTART_COUNT", "1")
     assert len(note("fit", "--resume", "é")) == 3  # a launcher has started it again
-    assert note("fit", "--resume", "b")[2:] == ["estl fit --resume é", "estl fit --resume b"]
+    assert note("fit", "--resume", "b")[2:] == ["estl fit --resume 'é'", "estl fit --resume b"]
+
+
+def test_no_password_of_a_database_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in (
+        "--storage postgresql+psycopg://me:a.B-1@host/x",
+        "--storage=b://me:c%2Fd@host/x",
+    ):
+        monkeypatch.setattr(sys, "argv", ["estl", "tune", *words.split()])
+        assert command_line().endswith("://me:...@host/x")
 
 
 def resume(folder: Path) -> dict[str, Any]:

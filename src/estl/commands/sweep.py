@@ -1,6 +1,5 @@
 """What `ablate` and `compare` share: their options, and how a sweep is run and shown."""
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -69,6 +68,7 @@ def run_sweep(
     from estl.report.comparison import write
     from estl.report.run import finish
     from estl.training.processes import take_over
+    from estl.training.results import command_line
 
     at_once = check_jobs(jobs)
     started = take_over()
@@ -81,8 +81,7 @@ def run_sweep(
     found = sweep(recipe, variants, seeds, folder, jobs=at_once, launcher=launcher, per_run=per_run)
     what = {variant.name: variant.what for variant in variants}
     title = f"{title} on {recipe['data']['class_path'].rpartition('.')[2]}"
-    command = " ".join(["estl", *sys.argv[1:]])
-    print(write(found, what, folder, title=title, command=command, bases=bases))
+    print(write(found, what, folder, title=title, command=command_line(), bases=bases))
     report = finish(folder)
     print(f"table, figure and run folders: {folder}")
     if report is not None:

@@ -1,6 +1,5 @@
 """`estl tune`: search the thresholds of TSE on the validation split."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -42,6 +41,7 @@ def tune(
     from estl.experiments.tune import tune as search
     from estl.report.search import write
     from estl.training.processes import take_over
+    from estl.training.results import command_line
 
     if bool(grid_tau_f) != bool(grid_kappa):
         raise ValueError("a grid needs both: give --grid-tau-f and --grid-kappa, or neither")
@@ -63,5 +63,5 @@ def tune(
         work_together(launcher, output_dir, at_once, trials, grid, storage, prune, per_run)
     with open_study(output_dir, storage, prune) as study:
         search(study, recipe, output_dir, trials=trials, grid=grid)
-        print(write(study, output_dir, " ".join(["estl", *sys.argv[1:]])))
+        print(write(study, output_dir, command_line()))
     print(f"table, figure and run folders: {output_dir}")

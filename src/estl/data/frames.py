@@ -20,10 +20,20 @@ class Standard:
     Args:
         mean: of each channel.
         std: of each channel, > 0.
+
+    Raises:
+        ValueError: not as many of both, or a deviation that is not above 0.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or not all(std > 0 for std in self.std):
+            raise ValueError(
+                f"normalize has mean {list(self.mean)} and std {list(self.std)}: give one of each "
+                "channel, std above 0"
+            )
 
 
 Normalization = Literal["none", "max", "std"] | Standard
@@ -95,6 +105,15 @@ def to_frames(
     counts = np.zeros(steps * 2 * H * W, np.float32 if n < 1 << 24 else np.int32)
     np.add.at(counts, cell, counts.dtype.type(1))
     return torch.from_numpy(counts).float().view(steps, 2, H, W)
+
+
+def check_channels(how: Normalization, channels: int) -> None:
+    """Raise ValueError where a `Standard` is of another number of channels than the frames."""
+    if isinstance(how, Standard) and len(how.mean) != channels:
+        raise ValueError(
+            f"normalize has mean {list(how.mean)}, but frames have {channels} channels: give one "
+            "of each"
+        )
 
 
 def normalize(

@@ -21,7 +21,7 @@ from estl.data.bridge import Bridge, Pictures
 from estl.data.cache import Content, Load, open_cache
 from estl.data.draws import drawn, epoch_seed
 from estl.data.formats.images import read_rgb
-from estl.data.frames import Normalization, normalize
+from estl.data.frames import Normalization, check_channels, normalize
 from estl.data.items import Item, file_content, fingerprint
 from estl.data.loader import Loader, Shares, at_epoch, batch_share, end_alone
 from estl.data.samples import Sample, Split, collate
@@ -74,6 +74,7 @@ class EventData(L.LightningDataModule):
         allow_leaks: bool = False,
     ) -> None:
         super().__init__()
+        check_channels(normalize, in_channels)
         self.classes, self.sizes = tuple(classes), dict(sizes)
         self.T, self.frame_size, self.in_channels = T, frame_size, in_channels
         self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers

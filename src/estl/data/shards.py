@@ -130,7 +130,9 @@ def _write_all(data: ItemData, folder: Path, shard_size: int, seed: int) -> dict
         "splits": splits,
     }
     index["sha256"] = _digest(index)
-    (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
+    part = folder / f".{INDEX}"  # a full disk may leave half of it, and a folder with one is taken
+    part.write_text(json.dumps(index, indent=1) + "\n")
+    part.replace(folder / INDEX)
     return index
 
 

@@ -14,6 +14,7 @@ import yaml
 
 from estl.experiments.sweep import Variant
 from estl.supervision import TET, TRE, TSE, MeanCE, Sum
+from estl.training.files import aside
 from estl.training.names import class_paths, public_path
 from estl.training.recipe import merge
 from estl.training.results import CheckpointResults
@@ -175,5 +176,6 @@ def _attacked(run: Path, eps: float) -> CheckpointResults:
     trust = sorted({path.rpartition(".")[0] for path in class_paths(recipe)})
     attacks = ("fgsm", "pgd")
     results = test(run / "last.ckpt", attacks=attacks, eps=eps, noisy=True, trust=trust)
-    path.write_text(results.to_json())
+    with aside(path) as file:
+        file.write(results.to_json().encode())
     return results

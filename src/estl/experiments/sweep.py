@@ -17,6 +17,7 @@ from jsonargparse import Namespace
 
 from estl.experiments.jobs import Job
 from estl.experiments.launch import launch
+from estl.training.files import aside
 from estl.training.recipe import merge, parse, parse_recipe, plain
 from estl.training.rehearsal import duration, rehearse
 from estl.training.results import Results
@@ -61,7 +62,7 @@ def keep_recipe(args: Sequence[str], folder: Path, without: Sequence[str] = ()) 
         raise ValueError(f"{path} holds another recipe: choose another --output-dir")
     folder.mkdir(parents=True, exist_ok=True)
     if not same:  # others may be reading it
-        path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+        _put(path, yaml.safe_dump(recipe, sort_keys=False))
     return recipe
 
 
@@ -145,22 +146,26 @@ def rehearse_all(
         ValueError: a variant that does not train, or is of other data; the text names it.
     """
     total, here = 0.0, "" if jobs else " if it were trained here"
-    parsed, prints = list[tuple[Variant, int, tuple[Namespace, Namespace]]](), set[str]()
+    parsed = list[tuple[Variant, int, tuple[Namespace, Namespace]]]()
+    prints = dict[str, str]()  # of data, with the first variant that has them
     for variant in variants:  # all of them before the first trains
-        to_do = sum(not _results(folder / variant.name, seed).exists() for seed in seeds)
-        if to_do:
+        files = [_results(folder / variant.name, seed) for seed in seeds]
+        done = [Results.read(path) for path in files if path.exists()]
+        for results in done:
+            prints.setdefault(results.of.data.fingerprint, variant.name)
+        if to_do := len(files) - len(done):
             with _named(variant):
                 tried = merge(merge(recipe, variant.overlay), {} if jobs else ANYWHERE)
                 parsed.append((variant, to_do, parse_recipe(tried)))
     for variant, to_do, configuration in parsed:
         with _named(variant):
             seconds, fingerprint = _tried(*configuration)
-            prints.add(fingerprint)
-            if len(prints) > 1:
+            if (other := next(iter(prints), fingerprint)) != fingerprint:
                 raise ValueError(
-                    f"its recordings are not those of {parsed[0][0].name}: leave out what of data "
+                    f"its recordings are not those of {prints[other]}: leave out what of data "
                     "chooses them"
                 )
+            prints.setdefault(fingerprint, variant.name)
         each = f"each about {duration(seconds)}{here}"
         print(f"{variant.name}: {variant.what}; runs to do: {to_do}, {each}", flush=True)
         total += to_do * seconds
@@ -203,7 +208,13 @@ def _write(recipe: dict[str, Any], variant: Variant, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     head = f"# {variant.name}: {variant.what}\n"
     for name, values in (("overlay", variant.overlay), ("recipe", merge(recipe, variant.overlay))):
-        (folder / f"{name}.yaml").write_text(head + yaml.safe_dump(values, sort_keys=False))
+        _put(folder / f"{name}.yaml", head + yaml.safe_dump(values, sort_keys=False))
+
+
+def _put(path: Path, text: str) -> None:
+    """Write a file of a sweep: half of one would be taken for another row's, or recipe's."""
+    with aside(path) as file:
+        file.write(text.encode())
 
 
 def _job(folder: Path, seed: int) -> Job:

@@ -91,6 +91,7 @@ def train_teacher(
     seed_everything(seed, verbose=False)
     augment = Augment(shift=0.1, scale=0.1, flip=0.5 if flip else 0.0)
     photographs = Photographs(pairs, images, augment)
+    photographs.seed = seed
     if not pairs.allow_leaks:
         refuse_leaks(photographs)
     student = ClipTower(len(pairs.classes), **tower)

@@ -14,6 +14,8 @@ from typing import Any
 import optuna
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.exceptions import OptunaError, StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
 from estl.experiments.jobs import Job
@@ -22,6 +24,7 @@ from estl.supervision import TSE
 from estl.training.names import public_path
 from estl.training.recipe import merge, parse_recipe
 from estl.training.rehearsal import duration, rehearse
+from estl.training.results import without_password
 from estl.training.run import fit
 
 RANGES = {"tau_f": (0.1, 0.9), "kappa": (0.0, 3.0)}
@@ -101,13 +104,15 @@ def tune(
         seed: of the sampler. Every trial trains with the seed of the recipe.
 
     Raises:
-        ValueError: `trials` below 1, a grid without values, or data without a validation split.
+        ValueError: `trials` below 1, a grid without values, a study that has tried others, or data
+            without a validation split.
     """
     if trials < 1:
         raise ValueError(f"trials={trials}: at least 1")
     if grid is not None and not all(grid.get(name) for name in RANGES):
         raise ValueError(f"grid={grid}: give values for both of {', '.join(RANGES)}")
     values = {name: sorted(set(listed)) for name, listed in (grid or {}).items()}
+    _refuse_other_values(study, values)
     if grid is None:
         study.sampler = ByTrial(seed)
     else:
@@ -130,9 +135,15 @@ def tune(
         run = folder / f"trial{trial.number:03d}"
         overlay = {"supervision": supervision, "output_dir": str(run), **NO_PARTS}
         report = Report(trial)
-        finished = fit(*parse_recipe(merge(recipe, overlay)), callbacks=[report], test=False)
+        try:
+            finished = fit(*parse_recipe(merge(recipe, overlay)), callbacks=[report], test=False)
+        except (KeyboardInterrupt, OSError):
+            if grid is not None:
+                _again(study, trial.number)
+            raise
         assert finished is not None, "trials run in one process"
-        best = finished[1].val["best_on_validation"]
+        if (best := finished[1].val.get("best_on_validation")) is None:
+            raise ValueError(f"{run}: no epoch was validated: correct the keys of the trainer")
         trial.set_user_attr("accuracy", best.final)
         trial.set_user_attr("samples", best.samples)
         trial.set_user_attr("classes", finished[1].of.data.classes)
@@ -144,6 +155,27 @@ def tune(
 
     while len(ended(study)) < trials:
         study.optimize(objective, n_trials=1, callbacks=[show])
+
+
+def _refuse_other_values(study: optuna.Study, grid: dict[str, list[float]]) -> None:
+    """Raise ValueError where the trials of a study were drawn of other values than these."""
+    kinds: dict[str, BaseDistribution] = {
+        name: CategoricalDistribution(grid[name]) if grid else FloatDistribution(*RANGES[name])
+        for name in RANGES
+    }
+    for trial in study.get_trials(deepcopy=False):
+        if any(kinds[name] != kind for name, kind in trial.distributions.items()):
+            raise ValueError(
+                f"the study {study.study_name} has tried other values of tau_f and kappa (a grid "
+                "is continued with the same one): choose another --output-dir"
+            )
+
+
+def _again(study: optuna.Study, number: int) -> None:
+    """Have the pair of an interrupted trial tried again; to its sampler a failed one is done."""
+    kept = study.get_trials(deepcopy=False)[number].system_attrs
+    waiting = optuna.trial.TrialState.WAITING
+    study.add_trial(optuna.create_trial(state=waiting, system_attrs=kept))
 
 
 @contextmanager
@@ -158,11 +190,12 @@ def open_study(
         prune: stop trials that are worse than the median of the others at the same epoch.
 
     Raises:
-        ValueError: it cannot be opened.
+        ValueError: it cannot be opened, or within the block not be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     url = storage or f"sqlite:///{folder.resolve() / 'study.db'}"
+    shown = without_password(url)
     with ExitStack() as after:
         try:
             database = optuna.storages.RDBStorage(url)
@@ -177,13 +210,25 @@ def open_study(
                 direction="maximize",
                 load_if_exists=True,
             )
-        except (SQLAlchemyError, ImportError) as error:
-            reason = " ".join(str(error).split())[:200]
+        # A version of Optuna that the study is not of is a RuntimeError, a table without its rows
+        # a KeyError.
+        except (SQLAlchemyError, OptunaError, ImportError, RuntimeError, KeyError) as error:
             raise ValueError(
-                f"the study in {url} cannot be opened ({reason}): give another --storage, or "
-                "another --output-dir"
+                f"the study in {shown} cannot be opened ({_reason(error)}): give another "
+                "--storage, or another --output-dir"
             ) from None
-        yield study
+        try:
+            yield study
+        except StorageInternalError as error:
+            raise ValueError(
+                f"the study in {shown} cannot be written ({_reason(error)}): mend that, and go on "
+                "with the same command"
+            ) from None
+
+
+def _reason(error: Exception) -> str:
+    """What a database said, in one line."""
+    return without_password(" ".join(str(error.__cause__ or error).split())[:200])
 
 
 def ended(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:

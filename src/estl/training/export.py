@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from estl.training.card import Frames, frames_of
-from estl.training.checkpoint import build_student
+from estl.training.checkpoint import build_student, read_checkpoint
 from estl.training.files import aside
 from estl.training.graphs import (
     Run,
@@ -30,7 +30,7 @@ from estl.training.graphs import (
 )
 from estl.training.nir import from_nir, to_nir
 from estl.training.reopen import Reopened, reopen
-from estl.training.results import Json, Results
+from estl.training.results import Json, Results, Weights
 
 Format = Literal["safetensors", "onnx", "onnx-step", "nir", "torch-export", "torch-export-step"]
 FILES: dict[Format, str] = {
@@ -172,14 +172,16 @@ def _some(opened: Reopened, samples: int) -> Tensor:
 def _card(
     path: Path, opened: Reopened, events: Tensor, license: str, formats: Sequence[Format]
 ) -> Card:
-    accuracy, protocol = None, "no results.json beside the checkpoint"
+    accuracy, protocol = None, "no results.json beside the checkpoint tells of these weights"
     file = path.parent / "results.json"
-    if file.is_file():
+    told: dict[str, Weights] = {"last": "final", "best": "best_on_validation"}
+    weights = told.get(path.stem.partition("-")[0])  # of an epoch between them it tells nothing
+    if file.is_file() and weights is not None:
         results = Results.read(file)
-        weights: Literal["best_on_validation", "final"] = (
-            "best_on_validation" if path.name.startswith("best") else "final"
-        )
-        if results.test is not None and weights in results.test:
+        epochs = read_checkpoint(path).get("epoch", results.epochs - 1) + 1
+        # A run that is being continued has the results of before, and other last weights.
+        same = weights != "final" or epochs == results.epochs
+        if same and results.test is not None and weights in results.test:
             found = results.test[weights]
             accuracy, data = found.final, results.of.data
             protocol = (

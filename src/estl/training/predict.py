@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from estl.data.frames import normalize
+from estl.data.frames import Standard, normalize
 from estl.data.recorded import read_parts
 from estl.data.windows import Span, microseconds, sensor_shape
 from estl.evaluation.accuracy import running_mean
@@ -82,7 +82,10 @@ class Predictor:
 
         Without `until_sure` all steps are computed at once, and no state is kept.
         """
-        frames = normalize(frames, self.options.get("normalize", "none"))
+        how = self.options.get("normalize", "none")
+        if isinstance(how, dict):  # a recipe's
+            how = Standard(tuple(how["mean"]), tuple(how["std"]))
+        frames = normalize(frames, how)
         logits, seconds, state = _answers(self.student, frames, until_sure, state)
         if logits.shape[-1] != len(self.classes):
             raise ValueError(

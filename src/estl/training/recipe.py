@@ -152,6 +152,8 @@ def _in_range(config: Namespace) -> Namespace:
     for part in ("learner", "trainer"):
         if not isinstance(config[part], Namespace):
             raise ValueError(f"{part} is {config[part]}: give keys below it, or leave it out")
+    if config.trainer.max_epochs is None:  # which Lightning takes for 1000
+        raise ValueError("--epochs (trainer.max_epochs) is null: give a number at least 1")
     for needed, keys in RANGES.items():
         low = int(needed[-1])
         for key, flag in keys.items():

@@ -2,7 +2,9 @@
 
 import os
 import platform
+import re
 import resource
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -99,8 +101,8 @@ class Results(Json):
         epochs: that were trained.
         train_seconds: spent in training, without the test.
         peak_memory_mib: the most memory that the process held, on the GPU if there is one.
-        val: accuracy on the validation split, by weights; empty where there is no such split, and
-            then nothing was selected and the final weights are the only ones.
+        val: accuracy on the validation split, by weights; empty where there is no such split.
+            Without one, or where no epoch was validated, the final weights are the only ones.
         test: accuracy on the test split, read once at the end; None where it was not read.
         diagnosis: `evaluation.diagnostics.summary` of the final weights on the test split.
         uncounted: layers with weights that are not in its energy, which is too low by them.
@@ -138,8 +140,21 @@ class CheckpointResults(Json):
 
 
 def command_line() -> str:
-    """The command that this process was started with, on one line."""
-    return " ".join(" ".join(["estl", *sys.argv[1:]]).split())
+    """The command that this process was started with, on one line, quoted as a shell needs it.
+
+    A password in it, of the database that `--storage` names, is left out.
+    """
+    words = [" ".join(word.split()) for word in ["estl", *sys.argv[1:]]]
+    return shlex.join(map(without_password, words))
+
+
+def without_password(text: str) -> str:
+    """The text, with dots for the password of an address in it.
+
+    >>> without_password("postgresql://me:secret@host/name")
+    'postgresql://me:...@host/name'
+    """
+    return re.sub(r"(://[^/:@]*):[^/@]*@", r"\1:...@", text)
 
 
 def provenance(

@@ -179,7 +179,7 @@ def fit(
         if not trainer.is_global_zero:
             return None
         paths: dict[Weights, Path] = {"final": folder / "last.ckpt"}
-        if selects:
+        if best.best_model_path:  # none where training ended before the first validation
             paths["best_on_validation"] = Path(best.best_model_path)
         device = trainer.strategy.root_device
         return folder, _results(parts, paths, device, test, folder, see)

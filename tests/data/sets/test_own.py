@@ -53,6 +53,15 @@ def test_events_are_framed_as_those_of_a_file(tmp_path: Path) -> None:
             assert torch.equal(frames, to_frames(whole.astype(EVENT), 3, (4, 4), sensor=(6, 9)))
 
 
+def test_labels_may_be_true_and_false() -> None:
+    for true in (True, np.bool_(True), torch.tensor([True])):
+        frames = [(torch.full((1, 2, 2, 2), i), true if i % 2 else False) for i in range(10)]
+        data = FromDataset(frames)
+        assert data.classes == ("0", "1")
+        batch = next(iter(data.loader("train")))
+        assert torch.equal(batch.label, batch.events[:, 0, 0, 0, 0].long() % 2)
+
+
 def test_own_splits_images_and_names_are_kept() -> None:
     parts = {"val": Mine(4, True, 1), "test": Mine(6, True, 2)}
     data = FromDataset(Mine(8, True), **parts, sensor=(6, 9), classes=("zebra", "ape"))
@@ -174,6 +183,12 @@ BROKEN = {
     "frames[3, 1, 0, 2, 2] = torch.nan": "sample 3: NaN or infinite values in its frames",
     "frames[3, 1, 0, 2, 2] = torch.inf": "sample 3: NaN or infinite values in its frames",
     "images[0, 0, 0, 0] = -torch.inf": "sample 0: NaN or infinite values in its image",
+    "samples[3] = (*samples[3][:2], 200 * torch.ones(3, 8, 8))": (
+        "sample 3: its image is float32 from 200 to 200, and has to be floats in [0,1]"
+    ),
+    "samples[3] = (*samples[3][:2], torch.ones(3, 8, 8).byte())": (
+        "sample 3: its image is uint8 from 1 to 1, and has to be floats in [0,1]"
+    ),
     "samples[3] = (torch.rand(5, 2, 8, 8), 1, samples[3][2])": (
         "sample 3 has T=5 frames (2, 8, 8) and an image (3, 8, 8), "
         "but train sample 0 has T=2 frames (2, 8, 8) and an image (3, 8, 8): give all one shape"

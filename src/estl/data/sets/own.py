@@ -16,6 +16,9 @@ from estl.data.items import Item
 from estl.data.splits import SplitData
 from estl.data.windows import sensor_shape
 
+_ROUNDED = 1e-3
+"""What an image's values may be outside of [0,1]: less than half of a step of 8 bits."""
+
 
 class FromDataset(SplitData):
     """A `torch.utils.data.Dataset`, or a sequence, of (events, label) or (events, label, image).
@@ -41,8 +44,8 @@ class FromDataset(SplitData):
 
     Raises:
         ValueError: a sample of another kind, or a label without a class; when a sample is loaded,
-            one of another shape than the first, or with values that are not finite. The text names
-            it.
+            one of another shape than the first, with values that are not finite, or an image that
+            is not in [0,1]. The text names it.
 
     >>> import torch
     >>> frames = [torch.full((2, 2, 4, 4), float(i)) for i in range(20)]
@@ -105,6 +108,8 @@ def load_sample(item: Item, read: Load, shape: str) -> tuple[Tensor, Tensor | No
             raise ValueError(
                 f"{_name_of(item)}: NaN or infinite values in its {name}: mend it or leave it out"
             )
+    if image is not None:
+        _check_range(image, _name_of(item))
     return frames, image
 
 
@@ -135,6 +140,16 @@ def read_sample(
     if image is not None and not (isinstance(image, Tensor) and image.shape[:-2] == (3,)):
         raise ValueError(f"{what}: its image is no tensor (3,h,w)")
     return frames, image
+
+
+def _check_range(image: Tensor, what: str) -> None:
+    """Raise ValueError for an image that is not in [0,1], as bytes are."""
+    low, high = (x.item() for x in image.aminmax())
+    if not image.is_floating_point() or low < -_ROUNDED or high > 1 + _ROUNDED:
+        raise ValueError(
+            f"{what}: its image is {str(image.dtype).rpartition('.')[2]} from {low:g} to {high:g}, "
+            "and has to be floats in [0,1]: divide bytes by 255, leave other scalings out"
+        )
 
 
 def _place(item: Item) -> tuple[str, int]:
@@ -179,7 +194,9 @@ def _labels(part: Any, split: str) -> list[Any]:
 def _label(label: Any, what: str) -> Any:
     """A label as a plain number or name."""
     if isinstance(label, Tensor | np.ndarray | np.generic) and label.ravel().shape == (1,):
-        return label.item()
+        label = label.item()
+    if isinstance(label, bool):
+        return int(label)
     if isinstance(label, Tensor) or not isinstance(label, Hashable):
         kind = getattr(label, "shape", None)
         kind = type(label).__name__ if kind is None else f"shape {tuple(kind)}"

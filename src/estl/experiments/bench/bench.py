@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import torch
 from estl.experiments.bench.comparisons import COMPARISONS
 from estl.experiments.bench.race import Comparison, Timed, mebibytes, race
 from estl.report.tables import table
-from estl.training.results import processor
+from estl.training.results import command_line, processor
 
 PACKAGES = ("estl", "torch", "transformers", "numpy", "spikingjelly", "snntorch")
 
@@ -127,7 +126,7 @@ def machine() -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     return {
-        "command": " ".join(["estl", *sys.argv[1:]]),
+        "command": command_line(),
         "processor": f"{processor()}, {os.cpu_count()} cores",
         "load": " ".join(f"{load:.1f}" for load in os.getloadavg()[:2]),
         "allocator": " ".join(f"{k}={v}" for k, v in os.environ.items() if k.startswith("MALLOC_")),

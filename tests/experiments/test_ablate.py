@@ -230,6 +230,8 @@ def test_a_variant_that_does_not_train_is_known_before_the_first_run(
     with pytest.raises(ValueError, match=rf"^broken \(by the test\) does not train: .*{text}"):
         sweep(PARTS, [sound, Variant("broken", "by the test", overlay)], [0], tmp_path)
     assert not list(tmp_path.glob("*/seed*"))
+    with pytest.raises(ValueError, match="seeds are 0, 1, 0: give each once"):
+        sweep(PARTS, [sound], [0, 1, 0], tmp_path)
     with pytest.raises(ValueError, match="no seeds"):
         sweep(PARTS, [sound], [], tmp_path)
 

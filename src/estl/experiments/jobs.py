@@ -60,11 +60,10 @@ def local(jobs: Sequence[Job], at_once: int) -> Ended:
         tasks = [pool.submit(work, job) for job in jobs]
         try:
             yield from (task.result() for task in as_completed(tasks))
-        except BaseException as stop:
+        except BaseException:  # where a job failed, too: those beside it are gone on with later
             pool.shutdown(wait=False, cancel_futures=True)
-            if not isinstance(stop, Exception):  # what failed lets those beside it finish
-                for process in list(running):
-                    process.terminate()
+            for process in list(running):
+                process.terminate()
             raise
 
 

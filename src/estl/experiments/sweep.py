@@ -92,11 +92,13 @@ def sweep(
         per_run: what each asks for there (`experiments.launch`).
 
     Raises:
-        ValueError: no seeds, a variant that has changed since its runs, a run failed (the text
-            names its log), or runs saw different data.
+        ValueError: no seeds or one twice, a variant that has changed since its runs, a run failed
+            (the text names its log), or runs saw different data.
     """
     if not seeds:
         raise ValueError("no seeds: give at least one, as --seeds 0,1,2")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds are {', '.join(map(str, seeds))}: give each once")
     for variant in variants:
         _refuse_changed(variant, folder / variant.name)
     for variant in variants:

@@ -61,7 +61,9 @@ class ClipTower(nn.Module):
                 f"heads={heads} must be at least 1"
             )
         if objective not in get_args(Objective):
-            raise ValueError(f"objective must be one of embedding, linear, got {objective!r}")
+            raise ValueError(
+                f"objective must be one of {', '.join(get_args(Objective))}, got {objective!r}"
+            )
         if image_size % patch or dim % heads:
             raise ValueError(
                 f"image_size={image_size} must be a multiple of patch={patch}, and dim={dim} of "

@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Collection
-from typing import Literal
+from typing import Literal, get_args
+
+from estl.guidance.terms import Activity
 
 EdgeKind = Literal["learned", "written", "sobel", "none"]
 
@@ -33,7 +35,7 @@ WRITTEN = WEIGHTS | {
 
 _CHOICES = {
     "target": ("pooled", "fused", "written"),
-    "align": ("energy", "softmax"),
+    "align": get_args(Activity),
     "bridge": ("rates", "sobel"),
 }
 

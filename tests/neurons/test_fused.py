@@ -130,6 +130,14 @@ def test_spikes_keep_the_memory_order() -> None:
 
 
 @pytest.mark.usefixtures("uncompiled")
+def test_spikes_may_be_written_into() -> None:
+    x = randn(4, 2, 3).requires_grad_()
+    (grad,) = torch.autograd.grad(fused_lif(x, **OPTIONS).mul_(2).sum(), x)
+    (half,) = torch.autograd.grad(fused_lif(x, **OPTIONS).sum(), x)
+    torch.testing.assert_close(grad, 2 * half)
+
+
+@pytest.mark.usefixtures("uncompiled")
 def test_only_the_input_is_kept_for_the_backward_pass() -> None:
     kept: list[Tensor] = []
 

@@ -370,6 +370,30 @@ def test_a_residual_block_takes_one_pass_with_its_shortcut(stride: int) -> None:
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * float(b.abs().max()))
 
 
+@pytest.mark.usefixtures("uncompiled")
+def test_gradients_of_a_block_are_added_in_place() -> None:
+    x = time_first(torch.rand(2, 3, 4, 6, 6), 4).requires_grad_()
+    spikes = ResidualBlock(4, 4)(x * 1)  # a parameter's own gradient is never added to at once
+    with torch.profiler.profile(record_shapes=True) as profile:
+        spikes.sum().backward()
+    added = [
+        e.key
+        for e in profile.key_averages(group_by_input_shape=True)
+        if e.key in ("aten::add", "aten::add_")
+        and list(e.input_shapes[:2]) == [[2, 3, 4, 6, 6]] * 2
+    ]
+    assert added == ["aten::add_"]
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_spikes_may_be_written_into() -> None:
+    x = maps(2, 4, 3, 5, 5).requires_grad_()
+    norm = norm_of(3)
+    (grad,) = torch.autograd.grad(norm_lif(norm, LIF.tet(), x).mul_(2).sum(), x)
+    (half,) = torch.autograd.grad(norm_lif(norm, LIF.tet(), x).sum(), x)
+    torch.testing.assert_close(grad, 2 * half)
+
+
 class Silent(Layers):
     """Layers that compute something else."""
 

@@ -92,7 +92,11 @@ def fused_lif(
 
 
 class _FusedLIF(torch.autograd.Function):
-    """The two pure functions below as one node of the autograd graph."""
+    """The two pure functions below as one node of the autograd graph.
+
+    What leaves it is detached from the rows it was computed as: users may write into spikes, and
+    autograd adds further gradients into the memory of the first, which neither do with views.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *options: Any) -> Tensor:
@@ -101,7 +105,7 @@ class _FusedLIF(torch.autograd.Function):
         flat = rows(x.detach(), ctx.order)
         spikes = run(_forward, flat, decay, gain, threshold, hard, inclusive)
         ctx.save_for_backward(x)
-        return unrows(spikes, x.shape, ctx.order)
+        return unrows(spikes, x.shape, ctx.order).detach()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -110,7 +114,7 @@ class _FusedLIF(torch.autograd.Function):
         (grad,) = grads
         flat = (rows(tensor.detach(), ctx.order) for tensor in (grad, x))
         grad_x = run(_backward, *flat, *ctx.options)
-        return unrows(grad_x, grad.shape, ctx.order), *(None for _ in ctx.options)
+        return unrows(grad_x, grad.shape, ctx.order).detach(), *(None for _ in ctx.options)
 
 
 def refuse_second_derivative() -> None:

@@ -28,18 +28,27 @@ Statistics = tuple[Float[Tensor, " C"], Float[Tensor, " C"] | None]
 """Of x, and of its shortcut if that is normalized."""
 
 
+def channels_of(norm: Norm) -> int:
+    """The dimension of the channels in what `norm` reads: (B,T,C,H,W), or tokens (B,T,N,C).
+
+    >>> channels_of(nn.BatchNorm2d(8)), channels_of(nn.BatchNorm1d(8))
+    (2, 3)
+    """
+    return 2 if isinstance(norm, nn.BatchNorm2d) else 3
+
+
 def fused_norm_lif(
-    x: Float[Tensor, "T M C"],
+    x: Float[Tensor, "B T *shape"],
     norm: Norm,
-    shortcut: Float[Tensor, "T M C"] | None = None,
+    shortcut: Float[Tensor, "B T *shape"] | None = None,
     shortcut_norm: Norm | None = None,
     **options: Any,
-) -> tuple[Float[Tensor, "T M C"], Statistics, Statistics]:
+) -> tuple[Float[Tensor, "B T *shape"], Statistics, Statistics]:
     """Spikes of the normalized x plus the shortcut, with the options of `lif`; means, and biased
     variances.
 
     >>> from estl.neurons import LIF
-    >>> x = torch.tensor([0.0, 1.0, 0.0, 3.0]).view(4, 1, 1)
+    >>> x = torch.tensor([0.0, 1.0, 0.0, 3.0]).view(1, 4, 1, 1)
     >>> spikes, means, variances = fused_norm_lif(x, nn.BatchNorm1d(1), **LIF.tet().options)
     >>> spikes.detach().flatten(), means, variances
     (tensor([0., 0., 0., 1.]), (tensor([1.]), None), (tensor([1.5000]), None))
@@ -51,13 +60,16 @@ def fused_norm_lif(
     second: tuple[Any, ...] = shortcut, None, None, None
     if shortcut_norm is not None:
         second = shortcut, shortcut_norm.weight, shortcut_norm.bias, shortcut_norm.eps
-    spikes, mean, variance, *others = _NormLIF.apply(*first, *second, *values)
+    spikes, mean, variance, *others = _NormLIF.apply(*first, *second, channels_of(norm), *values)
     shortcut_mean, shortcut_variance = others or (None, None)
     return spikes, (mean, shortcut_mean), (variance, shortcut_variance)
 
 
 class _NormLIF(torch.autograd.Function):
-    """The pure functions below as one node of the autograd graph; `other` is the shortcut."""
+    """The pure functions below as one node of the autograd graph; `other` is the shortcut.
+
+    The order of dimensions changes in here. What leaves it is detached as in `fused.py`.
+    """
 
     @staticmethod
     def forward(
@@ -70,15 +82,17 @@ class _NormLIF(torch.autograd.Function):
         other_weight: Tensor | None,
         other_bias: Tensor | None,
         other_eps: float | None,
+        channels: int,
         *options: Any,
     ) -> tuple[Tensor, ...]:
         decay, gain, threshold, hard, _, _, inclusive = options
-        x = x.detach().contiguous()
+        shape = _channels_last(x, channels).shape
+        x = _rows(x, channels)
         mean, variance, invstd = _statistics(x, eps)
         alpha = weight.detach() * invstd
         beta = bias.detach() - mean * alpha
         found = [mean, variance]
-        other = None if other is None else other.detach().contiguous()
+        other = None if other is None else _rows(other, channels)
         other_mean = other_invstd = gamma = None
         if other_weight is not None:
             assert other is not None
@@ -91,16 +105,16 @@ class _NormLIF(torch.autograd.Function):
         spikes: Tensor = run(
             _forward, x, alpha, beta, other, gamma, decay, gain, threshold, hard, inclusive
         )
-        ctx.options = options
+        ctx.options, ctx.channels, ctx.shape = options, channels, shape
         ctx.save_for_backward(x, alpha, beta, mean, invstd, other, gamma, other_mean, other_invstd)
         ctx.mark_non_differentiable(*found)
-        return spikes, *found
+        return _unrows(spikes, shape, channels), *found
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
         x, alpha, beta, mean, invstd, other, gamma, other_mean, other_invstd = ctx.saved_tensors
-        grad = grads[0].detach().contiguous()
+        grad = _rows(grads[0], ctx.channels)
         decay, gain, threshold, *rest = ctx.options
         # A threshold a channel: without it, part of the code does not look at channels, and the
         # compiler then makes two loops, with the potential in memory between them.
@@ -113,20 +127,38 @@ class _NormLIF(torch.autograd.Function):
         n = x.shape[0] * x.shape[1]
         offset = grad_bias / n
         grad_weight = grad_weight * invstd
-        of_other: list[Tensor | None] = [None, None, None]
+        grad_other, of_other = None, (None, None)
         through_statistics = _in_place
         if gamma is not None:
             other_weight = more[0] * other_invstd
             slope = other_invstd * other_weight / n
-            through = run(_through_statistics, grad_y, other, gamma, other_mean, offset, slope)
-            of_other = [through, other_weight, grad_bias.clone()]
+            grad_other = run(_through_statistics, grad_y, other, gamma, other_mean, offset, slope)
+            of_other = other_weight, grad_bias.clone()
         elif ctx.needs_input_grad[4]:  # the gradient of the current, which is not overwritten
-            of_other[0] = grad_y
+            grad_other = grad_y
             through_statistics = _through_statistics
         slope = invstd * grad_weight / n
         grad_x = run(through_statistics, grad_y, x, alpha, mean, offset, slope)
+        grad_x = _unrows(grad_x, ctx.shape, ctx.channels)
+        if grad_other is not None:
+            grad_other = _unrows(grad_other, ctx.shape, ctx.channels)
         nothing = (None for _ in ctx.options)
-        return grad_x, grad_weight, grad_bias, None, *of_other, None, *nothing
+        return grad_x, grad_weight, grad_bias, None, grad_other, *of_other, None, None, *nothing
+
+
+def _channels_last(x: Tensor, channels: int) -> Tensor:
+    """x (B,T,...) as (T,B,...,C), the order of memory."""
+    return x.transpose(0, 1).movedim(channels, -1)
+
+
+def _rows(x: Tensor, channels: int) -> Tensor:
+    """x (B,T,...) as (T,M,C), without a copy if it lies so in memory."""
+    return _channels_last(x.detach(), channels).flatten(1, -2).contiguous()
+
+
+def _unrows(flat: Tensor, shape: torch.Size, channels: int) -> Tensor:
+    """The inverse of `_rows`, of what `_channels_last` has this shape; to autograd no view."""
+    return flat.view(shape).movedim(-1, channels).transpose(0, 1).detach()
 
 
 def _statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:

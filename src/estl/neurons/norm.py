@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from estl.neurons.fused import precision_of, worthwhile
-from estl.neurons.fused_norm import Norm, fused_norm_lif
+from estl.neurons.fused_norm import Norm, channels_of, fused_norm_lif
 from estl.neurons.lif import LIF, carried
 
 
@@ -79,30 +79,22 @@ def norm_lif(
     >>> norm_lif(nn.BatchNorm2d(8), LIF.tet(), torch.rand(2, 4, 8, 6, 6)).shape
     torch.Size([2, 4, 8, 6, 6])
     """
-    steps = x.transpose(0, 1)
-    channels = 2 if isinstance(norm, nn.BatchNorm2d) else 3
-    last = steps.movedim(channels, -1)  # (T,B,...,C), the order of memory
     training = torch.is_grad_enabled() and x.requires_grad
     same = norm.weight.dtype == precision_of(x)
     if shortcut is not None:  # which may be wider, or be broadcast
         same = same and shortcut.dtype == x.dtype and shortcut.shape == x.shape
-    values = x.numel() // x.shape[channels]
-    if not (training and same and values > 1 and worthwhile(steps)):
+    values = x.numel() // x.shape[channels_of(norm)]
+    if not (training and same and values > 1 and worthwhile(x.transpose(0, 1))):
         current = _normalized(norm, x)
         if shortcut is not None:
             current = current + _normalized(shortcut_norm, shortcut)
-        spikes: Tensor = neuron(current)
-        return spikes
-    if shortcut is not None:
-        shortcut = shortcut.transpose(0, 1).movedim(channels, -1).flatten(1, -2)
-    flat, *found = fused_norm_lif(
-        last.flatten(1, -2), norm, shortcut, shortcut_norm, **neuron.options
-    )
+        fired: Tensor = neuron(current)
+        return fired
+    spikes, *found = fused_norm_lif(x, norm, shortcut, shortcut_norm, **neuron.options)
     with torch.no_grad():
         for tracking, mean, variance in zip((norm, shortcut_norm), *found, strict=True):
             if tracking is not None:
                 _track(tracking, mean, variance * (values / (values - 1)))
-    spikes = flat.view(last.shape).movedim(-1, channels).transpose(0, 1)
     for hook in neuron._forward_hooks.values():
         hook(neuron, (), spikes)
     return spikes

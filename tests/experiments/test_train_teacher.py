@@ -9,14 +9,23 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torch.nn import functional as F
 
+from estl.data.check import refuse_seen
+from estl.data.items import Item
+from estl.data.module import EventData, ItemData
 from estl.data.sets.digits import Digits
 from estl.data.sets.photographs import Photographs
+from estl.data.twins import image_key
 from estl.experiments import train_teacher as module
 from estl.experiments.train_teacher import train_teacher
 from estl.guidance import ClipTeacher
+from estl.guidance.teacher import TRAINED_ON
 from estl.guidance.tower import ClipTower, CosineHead
+from estl.supervision import EdgeGuidedDistillation, Sum
+from estl.training.leaks import without_leaks
+from estl.training.recipe import Parts
 from estl.types import Batch
 
 SMALL = {"image_size": 16, "patch": 8, "dim": 16, "depth": 1, "heads": 2}
@@ -38,6 +47,7 @@ def test_a_taught_teacher_is_loaded_with_the_features_it_was_trained_with(
         train_teacher(data, tmp_path, tower=SMALL, epochs=1, lr=1e-3)
     monkeypatch.undo()
     record = train_teacher(data, tmp_path, tower=SMALL, epochs=1, lr=1e-3)
+    assert len(ClipTeacher(tmp_path).trained_on) == data.sizes["train"]
     (tmp_path / "another").touch()
     assert len({file.stat().st_mode for file in tmp_path.iterdir()}) == 1
     assert set(record.image_accuracy) == {"val", "test"}
@@ -48,6 +58,52 @@ def test_a_taught_teacher_is_loaded_with_the_features_it_was_trained_with(
     assert teacher(image).attention.shape == (2, 2, 2)
     with pytest.raises(ValueError, match="already holds"):
         train_teacher(data, tmp_path, tower=SMALL, epochs=1, lr=1e-3)
+
+
+@pytest.fixture
+def taught(tmp_path: Path) -> ClipTeacher:
+    """A teacher that says that it was trained on the training images of seed 0, and one more."""
+    data = Digits(T=3, size=16)
+    extra = tmp_path / "extra.png"
+    Image.new("L", (8, 8)).save(extra)
+    keys = [image_key(data, item) for item in data.splits["train"]]
+    keys.append(image_key(data, Item("0", "extra", image=extra)))
+    ClipTower(3, **SMALL).tower.save_pretrained(tmp_path)
+    (tmp_path / TRAINED_ON).write_text("\n".join(keys))
+    return ClipTeacher(tmp_path)
+
+
+def test_images_that_the_teacher_was_trained_on_are_not_held_out(taught: ClipTeacher) -> None:
+    def held(data: EventData) -> Parts:
+        guided = EdgeGuidedDistillation(taught, student_dim=8, T=3, classes=10)
+        return without_leaks(Parts(data, nn.Identity(), Sum([guided]), {}))
+
+    same = Digits(T=3, size=16, per_class=2)
+    assert held(same).same == []
+    moved = Digits(T=3, size=16, split_seed=1)
+    seen = {*Digits(T=3, size=16).splits["train"]} & {*moved.splits["val"], *moved.splits["test"]}
+    number = moved.sizes["val"] + moved.sizes["test"]
+    with pytest.raises(ValueError, match=f"leak: teacher .* {len(seen)} of {number} .* val item"):
+        held(moved)
+    assert held(Digits(T=3, size=16, split_seed=1, allow_leaks=True)).same is None
+
+
+def test_a_file_of_an_image_is_known_again_among_others(
+    taught: ClipTeacher, tmp_path: Path
+) -> None:
+    (tmp_path / "copy.png").write_bytes((tmp_path / "extra.png").read_bytes())
+    Image.new("L", (8, 8), 255).save(tmp_path / "other.png")
+
+    def listed(name: str) -> ItemData:
+        item = Item("0", "1", events=tmp_path / "1.bin", image=tmp_path / name)
+        splits = {"train": [], "val": [], "test": [item]}
+        return ItemData(
+            splits, lambda item: (torch.zeros(2, 2, 4, 4), None), T=2, frame_size=(4, 4)
+        )
+
+    refuse_seen(listed("other.png"), taught.trained_on, "t")
+    with pytest.raises(ValueError, match=r"on 1 of 1 images .* test item 0/1"):
+        refuse_seen(listed("copy.png"), taught.trained_on, "t")
 
 
 def test_the_seed_is_that_of_the_batch_order_too(

@@ -1,11 +1,12 @@
 """What may be wrong with a data set: empty splits, broken files, one thing in two splits.
 
-`refuse_leaks` is the quick part, run before every training; `check` also decodes all items and
+`refuse_leaks` is the quick part, run before every training, and `refuse_seen` what it is for a
+teacher; `check` also decodes all items and
 looks for pictures that are nearly the same.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from estl.data.module import EventData, ItemData, with_items
 from estl.data.reading import measure
 from estl.data.sets.recordings import Recordings, overlooked, unnamed
 from estl.data.similar import near, perceptual_hash
-from estl.data.twins import Group, Member, alike, digest, repeated
+from estl.data.twins import Group, Member, alike, digest, image_key, repeated
 
 _SHOWN = 5
 _EMPTY = {
@@ -62,6 +63,26 @@ def refuse_leaks(data: EventData) -> list[Group]:
             "--data.init_args.allow_leaks=true"
         )
     return found
+
+
+def refuse_seen(data: EventData, trained_on: Collection[str], teacher: str) -> None:
+    """Raise ValueError if a `teacher` was trained on images of `data` that are held out.
+
+    Args:
+        data: the set. Of shards nothing is known.
+        trained_on: `image_key` of the teacher's training images.
+        teacher: its name, for the message.
+    """
+    if not trained_on or not isinstance(data, ItemData):
+        return
+    held = [Member(s, item) for s in ("val", "test") for item in data.splits.get(s, [])]
+    seen = [member for member in held if image_key(data, member.item) in trained_on]
+    if seen:
+        raise ValueError(
+            f"leak: teacher {teacher} was trained on {len(seen)} of {len(held)} images held out,"
+            f" such as that of {seen[0]}: train it with the flags of these data, or the student "
+            "nevertheless with --data.init_args.allow_leaks=true"
+        )
 
 
 def lacking(data: ItemData) -> dict[str, str]:

@@ -98,6 +98,14 @@ def _whole(path: Path) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
+def image_key(data: ItemData, item: Item) -> str:
+    """Sixteen hexadecimal digits that stand for an item's image: for the bytes of its file, or for
+    the item's `content` where the image has none of its own.
+    """
+    whole = digest(data.content(item)) if item.image is None else _whole(item.image)
+    return whole.hex()[:16]
+
+
 def digest(pieces: Iterable[bytes]) -> bytes:
     """SHA-256 of all of them together."""
     return hashlib.sha256(b"".join(pieces)).digest()

@@ -17,8 +17,9 @@ from estl.data.check import refuse_leaks
 from estl.data.loader import batch_share
 from estl.data.module import EventData
 from estl.data.sets.photographs import Photographs
+from estl.data.twins import image_key
 from estl.evaluation.accuracy import evaluate
-from estl.guidance.teacher import CLIP_MEAN, CLIP_STD, quiet_transformers
+from estl.guidance.teacher import CLIP_MEAN, CLIP_STD, TRAINED_ON, quiet_transformers
 from estl.guidance.tower import BothHeads, ClipTower
 from estl.training.files import aside
 from estl.training.history import History
@@ -70,7 +71,8 @@ def train_teacher(
 
     Args:
         pairs: the paired set; only its training items are learned from.
-        folder: becomes what `ClipTeacher` loads, and holds `history.csv`.
+        folder: becomes what `ClipTeacher` loads, and holds `history.csv` and, so that no run holds
+            out what the teacher has learned, `trained_on.txt`.
         tower: arguments of `ClipTower`, without `classes`.
         images: a folder of further training images, see `Photographs`.
         flip: whether mirrored images are of the same class: half of them are mirrored then.
@@ -128,6 +130,8 @@ def train_teacher(
             student.tower.save_pretrained(made)
         files = {file.name: file.read_bytes() for file in Path(made).iterdir()}
     files["preprocessor_config.json"] = f"{json.dumps(normalization, indent=2)}\n".encode()
+    keys = sorted({image_key(photographs, item) for item in photographs.splits["train"]})
+    files[TRAINED_ON] = "".join(f"{key}\n" for key in keys).encode()
     files["teacher.json"] = record.to_json().encode()
     config = files.pop("config.json")  # comes last: a folder that has it holds a model
     for name, content in (files | {"config.json": config}).items():

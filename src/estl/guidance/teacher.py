@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+TRAINED_ON = "trained_on.txt"  # beside the weights: see `ClipTeacher.trained_on`
 HUB_TIMEOUT = 2.0  # seconds to find out whether the hub answers
 
 
@@ -83,6 +84,14 @@ class ClipTeacher(nn.Module):
         """Rows and columns of the patches."""
         side = int(self.tower.config.image_size) // int(self.tower.config.patch_size)
         return side, side
+
+    @property
+    def trained_on(self) -> frozenset[str]:
+        """What stands for the images that `estl train-teacher` trained it on
+        (`estl.data.twins.image_key`); empty for another's model.
+        """
+        file = Path(self.name_or_folder).expanduser() / TRAINED_ON
+        return frozenset(file.read_text().split() if file.is_file() else ())
 
     @torch.no_grad()
     def forward(self, image: Float[Tensor, "B 3 h w"]) -> TeacherOutput:

@@ -9,9 +9,9 @@ from jsonargparse import Namespace
 from lightning import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
 
-from estl.data.check import refuse_leaks
 from estl.training.history import start_line
 from estl.training.init_from import with_weights
+from estl.training.leaks import without_leaks
 from estl.training.learner import Learner
 from estl.training.recipe import Parts, build, make_callbacks, make_learner
 from estl.training.results import peak_memory
@@ -116,9 +116,7 @@ def rehearse(config: Namespace, given: Namespace) -> Rehearsal:
     parts = build(config, given)
     for split in ("train", "test"):
         parts.data.require(split)
-    if not parts.data.allow_leaks:
-        refuse_leaks(parts.data)
-    parts = with_weights(config, parts)
+    parts = with_weights(config, without_leaks(parts))
     learner = make_learner(config, parts)
     learner.preparing = 2
     watch = _Watch(parts.supervision)

@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from jsonargparse import Namespace
 from lightning import seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
 
-from estl.data.check import refuse_leaks
 from estl.data.folders import only_one
 from estl.data.loader import batch_share
 from estl.evaluation.accuracy import Accuracy, evaluate
@@ -34,6 +32,7 @@ from estl.training.files import aside
 from estl.training.history import History
 from estl.training.init_from import with_weights
 from estl.training.keeping import Best, Here, ValidateLast
+from estl.training.leaks import without_leaks
 from estl.training.processes import rank, restarted
 from estl.training.recipe import Parts, build, make_callbacks, make_learner, parse_recipe, plain
 from estl.training.reopen import reopen
@@ -114,8 +113,7 @@ def fit(
     parts.data.require("train")
     if test:
         parts.data.require("test")
-    if not parts.data.allow_leaks:
-        parts = replace(parts, same=refuse_leaks(parts.data))
+    parts = without_leaks(parts)
     folder = resume or run_folder(config)
     start = newest_whole(folder) if resume else None
     if start is None:

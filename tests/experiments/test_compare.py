@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -267,8 +268,12 @@ def test_compare_runs_resumes_and_writes_its_table(
     assert robust.robustness["clean"] == clean["final"].final == robust.test.final
     assert {"clean"} < set(robust.robustness)
     assert "pgd" in (tmp_path / "compare" / "robustness.md").read_text()
+    old = replace(robust, of=replace(robust.of, finished="2026-01-01T00:00:00+0000"))
+    (run / "robustness.json").write_text(replace(old, robustness={"clean": -1.0}).to_json())
     before = (tmp_path / "compare" / "tse" / "seed0" / "last.ckpt").stat().st_mtime_ns
     assert main(words) == 0
+    again = CheckpointResults.read(run / "robustness.json")  # of before the run had ended
+    assert again.robustness == robust.robustness
     assert (tmp_path / "compare" / "tse" / "seed0" / "last.ckpt").stat().st_mtime_ns == before
     assert set(results["runs"]) < set(EXPERIMENTS)
 

@@ -30,7 +30,7 @@ def test_a_missing_or_half_written_file_is_named(
     else:
         path.unlink()
     page = render(read_variants([folder]))
-    said = f"{name} cannot be read in 1 run(s)" if half else f"{folder}: {name}. What this holds"
+    said = f"{name} is not used in 1 run(s)" if half else f"{folder}: {name}. What this holds"
     assert said in page
     others = [other for other in FILES if other != name]
     assert not any(f"{folder}: {other}" in page for other in others)
@@ -60,7 +60,7 @@ def test_a_damaged_archive_is_named(run: Path, tmp_path: Path, place: float) -> 
             held[i] ^= 0xFF
         (folder / name).write_bytes(held)
     page = render(read_variants([folder]))
-    named = " ".join(re.findall(r"[\w., ]+ cannot be read in 1 run\(s\)", page))
+    named = " ".join(re.findall(r"[\w., ]+ is not used in 1 run\(s\)", page))
     assert "report.npz" in named
     assert "start.npz" in named
     assert '<section id="learning">' in page
@@ -74,7 +74,7 @@ def test_a_page_of_pictures_that_is_half_written_is_named_and_the_others_are_sho
         write_page(folder, epoch)
     last = folder / "pictures" / "epoch_003.npz"
     last.write_bytes(last.read_bytes()[:-30])
-    assert "pictures/epoch_003.npz cannot be read" in render(read_variants([folder]))
+    assert "pictures/epoch_003.npz is not used" in render(read_variants([folder]))
     assert [text.en for text in drawn(folder)["pages_run"].steps] == [
         "after epoch 1",
         "after epoch 2",

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from PIL import Image
 
 from estl.report.html import render, write
 from estl.report.parts import Note, Table
-from estl.report.sources import Variant, read_variants
+from estl.report.sources import Variant, read_run, read_variants
 from estl.supervision import TRE, MeanCE
 from estl.training.results import CheckpointResults, Results
 from tests.report.fake_runs import BAD_NAME, drawn, sections, shown_at, write_page, write_run
@@ -395,6 +396,23 @@ def test_accuracy_under_attack_is_shown_where_it_was_measured(sweep: Path, tmp_p
     assert [(trace["x"], trace["y"]) for trace in figure.data] == [(["PGD", "noise"], [37.5, 75])]
     assert figure.data[0]["error_y"]["array"][0] > 9  # at least what Wilson's of 40 samples has
     assert "0.0314" in figure.caption.en
+
+
+def test_accuracy_under_attack_of_weights_that_were_trained_on_is_not_shown(
+    sweep: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(sweep / "6" / "seed0", tmp_path / "run"))
+    results = Results.read(folder / "results.json")
+    assert results.test
+    old = replace(results.of, finished="2026-01-01T00:00:00+0000")
+    measured = CheckpointResults(old, "last.ckpt", results.test["final"], 0.03, {"PGD": 0.5})
+    (folder / "robustness.json").write_text(measured.to_json())
+    run = read_run(folder)
+    assert run.robustness is None
+    assert any("robustness.json" in name for name, _ in run.missing)
+    newer = replace(measured, of=results.of)
+    (folder / "test.json").write_text(newer.to_json())
+    assert read_run(folder).robustness == newer
 
 
 def test_many_classes_with_long_names_are_shown_and_not_all_are_written(

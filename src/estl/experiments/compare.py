@@ -17,7 +17,7 @@ from estl.supervision import TET, TRE, TSE, MeanCE, Sum
 from estl.training.files import aside
 from estl.training.names import class_paths, public_path
 from estl.training.recipe import merge
-from estl.training.results import CheckpointResults
+from estl.training.results import CheckpointResults, Results
 from estl.training.run import test
 
 MEAN = {"reduction": "mean"}
@@ -151,8 +151,8 @@ def robustness(
 ) -> dict[str, list[CheckpointResults]]:
     """Every finished run of a sweep under attacks and noise, by variant.
 
-    The final weights are tested, once: what a run folder already holds for this `eps` is not
-    computed again.
+    The final weights are tested, once: what a run folder already holds of them for this `eps` is
+    not computed again.
 
     Args:
         variants: the rows.
@@ -168,8 +168,10 @@ def robustness(
 
 def _attacked(run: Path, eps: float) -> CheckpointResults:
     path = run / "robustness.json"
-    if path.exists() and (held := CheckpointResults.read(path)).eps == eps:
-        return held
+    if path.exists():
+        held = CheckpointResults.read(path)
+        if held.eps == eps and held.since(Results.read(run / "results.json")):
+            return held
     recipe = yaml.safe_load(
         (run / "config.yaml").read_text()
     )  # the user's own: it was trained here

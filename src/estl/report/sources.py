@@ -243,7 +243,11 @@ def read_run(folder: Path) -> Run:
     run.collected = read(COLLECTED, _arrays, {})
     run.start = read(START, _arrays, {}, needed=False)
     for name in ("robustness.json", "test.json"):
-        run.robustness = run.robustness or read(name, CheckpointResults.read, None, needed=False)
+        found = read(name, CheckpointResults.read, None, needed=False)
+        if found and run.results and not found.since(run.results):
+            run.missing.append((name, "measured before the run was trained on"))
+        else:
+            run.robustness = run.robustness or found
     for path in sorted(folder.glob("pictures/epoch_*.npz")):
         page: dict[str, np.ndarray] = read(f"pictures/{path.name}", _arrays, {})
         if page:

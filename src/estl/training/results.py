@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -22,6 +23,7 @@ from estl.evaluation.early import EarlyExit
 if TYPE_CHECKING:  # it brings Lightning, which a report does without
     from estl.data.module import EventData
 
+_FINISHED = "%Y-%m-%dT%H:%M:%S%z"
 Weights = Literal["final", "best_on_validation"]
 
 
@@ -138,6 +140,14 @@ class CheckpointResults(Json):
     robustness: dict[str, float]
     early: EarlyExit | None = None
 
+    def since(self, run: Results) -> bool:
+        """Whether it is a test of what this run ended with, and not of before it was trained on."""
+        return _time(self.of.finished) >= _time(run.of.finished)
+
+
+def _time(finished: str) -> datetime:
+    return datetime.strptime(finished, _FINISHED)
+
 
 def command_line() -> str:
     """The command that this process was started with, on one line, quoted as a shell needs it.
@@ -182,7 +192,7 @@ def provenance(
         processor=processor(),
         cores=os.cpu_count() or 1,
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        finished=time.strftime(_FINISHED),
         resumed=tuple(resumed),
         init_from=begun and {"path": begun, "sha256": recipe.get("init_from_sha256") or ""},
     )

@@ -106,6 +106,17 @@ def test_a_file_of_an_image_is_known_again_among_others(
         refuse_seen(listed("copy.png"), taught.trained_on, "t")
 
 
+def test_further_images_do_not_make_those_of_the_set_unknown(tmp_path: Path) -> None:
+    """Of images that are in no files of their own, the set knows the content."""
+    (tmp_path / "1").mkdir()
+    Image.new("L", (16, 16), 255).save(tmp_path / "1" / "x.png")
+    photographs = Photographs(Digits(T=3, size=16), tmp_path)
+    keys = {image_key(photographs, item) for item in photographs.splits["train"]}
+    assert len(keys) == photographs.sizes["train"]
+    with pytest.raises(ValueError, match="leak: teacher t was trained on"):
+        refuse_seen(Digits(T=3, size=16, split_seed=1), keys, "t")
+
+
 def test_the_seed_is_that_of_the_batch_order_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -212,6 +212,11 @@ def test_every_frame_says_its_step_and_its_time(shared: Path) -> None:
     assert [t.get_text() for t in legend.get_texts()] == ["ON: brighter", "OFF: darker", "both"]
 
 
+def test_an_image_without_contrast_is_drawn_although_it_has_no_events(tmp_path: Path) -> None:
+    Image.new("L", (12, 12), 255).save(tmp_path / "white.png")
+    assert show(tmp_path / "white.png", tmp_path / "page.png", steps=2) == 1
+
+
 def test_names_in_chinese_letters_are_drawn_or_are_boxes_without_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -125,6 +125,11 @@ def test_what_a_bridge_cannot_be_is_refused(root: Path) -> None:
         Bridge(per_step=0)
     with pytest.raises(ValueError, match="drawn as counts, not as normalize='max' has them"):
         NMNISTPairs(root, T=3, bridge=Bridge(), normalize="max")
+    picture(root / "other/1/x.png", 20, 30)
+    other = Digits(T=3, size=16, per_class=1, bridge=Bridge(root / "other", per_step=2))
+    text = "bridge: the image of 1/x has 30 by 20 pixels, that of a pair 16 by 16: resize it"
+    with pytest.raises(ValueError, match=text):
+        next(other.batches(0))
     data = NMNISTPairs(root, T=3, images=False, bridge=Bridge())
     with pytest.raises(ValueError, match="has no image: a bridge needs paired data"):
         trained(data)

@@ -4,11 +4,13 @@ import errno
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import webdataset as wds
 from torch import Tensor
 
 from estl.data.frames import Standard
@@ -46,6 +48,16 @@ def test_the_same_data_make_the_same_shards(tmp_path: Path) -> None:
     b = write_shards(small(num_workers=1), tmp_path / "b", shard_size=6)
     assert a == b
     assert [shard["samples"] for shard in a["splits"]["train"]] == [6, 6, 2]
+
+
+def test_a_shard_has_its_samples_however_large_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """webdataset begins another file at 3 GB: here at one byte, of which the index knew nothing."""
+    monkeypatch.setattr(wds, "ShardWriter", partial(wds.ShardWriter, maxsize=1))
+    write_shards(small(), tmp_path / "shards", shard_size=6)
+    batches = Shards(tmp_path / "shards", batch_size=4).loader("train")
+    assert sum(len(batch.label) for batch in batches) == 14
 
 
 @pytest.mark.parametrize(

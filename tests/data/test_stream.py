@@ -239,6 +239,10 @@ def test_options_that_make_no_sense_are_refused(root: Path, tmp_path: Path) -> N
         parse(["--dataset=shards", f"--data-path={root}", f"--data.init_args.cache={tmp_path}"])
     with pytest.raises(ValueError, match="buffer=0"):
         Shards(root, buffer=0)
+    shards = Shards(root, batch_size=200)
+    few = shards.sizes["train"]
+    with pytest.raises(ValueError, match=f"{few} training samples are too few for 200 processes"):
+        shards.loader("train", shuffle=True, world_size=200)
 
 
 @pytest.mark.parametrize("augment", [None, Augment()])

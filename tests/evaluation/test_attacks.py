@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from estl.data import Digits
 from estl.evaluation.attacks import (
     attack,
     drop_frames,
@@ -19,7 +22,9 @@ from estl.evaluation.attacks import (
     pgd,
     robustness,
 )
-from estl.students import ResNet
+from estl.students import VGGSNN, ResNet
+from estl.training import run
+from estl.training.reopen import Reopened
 from estl.types import Batch, Output, direct_code, is_static
 
 EPS = 8 / 255
@@ -245,6 +250,19 @@ def test_accuracy_falls_under_attack_and_the_table_is_the_same_again() -> None:
     assert robustness(net, batches, cpu, rows, seed=1) == table
     alone = robustness(net, batches, cpu, noise(sigma=0.3), seed=1)
     assert alone["gaussian 0.3"] == table["gaussian 0.3"]  # whatever other rows there are
+
+
+@pytest.mark.parametrize("normalize", ["none", "max"])
+def test_further_events_are_for_counts_alone(
+    normalize: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a sample's largest count is 1, an event that adds 1 is none."""
+    data = Digits(T=2, size=16, per_class=1, test_fraction=0.02, normalize=normalize)
+    opened = Reopened(VGGSNN(10, layers=[4], pooled=True), data, {"seed": 0}, "estl.TSE")
+    monkeypatch.setattr(run, "reopen", lambda *_, **__: opened)
+    found = run.test(Path("last.ckpt"), noisy=True).robustness
+    assert ("event noise 0.05" in found) == (normalize == "none")
+    assert {"clean", "gaussian 0.1", "1 frame dropped"} <= found.keys()
 
 
 @pytest.mark.parametrize(

@@ -98,12 +98,17 @@ def test_a_pooled_spike_reaches_each_synapse_behind_the_pooling(
     assert _watch(net, spikes).operations["1"].acs == pytest.approx(5 * spikes.sum().item())
 
 
+class Mean(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(-1)
+
+
 def test_the_head_reads_a_mean_over_places_spike_by_spike() -> None:
     spikes = (torch.rand(3, 2, 7, 6, 6) < 0.3).float()
-    net = nn.Sequential(nn.Linear(7, 5))
-    layer = _watch(net, spikes.mean((-2, -1)), places=36).operations["0"]
+    net = nn.Sequential(nn.Flatten(-2), Mean(), nn.Linear(7, 5))
+    layer = _watch(net, spikes, places=36).operations["2"]
     assert layer.acs == pytest.approx(5 * spikes.sum().item(), rel=1e-5)
-    assert _watch(net, spikes.mean((-2, -1))).operations["0"].macs == 3 * 2 * 7 * 5
+    assert _watch(net, spikes).operations["2"].macs == 3 * 2 * 7 * 5
 
 
 def test_one_other_value_in_any_batch_makes_macs_of_a_layer() -> None:
@@ -126,6 +131,15 @@ def test_images_of_eight_bits_make_macs_and_an_image_for_all_steps_is_read_once(
     assert each.macs == 4 * once.macs
     behind = _watch(net, moving, 16).operations["layers.3.0"]  # of pooled spikes
     assert (behind.macs, min(behind.scales)) == (0.0, 4)
+
+
+def test_normalized_counts_make_macs_whatever_they_are_divided_by() -> None:
+    """Quarters are natural numbers of four, as spikes behind a pooling of 2x2 are."""
+    net = VGGSNN(3, 2, (8, 8), layers=(4, "AP", 4), pooled=True).eval()
+    counts = torch.randint(0, 5, (2, 3, 2, 8, 8)).float()
+    layer = _watch(net, counts / 4, 16).operations["layers.0.0"]
+    assert (layer.acs, layer.macs) == (0.0, layer.dense)
+    assert _watch(net, counts, 16).operations["layers.0.0"].macs == 0.0
 
 
 def _spiking(B: int = 2, T: int = 3, C: int = 2, size: int = 8) -> Tensor:

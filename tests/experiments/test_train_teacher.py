@@ -106,6 +106,31 @@ def test_a_file_of_an_image_is_known_again_among_others(
         refuse_seen(listed("copy.png"), taught.trained_on, "t")
 
 
+def test_further_images_do_not_make_those_of_the_set_unknown(tmp_path: Path) -> None:
+    """Of images that are in no files of their own, the set knows the content."""
+    (tmp_path / "1").mkdir()
+    Image.new("L", (16, 16), 255).save(tmp_path / "1" / "x.png")
+    photographs = Photographs(Digits(T=3, size=16), tmp_path)
+    keys = {image_key(photographs, item) for item in photographs.splits["train"]}
+    assert len(keys) == photographs.sizes["train"]
+    with pytest.raises(ValueError, match="leak: teacher t was trained on"):
+        refuse_seen(Digits(T=3, size=16, split_seed=1), keys, "t")
+
+
+def test_a_teacher_of_a_set_without_a_test_split_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = SimpleNamespace(root_device=torch.device("cpu"))
+    done: dict[str, Any] = {"world_size": 1, "is_global_zero": True, "strategy": place}
+    trainer = SimpleNamespace(fit=lambda *_: None, **done)
+    monkeypatch.setattr(module, "make_trainer", lambda *_, **__: trainer)
+    data = Digits(T=3, size=16, per_class=1, test_fraction=0.0)
+    record = train_teacher(data, tmp_path, tower=SMALL, epochs=1, lr=1e-3)
+    assert record is not None
+    assert set(record.image_accuracy) == {"val"}
+    assert ClipTeacher(tmp_path).dim == 16
+
+
 def test_the_seed_is_that_of_the_batch_order_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

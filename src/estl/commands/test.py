@@ -22,7 +22,7 @@ def test(
         data_path: another root of the same layout.
         attack: also under this attack.
         eps: of the attacks, a share of each sample's range.
-        noise: also under Gaussian noise, event noise, and with a frame lost.
+        noise: also under Gaussian noise, event noise (of counts), and with a frame lost.
         until_sure: also where samples are answered at this probability (`estl calibrate` chooses it
             on validation), and after how many steps.
         output_dir: write test.json there.

@@ -67,7 +67,16 @@ class Bridge:
     def add(self, batch: Batch, pictures: "Pictures[P]", classes: int) -> Batch:
         """`batch` with `per_step` of the pictures drawn at random."""
         chosen = torch.randint(len(pictures), (self.per_step,)).tolist()
-        images = torch.stack([pictures[i] for i in chosen]).to(batch.events.device)
+        found = [pictures[i] for i in chosen]
+        shape = (found if batch.image is None else batch.image)[0].shape
+        for i, image in zip(chosen, found, strict=True):
+            if image.shape != shape:
+                sides = " by ".join(str(side) for side in shape[1:])
+                raise ValueError(
+                    f"bridge: the image of {pictures.items[i]} has {image.shape[1]} by "
+                    f"{image.shape[2]} pixels, that of a pair {sides}: resize it"
+                )
+        images = torch.stack(found).to(batch.events.device)
         if self.augment is not None:
             events = images.new_zeros(len(images), 1, 2, 1, 1)
             label = batch.label.new_zeros(len(images))

@@ -233,7 +233,8 @@ def check(
     same = repeated(data, unreadable) if same is None else list(same)
     known = [g.items for g in same]
     for twins in alike("pixels", list(seen), lambda m: seen[m][0]):
-        if len(twins.items) > 1 and not any(twins.items <= group for group in known):
+        images = {m.item.image or m.item for m in twins.members}  # windows of one share theirs
+        if len(images) > 1 and not any(twins.items <= group for group in known):
             same.append(twins)
             known.append(twins.items)
     looks = [(m, look) for m, (_, look, _) in seen.items() if look is not None]

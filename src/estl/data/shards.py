@@ -8,6 +8,7 @@ streams from a folder, a web address or an object store. Pairs and splits stay w
 import hashlib
 import io
 import json
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -150,7 +151,8 @@ def _write_split(
         return []
     paths: list[str] = []
     options = {"user": "", "group": "", "mtime": 0, "encoder": False}
-    with wds.ShardWriter(pattern, shard_size, verbose=0, post=paths.append, **options) as writer:
+    options |= {"maxsize": math.inf, "verbose": 0}  # by default a shard ends at 3 GB, too
+    with wds.ShardWriter(pattern, shard_size, post=paths.append, **options) as writer:
         pack = partial(_pack, load=data.load)
         packed = load_items(items, pack, data.num_workers, "Packing")
         for i, (_, parts) in enumerate(packed):

@@ -237,7 +237,7 @@ def draw(views: list[View], steps: int) -> "Figure":
         H, W = v.size
         for ax in axes:
             ax.set(xticks=[], yticks=[], xlim=(0, W), ylim=(H, 0), aspect="equal")
-        ms = (int(v.events["t"][-1]) - int(v.events["t"][0])) / 1000
+        ms = int(np.ptp(v.events["t"])) / 1000 if len(v.events) else 0.0  # of a plain image none
         what = "simulated events" if v.simulated else "events"
         size = f"{len(v.events):,} {what}\n{W} by {H} pixels, {ms:.0f} ms"
         axes[0].set_xlabel(size, fontsize=7)
@@ -252,7 +252,8 @@ def draw(views: list[View], steps: int) -> "Figure":
             axes[0].text(W / 2, H / 2, "no image", ha="center", va="center", color="#777777")
             axes[0].spines[:].set_visible(False)
         frames = to_frames(v.events, steps, v.size, by="time")
-        most = max(1.0, float(np.quantile(frames[frames > 0].numpy(), 0.98)))
+        counts = frames[frames > 0].numpy()
+        most = max(1.0, float(np.quantile(counts, 0.98))) if len(counts) else 1.0
         for t, ax in enumerate(axes[images:]):
             picture = event_picture(frames[t], most).movedim(0, -1)
             ax.imshow(picture.numpy(), extent=(0, W, H, 0), interpolation="nearest")

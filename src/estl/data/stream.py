@@ -47,6 +47,8 @@ class Stream(IterableDataset[Sample]):
         self.images = data.training_images or not shuffle
         self.epoch = 0
         n = data.sizes[split]
+        if shuffle and 0 < n < R:
+            raise ValueError(f"{n} training samples are too few for {R} processes: start fewer")
         share = n // R if shuffle else -(-n // R)
         self.start = max(0, min(rank * share, n - share))
         # A batch of one sample has no statistics.

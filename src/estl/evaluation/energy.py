@@ -78,6 +78,8 @@ class Activity:
     neurons: dict[str, int] = field(default_factory=dict)
     operations: dict[str, Operations] = field(default_factory=dict)
     uncounted: list[str] = field(default_factory=list)
+    real: bool = False
+    """Whether any input of the student was of real values, which its first layer reads."""
 
     @property
     def rates(self) -> dict[str, float]:
@@ -118,7 +120,8 @@ def watch(student: nn.Module, activity: Activity, places: int = 1) -> Iterator[N
     """
     pools = [m for m in student.modules() if isinstance(m, nn.AvgPool2d)]
     scales = {1, places} | {_area(m) for m in pools}
-    hooks, spiking = [], dict(spiking_layers(student))
+    spiking = dict(spiking_layers(student))
+    hooks = [student.register_forward_pre_hook(partial(_look, activity))]
     for name, module in student.named_modules():
         hook: Callable[..., None]
         if name in spiking:
@@ -140,6 +143,10 @@ def watch(student: nn.Module, activity: Activity, places: int = 1) -> Iterator[N
             handle.remove()
 
 
+def _look(activity: Activity, _: nn.Module, args: Any) -> None:
+    activity.real = activity.real or not _natural(args[0])
+
+
 def _count_spikes(
     activity: Activity, name: str, steps: bool, _: nn.Module, __: Any, y: Any
 ) -> None:
@@ -157,6 +164,8 @@ def _count_layer(
     x = args[0]
     layer = activity.operations.setdefault(name, Operations(set(scales)))
     layer.scales &= {m for m in layer.scales if _natural(m * x)}
+    if activity.real and name == next(iter(activity.operations)):
+        layer.scales.clear()  # of counts divided by 4 alone, m = 4 makes natural numbers too
     fan_out = _fan_out(module, x)
     inputs = x.flatten(0, x.ndim - fan_out.ndim - 1)
     layer.received += (inputs.sum(0, dtype=torch.double) * fan_out).sum().item()

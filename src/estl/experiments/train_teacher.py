@@ -41,7 +41,7 @@ class TeacherRecord(Json):
         flip: whether training images were mirrored.
         epochs: passes over the images.
         lr: peak learning rate.
-        image_accuracy: on the images of the validation and the test split.
+        image_accuracy: on the images of the validation and, if there are any, the test split.
     """
 
     of: Provenance
@@ -114,6 +114,7 @@ def train_teacher(
     found = {
         split: evaluate(student, photographs.loader(split), device).final
         for split in ("val", "test")
+        if photographs.sizes[split]
     }
     record = TeacherRecord(
         provenance(photographs, student, learner.supervision, recipe),

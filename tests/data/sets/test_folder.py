@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from estl.data.catalog import BY_NAME, recognize
-from estl.data.check import refuse_leaks
+from estl.data.check import lacking, refuse_leaks
 from estl.data.formats.images import read_rgb
 from estl.data.frames import Standard
 from estl.data.items import list_images
@@ -126,6 +126,14 @@ def test_folders_of_training_and_test_images_are_the_splits(folder: Path, tmp_pa
     assert {i.image.parents[1].name for i in data.splits["test"] if i.image} == {"test"}
     refuse_leaks(data)
     assert recognize(root) == BY_NAME["folder"]
+    (root / "test" / "dog").rename(root / "test" / "Dog")  # is said, and not left out
+    data = ImageFolder(root, T=2, size=8)
+    assert data.sizes["test"] == 8
+    assert lacking(data) == {"test": "classes that train lacks (1): Dog"}
+    assert ImageFolder(root, T=2, size=8, classes_used=1).classes == ("Dog", "cat")
+    for used in (0, -1):
+        with pytest.raises(ValueError, match=f"classes_used={used}: at least 1"):
+            ImageFolder(root, T=2, size=8, classes_used=used)
 
 
 def test_direct_coding_gives_the_picture_at_every_step(folder: Path) -> None:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from estl.commands import main
 from estl.data import FromDataset
+from estl.data.augment import Augment
 from estl.data.check import check, refuse_leaks
 from estl.data.formats.events import EVENT
 from estl.data.frames import to_frames
@@ -95,6 +96,25 @@ def test_labels_are_not_read_from_samples_where_there_are_targets() -> None:
     data = FromDataset(Costly(), sensor=(6, 9))
     assert len(asked) == 1
     assert data.classes == ("0", "1")
+
+
+def test_labels_are_those_of_the_samples_where_targets_are_changed() -> None:
+    class Changed(Mine):
+        targets = np.arange(20)
+        target_transform = staticmethod(lambda label: label % 2)
+
+    assert FromDataset(Changed(), sensor=(6, 9)).classes == ("0", "1")
+
+
+def test_whole_labels_of_floats_are_numbers_and_images_of_doubles_are_floats() -> None:
+    image = torch.rand(3, 3, 3, dtype=torch.float64)
+    samples = [(torch.full((2, 2, 3, 3), float(k)), float(k % 12), image) for k in range(48)]
+    data = FromDataset(samples, augment=Augment(color=0.1))
+    assert data.classes == tuple(str(k) for k in range(12))
+    for batch in data.batches(0):
+        assert torch.equal(batch.events[:, 0, 0, 0, 0].long() % 12, batch.label)
+        assert batch.image is not None
+        assert batch.image.dtype == torch.float32
 
 
 def test_the_same_sample_twice_is_a_leak_and_another_sample_another_fingerprint() -> None:

@@ -272,6 +272,14 @@ def test_images_lie_beside_or_in_a_folder_of_their_own(tmp_path: Path) -> None:
         Recordings(root, images=True)
 
 
+def test_windows_of_a_recording_share_its_image_and_are_no_repetition(tmp_path: Path) -> None:
+    root = write_recordings(tmp_path, images=True)
+    assert check(Recordings(root, rgb=8, window="200ms")).entries()["twice"] == []
+    (root / "cup" / "walk_01.png").write_bytes((root / "cup" / "walk_02.png").read_bytes())
+    found = check(Recordings(root, rgb=8, window="200ms")).entries()
+    assert found["twice"] + found["leaks"]
+
+
 def test_folders_for_splits_are_the_splits_and_the_rest_is_drawn(tmp_path: Path) -> None:
     for i, split in enumerate(("train", "val", "test")):
         write_recordings(tmp_path / split, "raw", each=3 + i, seed=100 * i)

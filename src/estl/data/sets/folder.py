@@ -39,6 +39,9 @@ class ImageFolder(SplitData):
             beside it. `normalize: {mean: [...], std: [...]}` standardizes it.
         classes_used: how many classes to keep, in the order of their names; all if None.
         loading: arguments of `SplitData`, `ItemData` and `EventData`.
+
+    Raises:
+        ValueError: `classes_used` below 1.
     """
 
     def __init__(
@@ -58,16 +61,19 @@ class ImageFolder(SplitData):
         own = files["train"].folder(root) is not None
         items = list_images(root, files["train" if own else "all"])
         test = list_images(root, files["test"]) if own else []
-        used = sorted({item.label for item in items})[:classes_used]
+        if classes_used is not None and classes_used < 1:
+            raise ValueError(f"classes_used={classes_used}: at least 1")
+        # A class that only the test folder has stays, so that it is missed in training.
+        unused = set(sorted({i.label for i in items})[classes_used:]) if classes_used else set()
         camera: dict[str, Any] = {"amplitude": amplitude, "threshold": threshold, "coding": coding}
         super().__init__(
-            [item for item in items if item.label in used],
+            [item for item in items if item.label not in unused],
             partial(read_photograph, T=T, size=size, rgb=rgb, **camera),
             # Of the same name as a training image it is another one.
-            test=[replace(i, number=f"test/{i.number}") for i in test if i.label in used]
+            test=[replace(i, number=f"test/{i.number}") for i in test if i.label not in unused]
             if own
             else None,
-            left_out={f"{item.label}/" for item in items if item.label not in used},
+            left_out={f"{label}/" for label in unused},
             T=T,
             frame_size=(size, size),
             in_channels=2 if coding == "saccades" else 3,

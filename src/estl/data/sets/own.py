@@ -27,9 +27,10 @@ class FromDataset(SplitData):
     here, or a tensor of frames (T,C,H,W), which are taken as they are. Labels are numbers, which
     stay what they are, or names. An image is a tensor (3,h,w) in [0,1]. All samples have one shape.
 
-    Labels are taken from the attribute `targets` where there is one; otherwise every sample is
-    asked for once. The fingerprint and the search for leaks ask for every sample once more. Samples
-    must not change from call to call; random changes are for `augment`.
+    Labels are taken from the attribute `targets` where there is one, and no `target_transform`
+    that changes them; otherwise every sample is asked for once. The fingerprint and the search for
+    leaks ask for every sample once more. Samples must not change from call to call; random changes
+    are for `augment`.
 
     Args:
         dataset: what is trained on, and what splits are drawn from that are not given.
@@ -139,7 +140,8 @@ def read_sample(
     image = rest[0] if rest else None
     if image is not None and not (isinstance(image, Tensor) and image.shape[:-2] == (3,)):
         raise ValueError(f"{what}: its image is no tensor (3,h,w)")
-    return frames, image
+    # As frames are; bytes are refused later.
+    return frames, image.float() if image is not None and image.is_floating_point() else image
 
 
 def _check_range(image: Tensor, what: str) -> None:
@@ -184,7 +186,7 @@ def _finite(values: Tensor) -> bool:
 
 def _labels(part: Any, split: str) -> list[Any]:
     labels = getattr(part, "targets", None)
-    if labels is None:
+    if labels is None or getattr(part, "target_transform", None) is not None:
         labels = [_sample(part, i, f"{split} sample {i}")[1] for i in range(len(part))]
     if not len(labels):
         raise ValueError("a data set without samples: give one that has some")
@@ -195,7 +197,7 @@ def _label(label: Any, what: str) -> Any:
     """A label as a plain number or name."""
     if isinstance(label, Tensor | np.ndarray | np.generic) and label.ravel().shape == (1,):
         label = label.item()
-    if isinstance(label, bool):
+    if isinstance(label, bool) or (isinstance(label, float) and label.is_integer()):
         return int(label)
     if isinstance(label, Tensor) or not isinstance(label, Hashable):
         kind = getattr(label, "shape", None)

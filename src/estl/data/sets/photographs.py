@@ -1,5 +1,6 @@
 """The images of a paired set without the events: what a teacher is trained on."""
 
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class Photographs(ItemData):
         pairs.require("train")
         pairs.require("val")
         splits = {name: list(items) for name, items in pairs.splits.items()}
+        further = set[Item]()
         if extra is not None:
             held = {*splits["val"], *splits["test"]}
             found = list_images(extra, option="--images")
@@ -47,6 +49,11 @@ class Photographs(ItemData):
                 what = f"class {min(strange)}" if strange else f"{leaks[0]}, which is held out"
                 raise ValueError(f"--images {extra} has {what}: remove it from the folder")
             splits["train"] += more
+            further = set(more)
+
+        def content(item: Item) -> Iterable[bytes]:
+            return file_content(item) if item in further else pairs.content(item)
+
         image = pairs.load(splits["val"][0])[1]
         if image is None:
             raise ValueError("this data set has no images to teach from: choose a paired one")
@@ -59,7 +66,7 @@ class Photographs(ItemData):
             batch_size=pairs.batch_size,
             seed=pairs.seed,
             augment=augment,
-            content=pairs.content if extra is None else file_content,
+            content=file_content if pairs.content is file_content else content,
         )
 
 

@@ -1,5 +1,6 @@
 """Checkpoints are whole or known to be damaged, and a run folder is continued as what it is."""
 
+import csv
 import errno
 import fcntl
 import os
@@ -27,7 +28,7 @@ from estl.training.history import write as write_history
 from estl.training.predict import predict
 from estl.training.recipe import build, parse_recipe
 from estl.training.results import Results
-from estl.training.resume import Aside, kept_recipe, newest_whole, taken
+from estl.training.resume import Aside, kept_recipe, newest_whole, refuse_another, taken
 from estl.training.run import fit
 from tests.small_runs import Kill, Killed, recipe, same, train
 
@@ -267,6 +268,39 @@ def test_a_run_is_not_continued_as_another(
     with pytest.raises(ValueError, match=says):
         fit(*parse_recipe(values), stopped, test=False)
     assert files(stopped) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"optimizer": "sgd"}, "run has learner.optimizer adamw, not sgd: leave it out"),
+        ({"part_lr": {"student.head": 0.1}}, "run has learner.part_lr None, not student.head: l"),
+    ],
+)
+def test_the_state_of_an_optimizer_is_of_its_kind_and_groups(
+    changes: dict[str, Any], says: str
+) -> None:
+    old = {"seed": 0, "learner": {"optimizer": "adamw", "lr": 0.1, "part_lr": None}}
+    refuse_another(old, {"seed": 0, "learner": old["learner"] | {"lr": 0.2}}, Path("run"))
+    with pytest.raises(ValueError, match=says):
+        refuse_another(old, {"seed": 0, "learner": old["learner"] | changes}, Path("run"))
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_the_rates_it_is_given_at_its_place_in_the_schedule(
+    stopped: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(stopped, folder)
+    data = recipe(batch_size=8)["data"]  # five steps an epoch, where there were three
+    resumed(folder, learner={"lr": 0.04, "weight_decay": 0.1}, data=data)
+    with (folder / "history.csv").open(newline="") as file:
+        rates = [float(row["lr"]) for row in csv.DictReader(file)]
+    assert rates == pytest.approx([1e-3, 0.03, 0.01])  # after none, one and two thirds of a cosine
+    saved = read_checkpoint(folder / "last.ckpt")
+    groups = saved["optimizer_states"][0]["param_groups"]
+    assert {group["weight_decay"] for group in groups} == {0.1, 0.0}
+    assert [group["lr"] for group in groups] == pytest.approx([0.0, 0.0], abs=1e-9)
 
 
 @pytest.fixture(scope="module")

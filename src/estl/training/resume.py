@@ -229,12 +229,20 @@ def refuse_another(old: dict[str, Any], new: dict[str, Any], folder: Path) -> No
     Traceback (most recent call last):
     ValueError: run has data.init_args.T 6, not 9: leave it out, or train anew without --resume
     """
-    for part in ("seed", "data", "student", "supervision", "init_from"):
-        for key, a, b in _differences(old.get(part), new.get(part), part):
+    for part in ("seed", "data", "student", "supervision", "init_from", "learner"):
+        one, other = (_optimized(r) if part == "learner" else r.get(part) for r in (old, new))
+        for key, a, b in _differences(one, other, part):
             raise ValueError(
                 f"{folder} has {key} {str(a)[:60]}, not {str(b)[:60]}: leave it out, or train "
                 "anew without --resume"
             )
+
+
+def _optimized(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What the state of an optimizer is of, of a recipe's learner; rates may change."""
+    learner = recipe.get("learner") or {}
+    parts = sorted(learner.get("part_lr") or {})
+    return {"optimizer": learner.get("optimizer"), "part_lr": ", ".join(parts) or None}
 
 
 def refuse_finished(start: Saved, recipe: dict[str, Any]) -> None:

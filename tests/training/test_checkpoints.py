@@ -340,6 +340,27 @@ def test_a_run_that_ends_before_it_is_validated_has_results(tmp_path: Path) -> N
     assert not list(tmp_path.glob("best*"))
 
 
+@pytest.mark.slow
+def test_a_run_of_so_many_steps_is_continued_bit_for_bit(tmp_path: Path) -> None:
+    values = recipe() | {"trainer": {"max_steps": 9}}  # three epochs
+    whole = train(values, tmp_path / "whole")
+    train(values, tmp_path / "broken", kill=1)
+    resumed(tmp_path / "broken")
+    saved = read_checkpoint(tmp_path / "broken" / "last.ckpt")
+    for key in ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers"):
+        assert same(saved[key], whole[key]), key
+
+
+@pytest.mark.slow
+def test_a_run_that_ended_within_an_epoch_goes_on_from_the_epoch_before(tmp_path: Path) -> None:
+    steps = {"max_steps": 5, "check_val_every_n_epoch": 5}  # three an epoch
+    train(recipe() | {"trainer": steps}, tmp_path)
+    resumed(tmp_path, trainer={"max_steps": 6, "check_val_every_n_epoch": 5})
+    saved = read_checkpoint(tmp_path / "last.ckpt")
+    assert (saved["epoch"], saved["global_step"]) == (1, 6)
+    assert [path.name for path in tmp_path.glob("best*")] == ["best-002.ckpt"]  # the last
+
+
 def evaluated(path: Path) -> Accuracy:
     """On the validation split of small runs."""
     saved = read_checkpoint(path)

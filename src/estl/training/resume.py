@@ -203,8 +203,9 @@ def _with_state(path: Path) -> dict[str, Any]:
     saved = read_checkpoint(path)
     if absent := [key for key in STATE if key not in saved]:
         raise ValueError(f"{path} has no {absent[0]} to go on from")
-    progress = saved["loops"]["fit_loop"]["epoch_progress"]["current"]
-    if progress["processed"] != progress["ready"]:
+    loop = saved["loops"]["fit_loop"]
+    progress, steps = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]
+    if progress["processed"] != progress["ready"] or not steps["is_last_batch"]:
         raise ValueError(f"{path} is of the middle of an epoch")
     return saved
 

@@ -223,6 +223,27 @@ def test_a_supervision_prepares_itself_once_and_extends_every_training_batch(
     assert len(supervision.seen) == 6
 
 
+class Drawing(MeanCE):
+    """As a supervision that takes no samples without a label; it notes how many it gets."""
+
+    def forward(self, output: Output, batch: Batch) -> Loss:
+        self.seen = len(output.logits), len(batch.label), batch.unlabeled
+        return super().forward(output, batch)
+
+
+def test_a_supervision_that_does_not_extend_sees_no_samples_without_a_label(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    learner, (batch, *_) = tiny(supervision := Drawing()), batches()
+    image = torch.zeros(4, 3, 4, 4)
+    batch = replace(batch, image=image, unpaired=image[:2]).extend(batch.events[:2])
+    monkeypatch.setattr(learner, "log_dict", lambda *_, **__: None)
+    monkeypatch.setattr(learner, "log", lambda *_, **__: None)
+    learner.trainer = Trainer(logger=False, enable_progress_bar=False, accelerator="cpu")
+    learner.training_step(batch, 0)
+    assert supervision.seen == (4, 4, 0)
+
+
 def test_evaluate_equals_counting_by_hand() -> None:
     student = VGGSNN(classes=3, in_channels=2, frame_size=(8, 8), layers=(4, "AP"))
     found = evaluate(student, batches(), torch.device("cpu"))

@@ -145,6 +145,8 @@ class Learner(LightningModule):
         output: Output = (self.compiled or self.student)(batch.events)
         if self.unseen:
             check_student(self.student, output, batch, len(self.classes))
+        if not self.supervision.extends:  # which takes no samples without a label
+            batch, output = batch.labeled, output.first(len(batch.labeled.label))
         loss: Loss = self.supervision(output, batch)
         if self.unseen:
             check_loss(self.supervision, loss)

@@ -83,6 +83,12 @@ def test_the_rungs_of_a_recipe_of_the_best_rung_have_their_fusion_and_terms() ->
     assert arguments["2bk"]["weights"]["contrastive"] == 0.0
 
 
+def test_layers_of_the_student_keep_their_rates_on_every_rung() -> None:
+    rates = {"learner": {"part_lr": {"student.head": 0.1, "fusion": 0.2}}}
+    for rung in rungs(RECIPE | BRIDGED | rates):
+        assert rung.overlay["learner"]["part_lr"]["student.head"] == 0.1
+
+
 def test_edges_that_the_warm_up_alone_trains_stay_so_on_every_rung() -> None:
     arguments = {"warm_up": 300, "weights": {"edge_events": 0.0}}
     rates = {"learner": {"part_lr": {"edge_detector": 0.2}}}

@@ -38,6 +38,13 @@ learner: {part_lr: {fusion: 0.1}, lr: 0.5}
     assert (config.learner.part_lr, config.learner.lr) == (None, 0.5)
 
 
+def test_layers_of_the_student_keep_their_rates_in_every_row(tmp_path: Path) -> None:
+    recipe = {"learner": {"part_lr": {"student.head": 0.1, "fusion": 0.2}}}
+    (tmp_path / "mine.yaml").write_text("supervision: {class_path: estl.supervision.TSE}")
+    for row in experiments(["plain", "tse", str(tmp_path / "mine.yaml")], recipe):
+        assert row.overlay["learner"]["part_lr"] == {"student.head": 0.1}
+
+
 def test_the_experiments_are_those_of_the_written_design() -> None:
     recipe = {"supervision": {"class_path": "estl.supervision.TSE", "init_args": {"tau_f": 0.9}}}
     found = {}

@@ -1,5 +1,6 @@
 """Checkpoints are whole or known to be damaged, and a run folder is continued as what it is."""
 
+import csv
 import errno
 import fcntl
 import os
@@ -27,7 +28,7 @@ from estl.training.history import write as write_history
 from estl.training.predict import predict
 from estl.training.recipe import build, parse_recipe
 from estl.training.results import Results
-from estl.training.resume import Aside, kept_recipe, newest_whole, taken
+from estl.training.resume import Aside, kept_recipe, newest_whole, refuse_another, taken
 from estl.training.run import fit
 from tests.small_runs import Kill, Killed, recipe, same, train
 
@@ -269,6 +270,39 @@ def test_a_run_is_not_continued_as_another(
     assert files(stopped) == before
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"optimizer": "sgd"}, "run has learner.optimizer adamw, not sgd: leave it out"),
+        ({"part_lr": {"student.head": 0.1}}, "run has learner.part_lr None, not student.head: l"),
+    ],
+)
+def test_the_state_of_an_optimizer_is_of_its_kind_and_groups(
+    changes: dict[str, Any], says: str
+) -> None:
+    old = {"seed": 0, "learner": {"optimizer": "adamw", "lr": 0.1, "part_lr": None}}
+    refuse_another(old, {"seed": 0, "learner": old["learner"] | {"lr": 0.2}}, Path("run"))
+    with pytest.raises(ValueError, match=says):
+        refuse_another(old, {"seed": 0, "learner": old["learner"] | changes}, Path("run"))
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_the_rates_it_is_given_at_its_place_in_the_schedule(
+    stopped: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(stopped, folder)
+    data = recipe(batch_size=8)["data"]  # five steps an epoch, where there were three
+    resumed(folder, learner={"lr": 0.04, "weight_decay": 0.1}, data=data)
+    with (folder / "history.csv").open(newline="") as file:
+        rates = [float(row["lr"]) for row in csv.DictReader(file)]
+    assert rates == pytest.approx([1e-3, 0.03, 0.01])  # after none, one and two thirds of a cosine
+    saved = read_checkpoint(folder / "last.ckpt")
+    groups = saved["optimizer_states"][0]["param_groups"]
+    assert {group["weight_decay"] for group in groups} == {0.1, 0.0}
+    assert [group["lr"] for group in groups] == pytest.approx([0.0, 0.0], abs=1e-9)
+
+
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that ended after its first epoch."""
@@ -304,6 +338,27 @@ def test_a_run_that_ends_before_it_is_validated_has_results(tmp_path: Path) -> N
     found = Results.read(tmp_path / "results.json").val
     assert found == {"final": evaluated(tmp_path / "last.ckpt")}
     assert not list(tmp_path.glob("best*"))
+
+
+@pytest.mark.slow
+def test_a_run_of_so_many_steps_is_continued_bit_for_bit(tmp_path: Path) -> None:
+    values = recipe() | {"trainer": {"max_steps": 9}}  # three epochs
+    whole = train(values, tmp_path / "whole")
+    train(values, tmp_path / "broken", kill=1)
+    resumed(tmp_path / "broken")
+    saved = read_checkpoint(tmp_path / "broken" / "last.ckpt")
+    for key in ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers"):
+        assert same(saved[key], whole[key]), key
+
+
+@pytest.mark.slow
+def test_a_run_that_ended_within_an_epoch_goes_on_from_the_epoch_before(tmp_path: Path) -> None:
+    steps = {"max_steps": 5, "check_val_every_n_epoch": 5}  # three an epoch
+    train(recipe() | {"trainer": steps}, tmp_path)
+    resumed(tmp_path, trainer={"max_steps": 6, "check_val_every_n_epoch": 5})
+    saved = read_checkpoint(tmp_path / "last.ckpt")
+    assert (saved["epoch"], saved["global_step"]) == (1, 6)
+    assert [path.name for path in tmp_path.glob("best*")] == ["best-002.ckpt"]  # the last
 
 
 def evaluated(path: Path) -> Accuracy:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -101,6 +102,28 @@ def test_the_card_has_an_accuracy_of_the_very_weights(checkpoint: Path, tmp_path
         torch.save(saved | {"epoch": epoch}, tmp_path / "last.ckpt")
         card = export(tmp_path / "last.ckpt", ["safetensors"], tmp_path / "out", samples=1)
         assert card.accuracy == accuracy
+    torch.save(saved | {"epoch": 3}, tmp_path / "best-004.ckpt")  # better since then
+    card = export(tmp_path / "best-004.ckpt", ["safetensors"], tmp_path / "out", samples=1)
+    assert card.accuracy is None
+
+
+def test_a_student_with_a_part_of_another_module_is_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Of(nn.Module):
+        def __init__(self, body: nn.Module) -> None:
+            super().__init__()
+            self.body = body
+
+    for home, kind in (("ones_own", Of), ("anothers", type("Body", (nn.Identity,), {}))):
+        kind.__module__, kind.__qualname__ = home, kind.__name__
+        monkeypatch.setitem(sys.modules, home, module := ModuleType(home))
+        setattr(module, kind.__name__, kind)
+    body = {"class_path": "anothers.Body"}
+    recipe = {"student": {"class_path": "ones_own.Of", "init_args": {"body": body}}}
+    opened = Reopened(Of(nn.Identity()), Digits(**DATA), recipe, "")
+    WRITERS["safetensors"](opened, torch.zeros(1), tmp_path / "file")
+    assert READERS["safetensors"](opened, tmp_path / "file") is not None
 
 
 @pytest.mark.slow

@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 from estl.students import VGGSNN
 from estl.supervision import TSE
 from estl.training.history import History, parts, write
-from estl.training.learner import Learner, cosine
+from estl.training.learner import Learner
+from estl.training.rates import cosine
 from estl.training.results import peak_memory
 from estl.types import Batch, Output
 

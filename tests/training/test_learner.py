@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 from estl.evaluation.accuracy import evaluate, running_mean
 from estl.students import VGGSNN
 from estl.supervision import TET, MeanCE
-from estl.training.learner import Learner, cosine
+from estl.training.learner import Learner
+from estl.training.rates import cosine
 from estl.training.trouble import FiniteCheck
 from estl.types import Batch, Loss, Output, Supervision
 
@@ -74,6 +75,16 @@ def test_cosine_rises_through_the_warm_up_and_ends_at_zero() -> None:
     assert factors[5] == 1.0
     assert factors[20] == pytest.approx(0.0)
     assert factors[10] == pytest.approx(0.5 * (1 + math.cos(math.pi / 3)))
+
+
+@pytest.mark.slow
+def test_a_warm_up_of_epochs_is_as_long_where_steps_end_the_run(tmp_path: Path) -> None:
+    options = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    trainer = Trainer(max_epochs=20, max_steps=6, default_root_dir=tmp_path, **options)
+    trainer.fit(learner := tiny(MeanCE(), warmup=1.0), loader())  # three steps an epoch
+    (factor,) = learner.lr_schedulers().lr_lambdas[:1]
+    assert [factor(s) for s in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert factor(6) == pytest.approx(0.0)
 
 
 def test_a_loss_that_is_not_finite_is_named_by_the_first_step_that_was() -> None:
@@ -210,6 +221,27 @@ def test_a_supervision_prepares_itself_once_and_extends_every_training_batch(
     again.fit(learner, loader(), ckpt_path=next(tmp_path.glob("checkpoints/*.ckpt")))
     assert len(supervision.prepared) == 5
     assert len(supervision.seen) == 6
+
+
+class Drawing(MeanCE):
+    """As a supervision that takes no samples without a label; it notes how many it gets."""
+
+    def forward(self, output: Output, batch: Batch) -> Loss:
+        self.seen = len(output.logits), len(batch.label), batch.unlabeled
+        return super().forward(output, batch)
+
+
+def test_a_supervision_that_does_not_extend_sees_no_samples_without_a_label(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    learner, (batch, *_) = tiny(supervision := Drawing()), batches()
+    image = torch.zeros(4, 3, 4, 4)
+    batch = replace(batch, image=image, unpaired=image[:2]).extend(batch.events[:2])
+    monkeypatch.setattr(learner, "log_dict", lambda *_, **__: None)
+    monkeypatch.setattr(learner, "log", lambda *_, **__: None)
+    learner.trainer = Trainer(logger=False, enable_progress_bar=False, accelerator="cpu")
+    learner.training_step(batch, 0)
+    assert supervision.seen == (4, 4, 0)
 
 
 def test_evaluate_equals_counting_by_hand() -> None:

@@ -36,6 +36,9 @@ def test_every_part_of_a_step_is_seen_once(monkeypatch: pytest.MonkeyPatch) -> N
     assert clock.steps == [{"optimizer, logging": 1.0}]
     assert clock.step == {"data": 1.0}
     assert learner.student.forward is not type(learner.student).forward
+    clock.on_train_batch_start()
+    clock.on_train_batch_end()  # gradients are accumulated: there is no step of the optimizer
+    assert len(clock.steps) == 2
 
 
 @pytest.mark.slow

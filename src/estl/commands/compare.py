@@ -42,7 +42,7 @@ def compare(
     ran = run_sweep(
         "Comparison",
         args,
-        lambda _: variants,
+        lambda recipe: experiments(only, recipe),
         seeds,
         output_dir,
         jobs,

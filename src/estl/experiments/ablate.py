@@ -140,7 +140,10 @@ def _overlay(recipe: dict[str, Any], name: str) -> dict[str, Any]:
     terms = {term for term in terms if usual[term]}
     parts = {"student", *trained_parts(terms, rung.edges, target)}
     overlay: dict[str, Any] = {
-        "learner": {"part_lr": {part: lr for part, lr in rates.items() if part in parts} or None}
+        "learner": {
+            "part_lr": {part: lr for part, lr in rates.items() if part.partition(".")[0] in parts}
+            or None
+        }
     }
     bridge = recipe.get("data", {}).get("init_args", {}).get("bridge")
     if bridge:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from estl.experiments.sweep import Variant
+from estl.experiments.sweep import Variant, rates_of_the_student
 from estl.supervision import TET, TRE, TSE, MeanCE, Sum
 from estl.training.files import aside
 from estl.training.names import class_paths, public_path
@@ -56,8 +56,8 @@ ITS_OWN = ("seed", "output_dir")
 """Keys of a recipe that a sweep gives every run."""
 
 
-def experiments(names: Sequence[str] = ()) -> list[Variant]:
-    """Experiments as variants of a recipe without a supervision.
+def experiments(names: Sequence[str] = (), recipe: dict[str, Any] | None = None) -> list[Variant]:
+    """Experiments as variants of a recipe without a supervision, whose student keeps its rates.
 
     Those named, or the design's five if `names` is empty. A name that ends in .yaml or .yml is a
     file (`described`); these come last, in the order of `names`.
@@ -80,20 +80,20 @@ def experiments(names: Sequence[str] = ()) -> list[Variant]:
             raise ValueError(f"--only {path}: a second row {path.stem}: rename it, or leave it out")
     return [
         *(
-            Variant(name, what, _overlay(supervision, arguments))
+            Variant(name, what, _overlay(supervision, arguments, recipe or {}))
             for name, (what, supervision, arguments) in known.items()
             if name in (names or EXPERIMENTS)
         ),
-        *map(described, files),
+        *(described(path, recipe) for path in files),
     ]
 
 
-def described(path: Path) -> Variant:
+def described(path: Path, recipe: dict[str, Any] | None = None) -> Variant:
     """The variant that a file describes: keys of a recipe, its `supervision` among them.
 
     Its name is the file's without the ending; what it is, the first line of the file that begins
     with `#`, or else the class path of its supervision. As in the experiments of this module,
-    `part_lr` of the recipe does not count: it names parts of the recipe's supervision.
+    `part_lr` of the recipe counts for parts of the student alone: others are of its supervision.
 
     Raises:
         ValueError: a file that cannot be read or holds no keys, one without a supervision (that of
@@ -121,7 +121,7 @@ def described(path: Path) -> Variant:
             raise ValueError(f"{path} has {key}, {why}: leave it out")
     lines = (line.lstrip("# ").rstrip() for line in text.splitlines() if line.startswith("#"))
     what = next(filter(None, lines), spec)
-    return Variant(path.stem, what, merge({"learner": {"part_lr": None}}, values))
+    return Variant(path.stem, what, merge(rates_of_the_student(recipe or {}), values))
 
 
 def _read(path: Path) -> tuple[str, dict[str, Any]]:
@@ -141,9 +141,11 @@ def _read(path: Path) -> tuple[str, dict[str, Any]]:
     return text, values
 
 
-def _overlay(supervision: type, arguments: dict[str, Any]) -> dict[str, Any]:
+def _overlay(
+    supervision: type, arguments: dict[str, Any], recipe: dict[str, Any]
+) -> dict[str, Any]:
     spec = {"class_path": public_path(supervision), "init_args": dict(arguments)}
-    return {"supervision": spec, "learner": {"part_lr": None}}
+    return {"supervision": spec} | rates_of_the_student(recipe)
 
 
 def robustness(

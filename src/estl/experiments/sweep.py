@@ -42,6 +42,18 @@ class Variant:
     overlay: dict[str, Any]
 
 
+def rates_of_the_student(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What leaves a recipe the rates of its student's parts alone: others are of a supervision that
+    is replaced.
+
+    >>> rates_of_the_student({"learner": {"part_lr": {"student.head": 0.1, "fusion": 0.2}}})
+    {'learner': {'part_lr': {'student.head': 0.1}}}
+    """
+    rates = recipe.get("learner", {}).get("part_lr") or {}
+    own = {part: lr for part, lr in rates.items() if part.partition(".")[0] == "student"}
+    return {"learner": {"part_lr": own or None}}
+
+
 def keep_recipe(args: Sequence[str], folder: Path, without: Sequence[str] = ()) -> dict[str, Any]:
     """Write what a command line gives, without defaults, as `folder/recipe.yaml`; return it.
 

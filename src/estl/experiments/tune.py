@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from estl.experiments.jobs import Job
 from estl.experiments.launch import launch
+from estl.experiments.sweep import rates_of_the_student
 from estl.supervision import TSE
 from estl.training.names import public_path
 from estl.training.recipe import merge, parse_recipe
@@ -29,9 +30,6 @@ from estl.training.run import fit
 
 RANGES = {"tau_f": (0.1, 0.9), "kappa": (0.0, 3.0)}
 """Where the TPE sampler looks."""
-
-NO_PARTS = {"learner": {"part_lr": None}}
-"""TSE has no trained parts, for which a recipe of another supervision may have learning rates."""
 
 
 class Report(Callback):
@@ -119,9 +117,14 @@ def tune(
         study.sampler = optuna.samplers.GridSampler(values, seed)
         trials = min(trials, math.prod(len(values[name]) for name in RANGES))
 
+    known = recipe.get("supervision", {}).get("class_path") == public_path(TSE)
+    parts = {} if known else rates_of_the_student(recipe)  # others are of a supervision that goes
+
+    def overlay(chosen: dict[str, Any]) -> dict[str, Any]:
+        return {"supervision": {"class_path": public_path(TSE), "init_args": chosen}} | parts
+
     if not ended(study):
-        overlay = {"supervision": {"class_path": public_path(TSE)}, **NO_PARTS}
-        rehearsal = rehearse(*parse_recipe(merge(recipe, overlay)))
+        rehearsal = rehearse(*parse_recipe(merge(recipe, overlay({}))))
         if not rehearsal.parts.data.sizes["val"]:
             raise ValueError("tune ranks by validation: give a val_fraction above 0")
         print(f"trials in all: {trials}, each about {duration(rehearsal.seconds)}", flush=True)
@@ -131,12 +134,10 @@ def tune(
             chosen = {name: trial.suggest_float(name, *RANGES[name]) for name in RANGES}
         else:
             chosen = {name: trial.suggest_categorical(name, values[name]) for name in RANGES}
-        supervision = {"class_path": public_path(TSE), "init_args": chosen}
         run = folder / f"trial{trial.number:03d}"
-        overlay = {"supervision": supervision, "output_dir": str(run), **NO_PARTS}
-        report = Report(trial)
+        report, values_of = Report(trial), overlay(chosen) | {"output_dir": str(run)}
         try:
-            finished = fit(*parse_recipe(merge(recipe, overlay)), callbacks=[report], test=False)
+            finished = fit(*parse_recipe(merge(recipe, values_of)), callbacks=[report], test=False)
         except (KeyboardInterrupt, OSError):
             if grid is not None:
                 _again(study, trial.number)

@@ -28,6 +28,7 @@ from estl.training.graphs import (
     write_onnx,
     write_program,
 )
+from estl.training.names import class_paths
 from estl.training.nir import from_nir, to_nir
 from estl.training.reopen import Reopened, reopen
 from estl.training.results import Json, Results, Weights
@@ -179,8 +180,8 @@ def _card(
     if file.is_file() and weights is not None:
         results = Results.read(file)
         epochs = read_checkpoint(path).get("epoch", results.epochs - 1) + 1
-        # A run that is being continued has the results of before, and other last weights.
-        same = weights != "final" or epochs == results.epochs
+        # A run that is being continued has the results of before; its best may be of since then.
+        same = epochs == results.epochs or (weights != "final" and epochs < results.epochs)
         if same and results.test is not None and weights in results.test:
             found = results.test[weights]
             accuracy, data = found.final, results.of.data
@@ -219,7 +220,7 @@ def _read_safetensors(opened: Reopened, file: Path) -> Run:
     with safe_open(file, "pt") as parts:
         state = {name: parts.get_tensor(name) for name in parts.keys()}  # noqa: SIM118
         recipe = {"student": json.loads(parts.metadata()["student"])}
-    trust = [recipe["student"]["class_path"].rpartition(".")[0]]  # written a moment ago
+    trust = [name.rpartition(".")[0] for name in class_paths(recipe)]  # written a moment ago
     return _run(build_student({"recipe": recipe, "state_dict": state}, file, trust))
 
 

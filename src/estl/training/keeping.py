@@ -7,6 +7,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
 
+from estl.training.rates import lengths
+
 
 class Best(ModelCheckpoint):
     """Keeps the weights best on validation, named by their epoch as counted from 1."""
@@ -22,8 +24,26 @@ class ValidateLast(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ask for validation after this epoch if it is the last."""
-        if trainer.current_epoch + 1 == trainer.max_epochs:
+        ends = trainer.max_steps == trainer.global_step + lengths(trainer)[1]
+        if ends or trainer.current_epoch + 1 == trainer.max_epochs:
             trainer.check_val_every_n_epoch = 1
+
+
+class WholeEpochs(Callback):
+    """Has a run that ends after a number of steps be continued at the start of an epoch, as others.
+
+    With `max_steps` Lightning takes the epoch that a checkpoint ends for one that is not over: the
+    next one would have no start, nor what is done there.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Have the loops not know the number of steps while they are restored."""
+        self.max_steps = trainer.max_steps
+        trainer.fit_loop.epoch_loop.max_steps = -1
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell them."""
+        trainer.fit_loop.epoch_loop.max_steps = self.max_steps
 
 
 class Here(Callback):

@@ -5,7 +5,6 @@ else, so that `student.load_state_dict(torch.load(path)["state_dict"])` deploys 
 parts of the supervision are beside it (`supervision`), for resuming only.
 """
 
-import math
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
@@ -24,22 +23,12 @@ from estl.students.recompute import recomputing
 from estl.supervision.schedule import set_progress
 from estl.training.compiled import compiled
 from estl.training.contract import check_choice, check_loss, check_numbers, check_student
+from estl.training.rates import cosine, go_on, lengths, steps_done
 from estl.training.trouble import FiniteCheck
 from estl.types import Batch, Loss, Output, Supervision
 
 Optimizer = Literal["adamw", "adam", "sgd"]
 Schedule = Literal["cosine", "constant"]
-
-
-def cosine(step: int, total: int, warmup: int) -> float:
-    """Factor on the learning rate at `step`: a line up over `warmup` steps, then half a cosine.
-
-    >>> [round(cosine(s, total=4, warmup=0), 2) for s in range(5)]
-    [1.0, 0.85, 0.5, 0.15, 0.0]
-    """
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
 
 
 class Learner(LightningModule):
@@ -116,6 +105,8 @@ class Learner(LightningModule):
         self.warned, self.unseen = False, True  # unseen: what student and supervision return
         self.stepped = 0
         self.preparing: int | None = None  # batches that the supervision is prepared on at most
+        self.told: list[dict[str, Any]] = []  # the optimizer's groups, as the options have them
+        self.ahead = 0  # steps of the run beyond those that the trainer counts
 
     def on_train_epoch_start(self) -> None:
         """Seed each epoch on its own, so that a resumed run draws what an unbroken one draws."""
@@ -129,9 +120,12 @@ class Learner(LightningModule):
             self.student.train()
 
     def on_train_start(self) -> None:
-        """Let the supervision prepare itself, on batches as a step gets them."""
+        """Let the supervision prepare itself, on batches as a step gets them; or go on."""
         if self.trainer.global_step == 0:
             self.supervision.prepare(islice(self._batches(), self.preparing))
+            return
+        go_on(self.trainer, self.told)
+        self.ahead = steps_done(self.trainer) - self.trainer.global_step
 
     def _batches(self) -> Iterator[Batch]:
         """The training batches as a step gets them, over and over."""
@@ -142,8 +136,8 @@ class Learner(LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Pass the training progress (steps done / total) to every scheduled module."""
-        progress = min(1.0, self.global_step / max(1, self.trainer.estimated_stepping_batches))
-        set_progress(self.supervision, progress)
+        total = max(1, self.trainer.estimated_stepping_batches)
+        set_progress(self.supervision, min(1.0, (self.global_step + self.ahead) / total))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch; every term and metric is logged by its name, and the accuracy."""
@@ -151,6 +145,8 @@ class Learner(LightningModule):
         output: Output = (self.compiled or self.student)(batch.events)
         if self.unseen:
             check_student(self.student, output, batch, len(self.classes))
+        if not self.supervision.extends:  # which takes no samples without a label
+            batch, output = batch.labeled, output.first(len(batch.labeled.label))
         loss: Loss = self.supervision(output, batch)
         if self.unseen:
             check_loss(self.supervision, loss)
@@ -247,6 +243,7 @@ class Learner(LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer, and the schedule per step."""
         groups = self.groups()
+        self.told = [dict(group) for group in groups]
         optimizer: torch.optim.Optimizer
         match self.optimizer:
             case "adamw":
@@ -257,9 +254,8 @@ class Learner(LightningModule):
                 optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=0.9, nesterov=True)
         if self.schedule == "constant":
             return optimizer
-        total = int(self.trainer.estimated_stepping_batches)
-        epochs = self.trainer.max_epochs or 1
-        warmup = round(self.warmup * total / max(1, epochs))
+        total, each = lengths(self.trainer)
+        warmup = round(self.warmup * each)
         factor = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: cosine(s, total, warmup))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": factor, "interval": "step"}}
 

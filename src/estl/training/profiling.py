@@ -102,7 +102,8 @@ class Clock(Callback):
 
     def on_train_batch_end(self, *args: Any) -> None:
         """A step has ended; the data of the next one follow."""
-        self.end()
+        if self.within:  # none where gradients are accumulated
+            self.end()
         self.steps.append(dict(self.step))
         self.step.clear()
         self.begin("data")

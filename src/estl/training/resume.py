@@ -203,8 +203,9 @@ def _with_state(path: Path) -> dict[str, Any]:
     saved = read_checkpoint(path)
     if absent := [key for key in STATE if key not in saved]:
         raise ValueError(f"{path} has no {absent[0]} to go on from")
-    progress = saved["loops"]["fit_loop"]["epoch_progress"]["current"]
-    if progress["processed"] != progress["ready"]:
+    loop = saved["loops"]["fit_loop"]
+    progress, steps = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]
+    if progress["processed"] != progress["ready"] or not steps["is_last_batch"]:
         raise ValueError(f"{path} is of the middle of an epoch")
     return saved
 
@@ -229,12 +230,20 @@ def refuse_another(old: dict[str, Any], new: dict[str, Any], folder: Path) -> No
     Traceback (most recent call last):
     ValueError: run has data.init_args.T 6, not 9: leave it out, or train anew without --resume
     """
-    for part in ("seed", "data", "student", "supervision", "init_from"):
-        for key, a, b in _differences(old.get(part), new.get(part), part):
+    for part in ("seed", "data", "student", "supervision", "init_from", "learner"):
+        one, other = (_optimized(r) if part == "learner" else r.get(part) for r in (old, new))
+        for key, a, b in _differences(one, other, part):
             raise ValueError(
                 f"{folder} has {key} {str(a)[:60]}, not {str(b)[:60]}: leave it out, or train "
                 "anew without --resume"
             )
+
+
+def _optimized(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What the state of an optimizer is of, of a recipe's learner; rates may change."""
+    learner = recipe.get("learner") or {}
+    parts = sorted(learner.get("part_lr") or {})
+    return {"optimizer": learner.get("optimizer"), "part_lr": ", ".join(parts) or None}
 
 
 def refuse_finished(start: Saved, recipe: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ from estl.training.checkpoint import read_checkpoint
 from estl.training.files import aside
 from estl.training.history import History
 from estl.training.init_from import with_weights
-from estl.training.keeping import Best, Here, ValidateLast
+from estl.training.keeping import Best, Here, ValidateLast, WholeEpochs
 from estl.training.leaks import without_leaks
 from estl.training.processes import rank, restarted
 from estl.training.recipe import Parts, build, make_callbacks, make_learner, parse_recipe, plain
@@ -150,6 +150,7 @@ def fit(
         default_root_dir=folder,
         logger=make_logger(config.trainer.logger, folder),
         callbacks=[
+            WholeEpochs(),
             *([best, ValidateLast()] if selects else []),
             last,
             Here(last),

@@ -78,7 +78,7 @@ def _affordable(path: Path, data: Any) -> None:
     Or of no numbers: of others HDF5 follows addresses in the file, and bad ones end the process.
     """
     kinds = [data.dtype[name] for name in data.dtype.names or ()] or [data.dtype]
-    if data.ndim != 1 or data.nbytes > 8 * MAX_BYTES or any(k.kind not in "iubf" for k in kinds):
+    if data.ndim != 1 or data.nbytes > MAX_BYTES or any(k.kind not in "iubf" for k in kinds):
         raise ValueError(f"{path}: {data.name} has shape {data.shape} of {data.dtype}")
     import h5py
 

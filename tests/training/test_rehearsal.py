@@ -51,6 +51,12 @@ def test_it_tells_the_shapes_the_sizes_and_the_time(
 
 
 @pytest.mark.slow
+def test_a_run_that_ends_after_a_number_of_steps_has_the_epochs_of_these() -> None:
+    trainer = {"max_epochs": 7, "max_steps": 5, "accumulate_grad_batches": 2}
+    assert rehearsed(trainer=trainer).epochs == 3  # 10 batches, 4 an epoch
+
+
+@pytest.mark.slow
 def test_the_weights_are_trained_for_two_steps() -> None:
     first, again = rehearsed(), rehearsed()
     for a, b in zip(

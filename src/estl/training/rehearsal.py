@@ -1,5 +1,6 @@
 """A rehearsal of a run: its parts on their real shapes for two steps, and what all of it takes."""
 
+import math
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ class Rehearsal:
         loss: of the supervision for it.
         step_seconds: of the second training step, its data included: the first one compiles.
         steps: of an epoch.
-        epochs: of the run.
+        epochs: of the run, the last of which `max_steps` may end.
         memory_mib: the most that the process held, on the GPU if there is one.
     """
 
@@ -130,14 +131,17 @@ def rehearse(config: Namespace, given: Namespace) -> Rehearsal:
     )
     with plainly():
         trainer.fit(learner, parts.data)
+    steps, epochs = int(trainer.num_training_batches), options["max_epochs"]
+    if (most := options["max_steps"]) >= 0:  # of the optimizer
+        epochs = min(epochs, math.ceil(most * options["accumulate_grad_batches"] / steps))
     return Rehearsal(
         parts,
         learner,
         watch.output,
         watch.loss,
         step_seconds=watch.times[-1] - watch.times[-2],
-        steps=int(trainer.num_training_batches),
-        epochs=options["max_epochs"],
+        steps=steps,
+        epochs=epochs,
         memory_mib=peak_memory(),
     )
 

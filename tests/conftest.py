@@ -89,6 +89,29 @@ def in_process(monkeypatch: pytest.MonkeyPatch, undrawn: None) -> None:
     monkeypatch.setattr("estl.experiments.jobs.subprocess.Popen", call)
 
 
+@pytest.fixture
+def forked_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes of a sweep are forked from one that has imported everything."""
+    from tests.forked import start
+
+    def popen(
+        command: list[str], *, stdout: Any, stderr: Any, env: dict[str, str], cwd: str, **_: Any
+    ) -> AbstractContextManager[SimpleNamespace]:
+        assert Path(cwd) == Path.cwd()
+        # Its parent is the fork server, and it would end at once.
+        own = {name: value for name, value in env.items() if name != "ESTL_PARENT"}
+        out = os.devnull if stdout is None else stdout.name
+        run = start(command[3:], out, stderr.name, environment=own)
+
+        def wait() -> int | None:
+            run.join()
+            return run.exitcode
+
+        return nullcontext(SimpleNamespace(wait=wait, terminate=run.terminate))
+
+    monkeypatch.setattr("estl.experiments.jobs.subprocess", SimpleNamespace(Popen=popen))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with golden figures and real recordings."""

@@ -243,6 +243,7 @@ def test_a_variant_that_does_not_train_is_known_before_the_first_run(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_runs")
 def test_a_run_that_fails_names_its_log(tmp_path: Path) -> None:
     (tmp_path / "full" / "seed0" / "last.ckpt").mkdir(parents=True)  # no file can be written there
     with pytest.raises(ValueError, match=r"full, seed 0 failed .*log\.txt"):
@@ -263,6 +264,7 @@ def test_another_recipe_in_the_same_folder_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_runs")
 def test_a_ladder_runs_writes_its_table_and_continues(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

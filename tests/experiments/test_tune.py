@@ -81,12 +81,14 @@ def postgresql() -> Iterator[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_runs")
 def test_two_processes_share_a_study_in_postgresql(postgresql: str, tmp_path: Path) -> None:
     check(tmp_path / "shared", f"--storage={postgresql}")
     assert not (tmp_path / "shared" / "study.db").exists()
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_runs")
 def test_two_processes_share_a_study_in_sqlite(tmp_path: Path) -> None:
     check(tmp_path / "shared")
     assert (tmp_path / "shared" / "study.db").exists()

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from estl.guidance import ContrastiveLoss
 from estl.guidance.ranks import share
+from tests.forked import start_processes
 
 
 def loop(
@@ -134,7 +134,7 @@ def rank_of_two(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_that_share_a_batch_are_one_rank_with_the_whole(tmp_path: Path) -> None:
-    mp.spawn(rank_of_two, (str(tmp_path),), nprocs=2)
+    start_processes(rank_of_two, (str(tmp_path),), 2)
     for positives in ("pair", "class"):
         towers = Towers(positives)
         loss = towers(*batch())

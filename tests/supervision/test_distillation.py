@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -25,6 +24,7 @@ from estl.supervision.terms import WEIGHTS
 from estl.supervision.terms import WRITTEN as WRITTEN_WEIGHTS
 from estl.training.recipe import build, parse_recipe
 from estl.types import Batch, Loss, Output
+from tests.forked import start_processes
 from tests.small_teacher import FixedTeacher
 
 B, T, D, K, E, GRID = 4, 3, 8, 5, 32, (3, 3)
@@ -797,7 +797,7 @@ def rank_of_two(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_with_half_the_batch_each_are_one_rank_with_the_whole(tmp_path: Path) -> None:
-    mp.spawn(rank_of_two, (str(tmp_path),), nprocs=2)
+    start_processes(rank_of_two, (str(tmp_path),), 2)
     got = torch.load(tmp_path / "got.pt")
     trained, batch = Trained(), make_batch()
     trained.supervision.prepare(repeat(batch))

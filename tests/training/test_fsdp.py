@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from estl.students import VGGSNN, ResNet, Spikformer
 from estl.supervision import TET, TSE
 from estl.types import Batch, Supervision
+from tests.forked import start_processes
 from tests.training.test_processes import Student
 
 Made = tuple[Callable[[], nn.Module], Callable[[], Supervision], bool]
@@ -75,7 +75,7 @@ def test_sharded_students_train_what_one_process_trains(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(sharded, (port, str(tmp_path)), nprocs=2)
+    start_processes(sharded, (port, str(tmp_path)), 2)
     found: dict[str, tuple[dict[str, Tensor], ...]] = torch.load(tmp_path / "found.pt")
     assert list(found) == list(CASES)
     for name, (sharded_weights, weights, start) in found.items():

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from estl.training import processes
 from estl.training.learner import Learner
 from estl.training.trainer import make_trainer
 from estl.types import Output, Supervision
+from tests.forked import start_processes
 from tests.small_teacher import FixedTeacher
 
 D = 8
@@ -109,7 +109,7 @@ def test_processes_train_what_one_process_trains(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(one_of, (size, port, str(tmp_path)), nprocs=size)
+    start_processes(one_of, (size, port, str(tmp_path)), size)
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(size)]
     for name in SUPERVISIONS:
         alone = trained(name, tmp_path)

@@ -13,6 +13,7 @@ from estl.experiments.bench import fake
 from estl.experiments.bench.counting import LiveBytes
 from estl.experiments.bench.fake import FakeStep
 from estl.experiments.bench.memory import CARDS, needs, room
+from estl.neurons import kernels
 from estl.training.recipe import parse
 from tests.held import most_held
 
@@ -79,7 +80,7 @@ def test_a_computed_step_holds_what_a_real_one_does(
     recipe: str, recompute: bool, bfloat16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ESTL_COMPILE", "1")  # as on a GPU
-    monkeypatch.setattr(fake.fused, "_no_compiler", set())
+    monkeypatch.setattr(kernels, "_no_compiler", set())
     computed, real = step(recipe, recompute=recompute), step(recipe, recompute=recompute, real=True)
     size = 2 if recipe.startswith("cifar") else 12
     real.step(size, bfloat16)  # compiles, and makes what the optimizer keeps
@@ -95,7 +96,7 @@ def test_a_computed_step_holds_what_a_real_one_does(
     if real.sizes.unpaired:
         events = real.sizes.batch(size).events
         copies += events.nbytes + real.sizes.unpaired * events[0].nbytes
-    assert not fake.fused._no_compiler
+    assert not kernels._no_compiler
     assert 0 <= measured - found <= copies, (found, measured, copies)
     assert measured < 1.1 * found
 

@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch._dynamo.utils import counters
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from estl.neurons import LIF, Sigmoid, Triangle, lif
-from estl.neurons import fused as kernels
+from estl.neurons import LIF, Sigmoid, Triangle, fused, kernels, lif
 from estl.neurons.fused import fused_lif, worthwhile
 
 # Factors that are no powers of two: a fused multiply-add would show in the last bit.
@@ -81,7 +80,7 @@ def assert_same(x: Tensor, exact: bool = True, **options: Any) -> None:
 
 
 def compilations() -> int:
-    return counters["stats"]["unique_graphs"]
+    return sum(made.cache_info().misses for made in (kernels._compiled, kernels._watched))
 
 
 # --- the two functions, uncompiled --------------------------------------------------------------
@@ -248,11 +247,70 @@ def test_compiled_scan_takes_any_number_of_steps(steps: int) -> None:
     assert_same(randn(steps, 200), **OPTIONS)
 
 
+class Annealed:
+    """A surrogate that changes."""
+
+    width = 9.0
+
+    def __call__(self, u: Tensor) -> Tensor:
+        return 1.0 / (1.0 + self.width * u * u)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiled")
-def test_users_surrogate_is_compiled() -> None:
-    surrogate = lambda u: 1.0 / (1.0 + 9.0 * u * u)  # noqa: E731
+def test_users_surrogate_is_compiled_and_may_change() -> None:
+    surrogate = Annealed()
     assert_same(randn(4, 200), **(OPTIONS | {"surrogate": surrogate}))
+    surrogate.width = 2.0
+    assert_same(randn(4, 200), **(OPTIONS | {"surrogate": surrogate}))
+
+
+@pytest.mark.usefixtures("compiled")
+def test_what_is_known_of_arguments_is_all_that_code_depends_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def compiled(function: Callable[..., Any], device: torch.device, *kinds: Any) -> Any:
+        asked.append(kinds)
+        return lambda *tensors: function(*tensors, *kinds[len(tensors) :])
+
+    def watched(function: Callable[..., Any]) -> Callable[..., Any]:
+        asked.append(())
+        return function
+
+    monkeypatch.setattr(kernels, "_compiled", compiled)
+    monkeypatch.setattr(kernels, "_watched", watched)
+
+    def add(*args: Any) -> Tensor:
+        return args[0] + args[1] + (args[2] if args[2:] else 0)
+
+    x, v = torch.ones(4, 5, 6), torch.ones(6)
+    for known in ((x, v), (x, x, 2.0), (x.transpose(0, 1), v), (x[:1].expand(3, 5, 6), v)):
+        assert torch.equal(kernels.run(add, *known), add(*known))
+        assert asked.pop() != ()
+    wide = torch.ones(5, 7)[:, :6]
+    for other in (
+        (x, wide),
+        (x, nn.Parameter(v)),
+        (x, torch.ones(4, 5, 1).expand(x.shape)),
+        (x, x, v[0]),
+    ):
+        assert torch.equal(kernels.run(add, *other), add(*other))
+        assert asked.pop() == ()
+    assert asked == []
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiled")
+def test_compiling_is_not_seen_by_who_counts_operations() -> None:
+    kernels._compiled.cache_clear()
+    x = randn(4, 50).requires_grad_()
+    with FlopCounterMode(display=False), torch.autocast("cpu", dtype=torch.bfloat16):
+        fused_lif(x, **OPTIONS).sum().backward()
+    assert kernels._compiled.cache_info().currsize == 2
+    with torch.inference_mode():
+        assert torch.equal(fused_lif(x, **OPTIONS), lif(x, **OPTIONS))
 
 
 # --- which of the two a layer takes ---------------------------------------------------------------
@@ -262,8 +320,9 @@ def test_users_surrogate_is_compiled() -> None:
 def rule(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rule in a process that has compiled nothing, with ten values for many."""
     monkeypatch.delenv("ESTL_COMPILE", raising=False)
-    monkeypatch.setattr(kernels, "LARGE", 10)
+    monkeypatch.setattr(fused, "LARGE", 10)
     kernels._compiled.cache_clear()
+    kernels._watched.cache_clear()
 
 
 @pytest.mark.usefixtures("rule")
@@ -280,7 +339,7 @@ def test_large_layers_in_training_are_fused(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.usefixtures("rule")
 def test_without_a_gradient_only_what_is_compiled_already_is_used() -> None:
-    kernels._compiled(kernels._forward)
+    kernels._watched(fused._forward)
     assert worthwhile(torch.zeros(10))
     assert not worthwhile(torch.zeros(9))
 
@@ -323,7 +382,7 @@ def test_a_failing_compiler_is_reported_once_and_the_results_stay(
         both_inside.wait(timeout=120)
         raise RuntimeError("no compiler\nand a long explanation")
 
-    monkeypatch.setattr(kernels, "_compiled", lambda function: fail)
+    monkeypatch.setattr(kernels, "_compiled", lambda *kinds: fail)
     monkeypatch.setattr(kernels, "_no_compiler", set())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -346,7 +405,7 @@ def test_lack_of_memory_is_not_taken_for_lack_of_a_compiler(
     def full(*args: Any) -> None:
         raise torch.OutOfMemoryError("full")
 
-    monkeypatch.setattr(kernels, "_compiled", lambda function: full)
+    monkeypatch.setattr(kernels, "_compiled", lambda *kinds: full)
     monkeypatch.setattr(kernels, "_no_compiler", set())
     with pytest.raises(torch.OutOfMemoryError):
         fused_lif(randn(4, 100), **OPTIONS)

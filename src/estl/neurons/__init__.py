@@ -1,5 +1,6 @@
 """Spiking neurons: `lif` defines the result, `fused` computes the same in one pass."""
 
-from estl.neurons.lif import LIF, Sigmoid, Triangle, lif
+from estl.neurons.lif import LIF, lif
+from estl.neurons.surrogates import Sigmoid, Triangle
 
 __all__ = ["LIF", "Sigmoid", "Triangle", "lif"]

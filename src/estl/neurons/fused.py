@@ -2,26 +2,20 @@
 
 Autograd through the plain scan keeps three tensors a step and passes over memory once for every
 operation. Here the backward pass is written out and computes the potential again, so that only the
-input is kept, and both directions are pure functions that `torch.compile` turns into one loop over
-the neurons: C++ on the CPU, Triton on CUDA. Operations and their order are those of the plain scan,
-and contraction is off, so that the results are the same, but for the last bit of gradients through
-an exponential, which eager code computes in two ways.
-
-Each direction is compiled once: half a minute in all the first time on a machine, two to six
-seconds in a later process (inductor keeps its results on disk). One compilation serves all layer
-sizes; another T, dtype or set of options needs its own.
+input is kept, and both directions are pure functions that are compiled into one loop over the
+neurons (`kernels.py`). Operations and their order are those of the plain scan, and contraction is
+off, so that the results are the same, but for the last bit of gradients through an exponential,
+which eager code computes in two ways.
 """
 
-import functools
 import os
-import threading
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from estl.neurons.kernels import compiled_before, run
 from estl.neurons.layout import memory_order, rows, unrows
 
 LARGE = 2**20
@@ -29,9 +23,6 @@ LARGE = 2**20
 
 LONG = 64
 """Most steps to compile for: each is code of its own, and takes half a second to compile."""
-
-_no_compiler: set[str] = set()  # device types on which compilation failed: not tried again
-_lock = threading.Lock()
 
 
 def worthwhile(x: Tensor) -> bool:
@@ -54,9 +45,8 @@ def worthwhile(x: Tensor) -> bool:
     if choice:
         return choice == "1"
     training = torch.is_grad_enabled() and x.requires_grad
-    compiled_before = _compiled.cache_info().currsize > 0
     large = x.is_cuda or (x.is_cpu and x.numel() >= LARGE)
-    return large and len(x) <= LONG and (training or compiled_before)
+    return large and len(x) <= LONG and (training or compiled_before())
 
 
 def fused_lif(
@@ -230,57 +220,3 @@ def stacked(steps: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     tensor([[1., 1.]], dtype=torch.bfloat16)
     """
     return torch.stack([step.to(dtype) for step in steps])
-
-
-@functools.cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    # T and the options are constants of the generated code; M is marked dynamic. The limit is on
-    # the number of such variants: the default of 8 is too small for a study of T or decay.
-    # emulate_precision_casts: round as the plain scan does, without FMA.
-    # cpp.dynamic_threads: otherwise the first layer's size decides if all run on one thread.
-    return torch.compile(  # type: ignore[call-overload]  # its overloads lack recompile_limit
-        function,
-        fullgraph=True,
-        dynamic=False,
-        recompile_limit=128,
-        options={"emulate_precision_casts": True, "cpp.dynamic_threads": True},
-    )
-
-
-def run(function: Callable[..., Any], *args: Any) -> Any:
-    """`function(*args)`, compiled if that is possible.
-
-    Tensors are (T,...), one compilation for any sizes after T, or vectors of any length.
-
-    >>> run(torch.add, torch.ones(2, 1), torch.ones(2, 1)).tolist()    # too small to compile for
-    [[2.0], [2.0]]
-    """
-    device = args[0].device.type
-    tensors = [arg for arg in args if isinstance(arg, Tensor)]
-    dims = [(tensor, d) for tensor in tensors for d in range(min(1, tensor.ndim - 1), tensor.ndim)]
-    if device in _no_compiler or any(x.shape[d] < 2 for x, d in dims):  # these cannot be dynamic
-        return function(*args)
-    for tensor, d in dims:
-        torch._dynamo.mark_dynamic(tensor, d)
-    try:
-        with torch.autocast(device, enabled=False):  # or its state would cause a recompilation
-            return _compiled(function)(*args)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        _warn_once(device, error)
-        return function(*args)
-
-
-def _warn_once(device: str, error: Exception) -> None:
-    with _lock:
-        if device in _no_compiler:
-            return
-        _no_compiler.add(device)
-    reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    warnings.warn(
-        f"LIF runs uncompiled on {device}, with the same results but slower, since torch.compile "
-        f"failed ({reason}); ESTL_COMPILE=0 leaves it out from the start",
-        RuntimeWarning,
-        stacklevel=2,
-    )

@@ -1,7 +1,7 @@
 """Batch norm, shortcut and LIF as one pass forward and one backward: the functions of `norm.py`.
 
 The backward pass is written out, as that of `fused.py`, and so is that through the statistics. Both
-directions are pure functions, compiled by `fused.run`.
+directions are pure functions, compiled by `kernels.run`.
 """
 
 from typing import Any
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from estl.neurons.fused import (
     refuse_second_derivative,
-    run,
     scan,
     scan_back,
     stacked,
     steps_of,
 )
+from estl.neurons.kernels import run
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
 

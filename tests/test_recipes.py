@@ -206,12 +206,17 @@ def test_every_set_and_every_supervision_has_a_recipe_that_goes_all_the_way() ->
     chosen = one_of_each_family()
     assert {set_of(name) for name in chosen} == {set_of(name) for name in NAMES}
     assert {*SUFFIXES} <= {name.rpartition("_")[2] for name in chosen}
+    assert len(OF_A_FAMILY) == len(SUFFIXES)
     assert set(GUIDED_NAMES) < set(chosen)
+
+
+OF_A_FAMILY = [name for name in NAMES if re.fullmatch("nmnist_(plain|tet|tse|tre)", name)]
+"""With every supervision."""
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the edge")  # two steps make none
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted({*one_of_each_family(), *OF_A_FAMILY}))
 def test_it_is_rehearsed_with_its_whole_student(
     name: str, words: Words, estl: Estl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

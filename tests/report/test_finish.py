@@ -122,6 +122,7 @@ def test_a_figure_for_a_paper_says_its_axes_and_has_no_title(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(paper.STYLE, "svg.fonttype", "none")  # letters stay letters
+    monkeypatch.delitem(paper.WIDTHS, "column")
     found = sections_of(read_variants([write_run(tmp_path / "run")]))
     sections = [section for section in found if section.name in ("learning", "time")]
     paper.write(sections, tmp_path)
@@ -143,6 +144,7 @@ def test_maps_for_a_paper_have_the_color_bars_of_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(paper.STYLE, "svg.fonttype", "none")
+    monkeypatch.delitem(paper.WIDTHS, "column")
     folder = write_run(tmp_path / "run")
     for epoch in (1, 2):
         write_page(folder, epoch)

@@ -64,7 +64,7 @@ def cut(data: bytes, seed: int, longest: int) -> Iterator[bytes]:
 def test_pieces_hold_the_events_of_the_whole_file(name: str, longest: int, tmp_path: Path) -> None:
     # 40 s let the clocks of ATIS and of EVT 3.0 wrap; Event Stream has a byte for each 127 us.
     seconds = 1 if name == "es" else 40
-    data = FORMATS[name](events(60 if longest == 2 else 2000, seconds), SIZE)
+    data = FORMATS[name](events({2: 60, 70: 400, 5000: 2000}[longest], seconds), SIZE)
     whole, told = read_recording(write(tmp_path / f"x.{name}", data))
     size, pieces = read_pieces(f"x.{name}", cut(data, seed=longest, longest=longest))
     found = list(pieces)

@@ -343,6 +343,33 @@ def test_layers_in_training_take_one_pass(monkeypatch: pytest.MonkeyPatch) -> No
     assert is_one_pass(layers()(x))
 
 
+def passes(output: Tensor) -> int:
+    """How many passes over norm and neuron the graph of `output` holds."""
+    seen, left = set(), [output.grad_fn]
+    while left:
+        node = left.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            left += [before for before, _ in node.next_functions]
+    return sum(node.name() == "_NormLIFBackward" for node in seen)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_after_a_large_layer_small_ones_take_the_pass_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ESTL_COMPILE")
+    x = torch.rand(2, 3, 2, 8, 8)
+    shrinking = VGGSNN(3, frame_size=(8, 8), layers=(4, "AP", 4, "AP", 4))
+    growing = VGGSNN(3, frame_size=(8, 8), layers=(4, 8, "AP", 4))
+    for largest, expected in ((2 * 3 * 4 * 64, (3, 3)), (2 * 3 * 8 * 64, (0, 2)), (10**6, (0, 0))):
+        monkeypatch.setattr(fused, "LARGE", largest)
+        for _ in range(2):  # what was before changes nothing
+            assert (passes(shrinking(x).logits), passes(growing(x).logits)) == expected
+    monkeypatch.setattr(fused, "LARGE", 2 * 3 * 4 * 64)
+    assert passes(shrinking.layers(x)) == 1  # alone, layers know nothing of one another
+    monkeypatch.setenv("ESTL_COMPILE", "0")
+    assert passes(shrinking(x).logits) == 0
+
+
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_residual_block_takes_one_pass_with_its_shortcut(stride: int) -> None:

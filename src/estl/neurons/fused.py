@@ -9,7 +9,9 @@ which eager code computes in two ways.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal
 
 import torch
@@ -24,8 +26,34 @@ LARGE = 2**20
 LONG = 64
 """Most steps to compile for: each is code of its own, and takes half a second to compile."""
 
+_large: ContextVar[bool | None] = ContextVar("large", default=None)
+large_so_far = _large.get
 
-def worthwhile(x: Tensor) -> bool:
+
+@contextmanager
+def one_forward(large: bool | None = False) -> Iterator[None]:
+    """The forward pass of one network: after a large layer small ones are worth while too, if the
+    same code serves them. By this and not by what a process has compiled, since a run that is
+    resumed has to do what one that goes on does. It may decorate a `forward`.
+
+    Args:
+        large: whether there was one already. None outside of any network.
+
+    >>> with one_forward():
+    ...     large_so_far()
+    False
+    """
+    if torch.compiler.is_compiling():
+        yield
+        return
+    token = _large.set(large)
+    try:
+        yield
+    finally:
+        _large.reset(token)
+
+
+def worthwhile(x: Tensor, *, shared: bool = False) -> bool:
     """Whether `LIF` takes the fused scan for `x` (T,...). Both scans give the same spikes.
 
     In training it does on CUDA, and on the CPU for at least `LARGE` values, of at most `LONG` steps
@@ -33,6 +61,11 @@ def worthwhile(x: Tensor) -> bool:
     validation during training gains, and a prediction does not wait for the compiler. The
     environment variable ESTL_COMPILE overrides this: 0 for never, 1 for always. Within another
     `torch.compile` the plain scan is used, and compiled with everything around it.
+
+    Args:
+        x: input of the neurons.
+        shared: whether the code is that of all layers, so that after a large one (`one_forward`)
+            nothing is to be compiled.
 
     >>> worthwhile(torch.zeros(4, 8))
     False
@@ -46,6 +79,9 @@ def worthwhile(x: Tensor) -> bool:
         return choice == "1"
     training = torch.is_grad_enabled() and x.requires_grad
     large = x.is_cuda or (x.is_cpu and x.numel() >= LARGE)
+    if shared and training and x.is_cpu and _large.get() is not None:
+        large = large or bool(_large.get())
+        _large.set(large)
     return large and len(x) <= LONG and (training or compiled_before())
 
 

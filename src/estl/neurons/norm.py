@@ -84,7 +84,7 @@ def norm_lif(
     if shortcut is not None:  # which may be wider, or be broadcast
         same = same and shortcut.dtype == x.dtype and shortcut.shape == x.shape
     values = x.numel() // x.shape[channels_of(norm)]
-    if not (training and same and values > 1 and worthwhile(x.transpose(0, 1))):
+    if not (training and same and values > 1 and worthwhile(x.transpose(0, 1), shared=True)):
         current = _normalized(norm, x)
         if shortcut is not None:
             current = current + _normalized(shortcut_norm, shortcut)

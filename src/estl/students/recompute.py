@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from estl.neurons import LIF
+from estl.neurons.fused import large_so_far, one_forward
 
 
 def recomputing(student: nn.Module) -> None:
@@ -53,7 +54,7 @@ def through(
     """
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), norms_that_do_not_count(student)
+        return nullcontext(), _as_before(student, large_so_far())
 
     for number, block in enumerate(blocks):
         if number == 0 or not x.requires_grad:
@@ -68,6 +69,13 @@ def through(
 
         x = cast(Tensor, checkpoint(again, link, packed, use_reentrant=False, context_fn=contexts))
     return x
+
+
+@contextmanager
+def _as_before(student: nn.Module, large: bool | None) -> Iterator[None]:
+    """The second pass computes what the first one did."""
+    with norms_that_do_not_count(student), one_forward(large):
+        yield
 
 
 def ending_with_neurons(layers: nn.Sequential) -> list[nn.Module]:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from estl.neurons import LIF
+from estl.neurons.fused import one_forward
 from estl.neurons.norm import hooked
 from estl.students.layers import (
     Layers,
@@ -151,6 +152,7 @@ class ResNet(nn.Module):
             self.head = nn.Sequential(spiking, lif(), Readout(hidden, classes))
         self.classes, self.in_channels, self.dim = classes, in_channels, channels
 
+    @one_forward()
     def forward(self, events: Tensor) -> Output:
         """Logits and features of `events` (B,T,C,H,W); ValueError if these do not fit."""
         x = time_first(events, self.in_channels)

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from estl.neurons import LIF
+from estl.neurons.fused import one_forward
 from estl.students.layers import Layers, PerStep, PerToken, Readout, conv_norm, time_first
 from estl.students.recompute import ending_with_neurons, through
 from estl.types import Output
@@ -237,6 +238,7 @@ class Spikformer(nn.Module):
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
+    @one_forward()
     def forward(self, events: Tensor) -> Output:
         """Logits, features and tokens of `events` (B,T,C,H,W); ValueError if these do not fit."""
         x = time_first(events, self.in_channels)

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from estl.neurons import LIF
+from estl.neurons.fused import one_forward
 from estl.students.layers import Layers, PerStep, Readout, conv_norm, time_first
 from estl.students.recompute import ending_with_neurons, through
 from estl.types import Output
@@ -88,6 +89,7 @@ class VGGSNN(nn.Module):
             )
         return h, w
 
+    @one_forward()
     def forward(self, events: Tensor) -> Output:
         """Logits and features of `events` (B,T,C,H,W); ValueError if these do not fit."""
         x = time_first(events, self.in_channels)

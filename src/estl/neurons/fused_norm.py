@@ -21,6 +21,10 @@ from estl.neurons.kernels import run
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
 
+MAPS, TOKENS = (1, 0, 3, 4, 2), (1, 0, 2, 3)
+BACK = {MAPS: (1, 0, 4, 2, 3), TOKENS: TOKENS}
+"""Orders of dimensions, and the inverse of each."""
+
 GROUP = 32
 """Rows whose moments compiled code takes at once."""
 
@@ -28,13 +32,9 @@ Statistics = tuple[Float[Tensor, " C"], Float[Tensor, " C"] | None]
 """Of x, and of its shortcut if that is normalized."""
 
 
-def channels_of(norm: Norm) -> int:
-    """The dimension of the channels in what `norm` reads: (B,T,C,H,W), or tokens (B,T,N,C).
-
-    >>> channels_of(nn.BatchNorm2d(8)), channels_of(nn.BatchNorm1d(8))
-    (2, 3)
-    """
-    return 2 if isinstance(norm, nn.BatchNorm2d) else 3
+def order_of(norm: Norm) -> tuple[int, ...]:
+    """The dimensions of what `norm` reads in the order (T,B,...,C), in which it lies in memory."""
+    return MAPS if isinstance(norm, nn.BatchNorm2d) else TOKENS
 
 
 def fused_norm_lif(
@@ -60,7 +60,7 @@ def fused_norm_lif(
     second: tuple[Any, ...] = shortcut, None, None, None
     if shortcut_norm is not None:
         second = shortcut, shortcut_norm.weight, shortcut_norm.bias, shortcut_norm.eps
-    spikes, mean, variance, *others = _NormLIF.apply(*first, *second, channels_of(norm), *values)
+    spikes, mean, variance, *others = _NormLIF.apply(*first, *second, order_of(norm), *values)
     shortcut_mean, shortcut_variance = others or (None, None)
     return spikes, (mean, shortcut_mean), (variance, shortcut_variance)
 
@@ -68,7 +68,9 @@ def fused_norm_lif(
 class _NormLIF(torch.autograd.Function):
     """The pure functions below as one node of the autograd graph; `other` is the shortcut.
 
-    The order of dimensions changes in here. What leaves it is detached as in `fused.py`.
+    The order of dimensions changes in here. What leaves it is detached as in `fused.py`. Between
+    two passes over large tensors the interpreter is slow, since they took its place in the cache:
+    there are as few operations as can be.
     """
 
     @staticmethod
@@ -82,39 +84,39 @@ class _NormLIF(torch.autograd.Function):
         other_weight: Tensor | None,
         other_bias: Tensor | None,
         other_eps: float | None,
-        channels: int,
+        order: tuple[int, ...],
         *options: Any,
     ) -> tuple[Tensor, ...]:
         decay, gain, threshold, hard, _, _, inclusive = options
-        shape = _channels_last(x, channels).shape
-        x = _rows(x, channels)
+        last = x.permute(order)
+        shape, x = last.shape, _rows(last)
         mean, variance, invstd = _statistics(x, eps)
-        alpha = weight.detach() * invstd
-        beta = bias.detach() - mean * alpha
+        alpha = weight * invstd
+        beta = torch.addcmul(bias, mean, alpha, value=-1)
         found = [mean, variance]
-        other = None if other is None else _rows(other, channels)
+        other = None if other is None else _rows(other.permute(order))
         other_mean = other_invstd = gamma = None
         if other_weight is not None:
             assert other is not None
             assert other_bias is not None
             assert other_eps is not None
             other_mean, other_variance, other_invstd = _statistics(other, other_eps)
-            gamma = other_weight.detach() * other_invstd
-            beta = beta + (other_bias.detach() - other_mean * gamma)
+            gamma = other_weight * other_invstd
+            beta = beta + torch.addcmul(other_bias, other_mean, gamma, value=-1)
             found += [other_mean, other_variance]
         spikes: Tensor = run(
             _forward, x, alpha, beta, other, gamma, decay, gain, threshold, hard, inclusive
         )
-        ctx.options, ctx.channels, ctx.shape = options, channels, shape
+        ctx.options, ctx.order, ctx.shape = options, order, shape
         ctx.save_for_backward(x, alpha, beta, mean, invstd, other, gamma, other_mean, other_invstd)
         ctx.mark_non_differentiable(*found)
-        return _unrows(spikes, shape, channels), *found
+        return _unrows(spikes, shape, order), *found
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
         x, alpha, beta, mean, invstd, other, gamma, other_mean, other_invstd = ctx.saved_tensors
-        grad = _rows(grads[0], ctx.channels)
+        grad = _rows(grads[0].permute(ctx.order))
         decay, gain, threshold, *rest = ctx.options
         # A threshold a channel: without it, part of the code does not look at channels, and the
         # compiler then makes two loops, with the potential in memory between them.
@@ -139,26 +141,22 @@ class _NormLIF(torch.autograd.Function):
             through_statistics = _through_statistics
         slope = invstd * grad_weight / n
         grad_x = run(through_statistics, grad_y, x, alpha, mean, offset, slope)
-        grad_x = _unrows(grad_x, ctx.shape, ctx.channels)
+        grad_x = _unrows(grad_x, ctx.shape, ctx.order)
         if grad_other is not None:
-            grad_other = _unrows(grad_other, ctx.shape, ctx.channels)
+            grad_other = _unrows(grad_other, ctx.shape, ctx.order)
         nothing = (None for _ in ctx.options)
         return grad_x, grad_weight, grad_bias, None, grad_other, *of_other, None, None, *nothing
 
 
-def _channels_last(x: Tensor, channels: int) -> Tensor:
-    """x (B,T,...) as (T,B,...,C), the order of memory."""
-    return x.transpose(0, 1).movedim(channels, -1)
+def _rows(last: Tensor) -> Tensor:
+    """(T,B,...,C) as (T,M,C), without a copy if it lies so in memory."""
+    return last.flatten(1, -2).contiguous()
 
 
-def _rows(x: Tensor, channels: int) -> Tensor:
-    """x (B,T,...) as (T,M,C), without a copy if it lies so in memory."""
-    return _channels_last(x.detach(), channels).flatten(1, -2).contiguous()
-
-
-def _unrows(flat: Tensor, shape: torch.Size, channels: int) -> Tensor:
-    """The inverse of `_rows`, of what `_channels_last` has this shape; to autograd no view."""
-    return flat.view(shape).movedim(-1, channels).transpose(0, 1).detach()
+def _unrows(flat: Tensor, shape: torch.Size, order: tuple[int, ...]) -> Tensor:
+    """(T,M,C) as (B,T,...), of which the permutation by `order` has this shape; to autograd no
+    view."""
+    return flat.view(shape).permute(BACK[order]).detach()
 
 
 def _statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -175,17 +173,25 @@ def statistics(x: Float[Tensor, "N C"]) -> tuple[Float[Tensor, " C"], Float[Tens
 
         variance = (sum of M2_i + sum of n_i (mean_i - mean)^2) / N
 
+    Rows that fill no group are added to the others by the same equation.
+
     >>> statistics(torch.tensor([[1.0], [3.0], [5.0]]))
     (tensor([3.]), tensor([2.6667]))
     """
-    whole = len(x) - len(x) % GROUP
-    groups, rest = x[:whole].view(-1, GROUP, x.shape[1]).transpose(0, 1), x[whole:].unsqueeze(1)
-    parts = [(rows, *run(_moments, rows)) for rows in (groups,) if whole]
-    parts += [(rows, *_moments(rows)) for rows in (rest,) if len(rows)]
-    mean = torch.stack([means.sum(0) * len(rows) for rows, means, _ in parts]).sum(0) / len(x)
-    apart = [(means - mean).square_().sum(0) * len(rows) for rows, means, _ in parts]
-    within = [squares.sum(0) for _, _, squares in parts]
-    return mean, torch.stack(within + apart).sum(0) / len(x)
+    rest = len(x) % GROUP
+    if rest == 0:
+        means, squares = run(_moments, x.view(-1, GROUP, x.shape[1]).transpose(0, 1))
+        mean = means.mean(0)
+        apart = (means - mean).square_().sum(0)
+        return mean, torch.add(squares.sum(0), apart, alpha=GROUP).div_(len(x))
+    mean, squares = _moments(x[-rest:].unsqueeze(1))
+    mean, squares = mean[0], squares[0]
+    if rest < len(x):
+        most, n = statistics(x[:-rest]), len(x) - rest
+        apart = mean - most[0]
+        squares += most[1] * n + apart.square() * (n * rest / len(x))
+        mean = most[0] + apart * (rest / len(x))
+    return mean, squares / len(x)
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:

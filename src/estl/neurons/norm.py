@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from estl.neurons.fused import precision_of, worthwhile
-from estl.neurons.fused_norm import Norm, channels_of, fused_norm_lif
+from estl.neurons.fused_norm import Norm, fused_norm_lif, order_of
 from estl.neurons.lif import LIF, carried
 
 
@@ -83,7 +83,7 @@ def norm_lif(
     same = norm.weight.dtype == precision_of(x)
     if shortcut is not None:  # which may be wider, or be broadcast
         same = same and shortcut.dtype == x.dtype and shortcut.shape == x.shape
-    values = x.numel() // x.shape[channels_of(norm)]
+    values = x.numel() // x.shape[order_of(norm)[-1]]
     if not (training and same and values > 1 and worthwhile(x.transpose(0, 1), shared=True)):
         current = _normalized(norm, x)
         if shortcut is not None:
@@ -94,7 +94,7 @@ def norm_lif(
     with torch.no_grad():
         for tracking, mean, variance in zip((norm, shortcut_norm), *found, strict=True):
             if tracking is not None:
-                _track(tracking, mean, variance * (values / (values - 1)))
+                _track(tracking, mean, variance, values / (values - 1))
     for hook in neuron._forward_hooks.values():
         hook(neuron, (), spikes)
     return spikes
@@ -110,11 +110,14 @@ def _normalized(norm: Norm | None, x: Tensor) -> Tensor:
     return y.view_as(steps).transpose(0, 1)
 
 
-def _track(norm: Norm, mean: Tensor, variance: Tensor) -> None:
-    """Running statistics, as the norm's own forward pass keeps them."""
+def _track(norm: Norm, mean: Tensor, variance: Tensor, unbiased: float) -> None:
+    """Running statistics, as the norm's own forward pass keeps them; the variance's unbiased."""
     assert norm.momentum is not None
     assert norm.num_batches_tracked is not None
     norm.num_batches_tracked.add_(1)
-    for running, new in ((norm.running_mean, mean), (norm.running_var, variance)):
+    for running, new, factor in (
+        (norm.running_mean, mean, 1.0),
+        (norm.running_var, variance, unbiased),
+    ):
         assert running is not None
-        running.mul_(1 - norm.momentum).add_(new, alpha=norm.momentum)
+        running.mul_(1 - norm.momentum).add_(new, alpha=norm.momentum * factor)

@@ -736,6 +736,35 @@ def test_rates_of_edges_that_stay_are_predicted_once_and_anew_after_a_warm_up(
     assert not torch.equal(found[1], found[2])
 
 
+@pytest.mark.parametrize(("grid", "looks"), [(3, 1), ((2, 4), 1), (None, 3)])
+def test_edges_that_stay_are_seen_once_and_teach_the_same(
+    teacher: ClipTeacher, grid: int | tuple[int, int] | None, looks: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    options: dict[str, Any] = {"warm_up": 5, "weights": {"edge_events": 0.0}, "edge_grid": grid}
+    every, once = (make(teacher, cache_teacher=kept, **options) for kept in (False, True))
+    once.load_state_dict(every.state_dict())
+    detector, shown = once.edge_detector, list[int]()
+    assert isinstance(detector, LearnableEdgeDetector)
+    look = detector.look
+
+    def watched(rgb: Tensor) -> Edges:
+        shown.append(len(rgb))
+        return look(rgb)
+
+    monkeypatch.setattr(detector, "look", watched)
+    student, batch = Student(), make_batch()
+    for _ in range(3):
+        a, b = (backward(s, student, batch) for s in (every, once))
+        for name, term in a.terms.items():
+            torch.testing.assert_close(b.terms[name], term, msg=name)
+        found, expected = (gradients(s) for s in (once, every))
+        assert found.keys() == expected.keys()
+        for name, gradient in expected.items():
+            torch.testing.assert_close(found[name], gradient, msg=name)
+    assert shown == [B] * looks
+
+
 def test_kept_rates_are_forgotten_when_others_are_loaded(teacher: ClipTeacher) -> None:
     options: dict[str, Any] = {"target": "pooled", "warm_up": 5, "cache_teacher": True}
     options["weights"] = {"edge_events": 0.0, "edge_align": 0.0, "contrastive": 0.0}

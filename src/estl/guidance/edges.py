@@ -72,8 +72,15 @@ class LearnableEdgeDetector(nn.Module):
         rates = F.softplus(self.rate_head(self.hidden(features)).float()).unflatten(1, (-1, 2))
         return Edges(-torch.expm1(-rates.mean((1, 2)).unsqueeze(1)), features, rates)
 
+    def look_on(
+        self, rgb: Float[Tensor, "B 3 H W"], grid: int | tuple[int, int]
+    ) -> tuple[Float[Tensor, "B 1 H W"], Float[Tensor, "B F h w"]]:
+        """Edges, and features averaged to `grid`, in the form that `guidance.kept.Kept` keeps."""
+        edges, features, _ = self.look(rgb)
+        return edges, F.adaptive_avg_pool2d(features, grid)
+
     def look_at_rates(self, rgb: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B T 2 H W"]]:
-        """The rates alone, in the form that `guidance.kept.Kept` keeps."""
+        """The rates alone, in that form too."""
         rates = self.look(rgb).rates
         assert rates is not None
         return (rates,)

@@ -109,10 +109,12 @@ class EdgeGuidedFusion(nn.Module):
     def fuse(
         self,
         clip_patches: Float[Tensor, "B N E"],
-        edge_features: Float[Tensor, "B F H W"],
+        edge_features: Float[Tensor, "B F h w"],
         edge_map: Float[Tensor, "B 1 H W"],
     ) -> Fused:
-        """The same, with the mean of the gate over queries and channels (without gradient)."""
+        """The same, with the mean of the gate over queries and channels (without gradient).
+        Features may be on the `edge_grid` already.
+        """
         edge_features, edge_map = self._on_grid(edge_features), self._on_grid(edge_map)
         if self.query == "clip":
             attended = self._attend_to_edges(clip_patches, edge_features, edge_map)

@@ -4,6 +4,7 @@ What only training needs is in here, teacher to projectors: the student knows no
 """
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,7 +102,7 @@ class EdgeGuidedDistillation(Supervision):
         warm_up: steps of edge_events alone, before the student's first. Where edge_events has
             weight 0 then, learned edges stay as these steps leave them (not with edge_reg).
         cache_teacher: whether the teacher looks at each image once and what it sees is kept, and
-            rates of edges that stay (`guidance.kept`); `estl fit` refuses it for augmented images.
+            edges that stay (`guidance.kept`); `estl fit` refuses it for augmented images.
         bridge: what it draws from: learned "rates", or "sobel" (`even_rates`, a control).
 
     Raises:
@@ -149,12 +150,11 @@ class EdgeGuidedDistillation(Supervision):
         self.detach_target, self.normalize_targets = detach_target, normalize_targets
         self.each_step, self.warm_up, self.bridge = each_step, warm_up, bridge
         self.teacher = teacher if isinstance(teacher, ClipTeacher) else ClipTeacher(teacher)
-        E = self.teacher.dim
+        E, taught = self.teacher.dim, (align_edges, detach_target)
         self.kept = Kept() if cache_teacher else None
-
-        taught = align_edges, detach_target
         parts, self.frozen = parts_and_frozen(self.weights, edges, target, warm_up > 0, *taught)
         self.kept_rates = Kept() if cache_teacher and self.frozen else None
+        self.kept_looks = Kept() if cache_teacher and self.frozen else None
         self.sobel = SobelEdges()
         self.edge_detector: Detector | None = None
         if edges != "none" and (edges == "sobel" or "edge_detector" in parts or self.frozen):
@@ -285,9 +285,12 @@ class EdgeGuidedDistillation(Supervision):
     def _look(self, batch: Batch) -> Edges | None:
         """What the detector sees."""
         detector, image = self.edge_detector, batch.images_for(NAME)
-        if isinstance(detector, LearnableEdgeDetector):
-            return detector.look(on_frames(image, batch.events))
-        return None if detector is None else Edges(*detector(image))
+        if not isinstance(detector, LearnableEdgeDetector):
+            return None if detector is None else Edges(*detector(image))
+        image, grid = on_frames(image, batch.events), self.fusion.edge_grid if self.fusion else 1
+        if self.kept_looks is None or grid is None or not self.training:
+            return detector.look(image)
+        return Edges(*self.kept_looks.of(detector)(partial(detector.look_on, grid=grid), image))
 
     def _attention(
         self, seen: TeacherOutput, look: Edges | None, grid: tuple[int, int]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from estl.data.sets.digits import Digits
 from estl.neurons import LIF
-from estl.students.layers import PerStep, conv_norm
+from estl.students.layers import Layers, PerStep, conv_norm
 from estl.supervision import DenseTSE
 from estl.types import Batch
 
@@ -48,7 +48,7 @@ class Segmenter(nn.Module):
     def __init__(self, widths: tuple[int, ...] = (8, 16, 32)) -> None:
         super().__init__()
         self.levels = nn.ModuleList(
-            nn.Sequential(conv_norm(a, b), LIF.tet())
+            Layers(conv_norm(a, b), LIF.tet())
             for a, b in zip((2, *widths[:-1]), widths, strict=True)
         )
         self.pool = PerStep(nn.AvgPool2d(2))

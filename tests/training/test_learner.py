@@ -13,7 +13,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from estl.evaluation.accuracy import evaluate, running_mean
+from estl.neurons import LIF, fused, kernels
+from estl.neurons.fused import large_so_far
 from estl.students import VGGSNN
+from estl.students.layers import Layers, PerStep, conv_norm
 from estl.supervision import TET, MeanCE
 from estl.training.learner import Learner
 from estl.training.rates import cosine
@@ -242,6 +245,42 @@ def test_a_supervision_that_does_not_extend_sees_no_samples_without_a_label(
     learner.trainer = Trainer(logger=False, enable_progress_bar=False, accelerator="cpu")
     learner.training_step(batch, 0)
     assert supervision.seen == (4, 4, 0)
+
+
+class Own(nn.Module):
+    """A student of a user's, which notes whether a large layer was before its last one."""
+
+    dim, seen = 4, None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = Layers(conv_norm(2, 4), LIF.tet(), PerStep(nn.AvgPool2d(2)))
+        self.last = Layers(conv_norm(4, 4), LIF.tet())
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, events: torch.Tensor) -> Output:
+        maps = self.layers(events)
+        self.seen = large_so_far()
+        features = self.last(maps)
+        pooled = features.mean((-2, -1))
+        return Output(self.head(pooled), features, classify=self.head, class_token=pooled)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_students_layers_know_of_one_another(
+    large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ESTL_COMPILE", raising=False)
+    monkeypatch.setattr(kernels, "_no_compiler", {"cpu"})
+    batch = Batch(torch.rand(2, 3, 2, 8, 8), torch.tensor([0, 2]))
+    monkeypatch.setattr(fused, "LARGE", 2 * 3 * 4 * 64 + (not large))
+    learner = Learner(Own(), MeanCE())
+    monkeypatch.setattr(learner, "log_dict", lambda *_, **__: None)
+    monkeypatch.setattr(learner, "log", lambda *_, **__: None)
+    learner.trainer = Trainer(logger=False, enable_progress_bar=False, accelerator="cpu")
+    learner.training_step(batch, 0)
+    assert learner.student.seen is large
+    assert large_so_far() is None
 
 
 def test_evaluate_equals_counting_by_hand() -> None:

@@ -34,7 +34,8 @@ large_so_far = _large.get
 def one_forward(large: bool | None = False) -> Iterator[None]:
     """The forward pass of one network: after a large layer small ones are worth while too, if the
     same code serves them. By this and not by what a process has compiled, since a run that is
-    resumed has to do what one that goes on does. It may decorate a `forward`.
+    resumed has to do what one that goes on does. It may decorate a `forward`, and `Learner` takes
+    every step in one.
 
     Args:
         large: whether there was one already. None outside of any network.

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from estl.data.draws import epoch_seed
 from estl.guidance.ranks import share
 from estl.guidance.watch import edge_trouble
+from estl.neurons.fused import one_forward
 from estl.students.recompute import recomputing
 from estl.supervision.schedule import set_progress
 from estl.training.compiled import compiled
@@ -142,7 +143,8 @@ class Learner(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch; every term and metric is logged by its name, and the accuracy."""
         batch = self.supervision.extend(batch)
-        output: Output = (self.compiled or self.student)(batch.events)
+        with one_forward():
+            output: Output = (self.compiled or self.student)(batch.events)
         if self.unseen:
             check_student(self.student, output, batch, len(self.classes))
         if not self.supervision.extends:  # which takes no samples without a label

@@ -106,12 +106,13 @@ def run(function: Callable[..., Any], *args: Any) -> Any:
     tensors = [arg for arg in args if isinstance(arg, Tensor)]
     device = tensors[0].device
     sizes = [x.shape[1:] if x.ndim > 1 else x.shape for x in tensors]
-    most = max(sizes, key=len)
-    if device.type in _no_compiler or min(most, default=0) < 2:  # 1 and 0 stand for no other
+    smallest = min((size for shape in sizes for size in shape), default=0)
+    if device.type in _no_compiler or smallest < 2:  # 1 and 0 stand for no other
         return function(*args)
+    most = max(sizes, key=len)
     kinds = [Kind.of(arg) if isinstance(arg, Tensor) else arg for arg in args]
     try:
-        if all(map(_is_known, kinds)) and all(most[-len(size) :] == size for size in sizes):
+        if all(map(_is_known, kinds)) and all(most[-len(shape) :] == shape for shape in sizes):
             with _lock:  # one compiles, and others wait for it
                 compiled = _compiled(function, device, *kinds)
             return compiled(*tensors)

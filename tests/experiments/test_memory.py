@@ -117,7 +117,7 @@ def test_between_steps_weights_gradients_optimizer_and_teacher_are_held(recipe: 
 
 @pytest.mark.slow
 def test_batches_fit_and_one_more_does_not() -> None:
-    computed = step("nmnist_tse")
+    computed = step("nmnist_guided")
     found = needs(computed)
     for card in CARDS[:2]:
         batch = found.batch(card)

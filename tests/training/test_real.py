@@ -11,7 +11,6 @@ RECIPE = Path(__file__).parents[2] / "src" / "estl" / "recipes" / "nmnist_tse.ya
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("without_compiling")
 def test_a_student_learns_real_recordings_and_names_the_digits_of_files(
     shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

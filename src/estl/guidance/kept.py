@@ -16,8 +16,8 @@ class Kept:
     It is for images that are the same in every epoch and a `look` that does not change, and then
     the same: whatever changes an image anew, such as a random shift, makes it a new one. What is
     kept lies on the images' device: of a teacher 4 E (N + 1) bytes an image, 0.6 MB of ViT-B/16,
-    of rates 8 T H W, 0.2 MB of ten steps of 48x48. An image is known by its `image_keys`, which the
-    host reads: on CUDA a step waits for the device once.
+    of rates 8 T H W, 0.2 MB of ten steps of 48x48, of edges a tenth of that. An image is known by
+    its `image_keys`, which the host reads: on CUDA a step waits for the device once.
 
     >>> def look(image):
     ...     print("looks at", len(image))

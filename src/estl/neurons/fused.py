@@ -54,6 +54,12 @@ def one_forward(large: bool | None = False) -> Iterator[None]:
         _large.reset(token)
 
 
+def note_large() -> None:
+    """What follows in this forward pass comes after a layer that the code was compiled for."""
+    if large_so_far() is not None:
+        _large.set(True)
+
+
 def worthwhile(x: Tensor, *, shared: bool = False) -> bool:
     """Whether `LIF` takes the fused scan for `x` (T,...). Both scans give the same spikes.
 
@@ -79,10 +85,8 @@ def worthwhile(x: Tensor, *, shared: bool = False) -> bool:
     if choice:
         return choice == "1"
     training = torch.is_grad_enabled() and x.requires_grad
-    large = x.is_cuda or (x.is_cpu and x.numel() >= LARGE)
-    if shared and training and x.is_cpu and _large.get() is not None:
-        large = large or bool(_large.get())
-        _large.set(large)
+    after_large = shared and training and bool(large_so_far())
+    large = x.is_cuda or (x.is_cpu and (x.numel() >= LARGE or after_large))
     return large and len(x) <= LONG and (training or compiled_before())
 
 

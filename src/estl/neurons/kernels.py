@@ -2,9 +2,9 @@
 CUDA.
 
 `torch.compile` asks at every call whether all that it saw of the arguments is still so: a tenth of
-a millisecond, four times a layer, which is a tenth of a small student's step. The functions here
-depend on little of their arguments, mostly on what cannot change, so that they are compiled once
-for that, by the same compiler, and called.
+a millisecond, four times a layer, which is a twentieth of a small student's step. The functions
+here depend on little of their arguments, mostly on what cannot change, so that they are compiled
+once for that, by the same compiler, and called.
 
 That takes half a minute in all the first time on a machine, two to six seconds in a later process
 (inductor keeps its results on disk). One compilation serves all layer sizes; another T, dtype or

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from estl.neurons.fused import precision_of, worthwhile
+from estl.neurons.fused import note_large, precision_of, worthwhile
 from estl.neurons.fused_norm import Norm, fused_norm_lif, order_of
 from estl.neurons.lif import LIF, carried
 
@@ -90,6 +90,7 @@ def norm_lif(
             current = current + _normalized(shortcut_norm, shortcut)
         fired: Tensor = neuron(current)
         return fired
+    note_large()
     spikes, *found = fused_norm_lif(x, norm, shortcut, shortcut_norm, **neuron.options)
     with torch.no_grad():
         for tracking, mean, variance in zip((norm, shortcut_norm), *found, strict=True):

@@ -46,9 +46,15 @@ def _seed() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _only_slow_tests_train(request: pytest.FixtureRequest) -> Iterator[None]:
-    """`make fast` trains nothing: a test in which an optimizer steps has to be marked slow."""
+def _only_slow_tests_train(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """`make fast` trains nothing: a test in which an optimizer steps has to be marked slow.
+
+    Slow ones call the same functions thousands of times, which the fast ones checked the shapes of.
+    """
     if request.node.get_closest_marker("slow"):
+        monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
         yield
         return
 

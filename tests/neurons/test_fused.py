@@ -217,27 +217,22 @@ def test_threads_share_the_compiled_scan() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize(
-    ("layout", "neuron"),
+    ("layout", "neuron", "dtype"),
     [
-        ("a static image", LIF.tet()),
-        ("maps", LIF.tet()),
-        ("maps", LIF.spikformer()),
-        ("maps", LIF.tet(reset="soft", inclusive=True)),
+        ("a static image", LIF.tet(), torch.float16),
+        ("maps", LIF.tet(), torch.bfloat16),
+        ("maps", LIF.spikformer(), torch.float32),
+        ("maps", LIF.tet(reset="soft", inclusive=True), torch.float64),
     ],
     ids=str,
 )
-def test_compiled_presets_equal_the_plain_scan(layout: str, neuron: LIF) -> None:
+def test_compiled_presets_equal_the_plain_scan_in_every_precision(
+    layout: str, neuron: LIF, dtype: torch.dtype
+) -> None:
     # A static image is compiled for apart, and its memory is all that is special about it.
     # The exponential of a sigmoid may differ in its last bit: eager code has two of them.
     exact = isinstance(neuron.options["surrogate"], Triangle)
-    assert_same(LAYOUTS[layout](), exact, **neuron.options)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("compiled")
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
-def test_compiled_scan_rounds_as_the_plain_one_in_every_precision(dtype: torch.dtype) -> None:
-    assert_same(randn(4, 200).to(dtype), **OPTIONS)
+    assert_same(LAYOUTS[layout]().to(dtype), exact, **neuron.options)
 
 
 @pytest.mark.slow

@@ -181,10 +181,10 @@ def scan(
     spikes, potential = [], []
     for x_t in x:
         v = decay * r + gain * x_t
-        s = _fires(v - threshold, inclusive)
-        spikes.append(s)
+        fires = _fires(v, threshold, inclusive)
+        spikes.append(fires.to(v.dtype))
         potential.append(v)
-        r = v * (1.0 - s) if hard else v - threshold * s
+        r = v.masked_fill(fires, 0.0) if hard else torch.where(fires, v - threshold, v)
     return spikes, potential
 
 
@@ -225,14 +225,15 @@ def scan_back(
         u = v - threshold
         if not detach_reset:
             ds = ds - (dr * v if hard else dr * threshold)
-        dv = ds * surrogate(u) + (dr * (1.0 - _fires(u, inclusive)) if hard else dr)
+        kept = dr.masked_fill(_fires(v, threshold, inclusive), 0.0) if hard else dr
+        dv = ds * surrogate(u) + kept
         grad_x.append(gain * dv)
         dr = decay * dv
     return grad_x[::-1]
 
 
-def _fires(u: Tensor, inclusive: bool) -> Tensor:
-    return ((u >= 0) if inclusive else (u > 0)).to(u.dtype)
+def _fires(v: Tensor, threshold: float | Tensor, inclusive: bool) -> Tensor:
+    return v >= threshold if inclusive else v > threshold
 
 
 def precision_of(x: Tensor) -> torch.dtype:

@@ -65,6 +65,13 @@ cluster: .venv/installed
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[ray,slurm]"
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/experiments/test_launch.py tests/experiments/test_slurm.py
 
+# What the neurons would run on a GPU, by Triton, which needs none: 280 MB, beside the environment, since PyTorch
+# does other things where it finds it. Five minutes.
+TRITON := triton==3.9.0
+gpu-code: .venv/installed
+	$(BIN)/pip install --quiet --no-deps --upgrade --target build/triton $(TRITON)
+	PYTHONPATH=build/triton OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/neurons/test_gpu_code.py
+
 # The documentation as a site, in build/site; a dead link fails.
 docs: .venv/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
@@ -94,4 +101,4 @@ everything:
 clean:
 	rm -rf .venv .venv-lowest build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: demo test fast other-processor lowest bench check format peers cluster docs everything clean
+.PHONY: demo test fast other-processor lowest bench check format peers cluster gpu-code docs everything clean

@@ -23,9 +23,15 @@ from torch import Tensor
 
 from estl.neurons.surrogates import Sigmoid, Triangle
 
-OPTIONS = {"emulate_precision_casts": True, "cpp.dynamic_threads": True}
+OPTIONS: dict[str, Any] = {
+    "emulate_precision_casts": True,
+    "cpp.dynamic_threads": True,
+    "max_pointwise_cat_inputs": 0,
+    "max_complex_pointwise_cat_inputs": 0,
+}
 """Of inductor: round as the plain scan does, without FMA; do not let one layer's size decide
-whether all run on one thread."""
+whether all run on one thread; on a GPU let a thread write all steps that it computes, where up to 8
+would each be computed from the first step on."""
 
 VALUES = (bool, int, float, type(None), Triangle, Sigmoid)
 """Types of arguments that are their value, and cannot change."""
@@ -129,25 +135,47 @@ def _compiled(
     function: Callable[..., Any], device: torch.device, *kinds: Any
 ) -> Callable[..., Any]:
     """`function` of tensors of these kinds, with the values that are among them."""
-    from torch._inductor import standalone_compile
-    from torch.fx.experimental.proxy_tensor import make_fx
     from torch.utils._python_dispatch import _disable_current_modes
-
-    def of_tensors(*tensors: Tensor) -> Any:
-        each = iter(tensors)
-        return function(*(next(each) if type(kind) is Kind else kind for kind in kinds))
 
     with ExitStack() as state:  # whatever the caller is in
         state.enter_context(_disable_current_modes())
         state.enter_context(torch.autocast(device.type, enabled=False))
         state.enter_context(torch.inference_mode(False))
         state.enter_context(torch.no_grad())
-        examples = [kind.example(device) for kind in kinds if type(kind) is Kind]
-        graph = make_fx(of_tensors, tracing_mode="symbolic")(*examples)
-        fakes = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
-        compiled: Callable[..., Any] = standalone_compile(
-            graph, fakes, dynamic_shapes="from_graph", options={"config_patches": OPTIONS}
-        )
+        return code_of(graph_of(function, device, *kinds))
+
+
+def graph_of(
+    function: Callable[..., Any], device: torch.device, *kinds: Any
+) -> torch.fx.GraphModule:
+    """Operations of `function`, for any sizes after T.
+
+    >>> device = torch.device("cpu")
+    >>> x = Kind(torch.float32, 1, 0, "C")
+    >>> [str(node.target) for node in graph_of(torch.add, device, x, 2.0).graph.nodes]
+    ['args_0', 'aten.add.Tensor', 'output']
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    def of_tensors(*args: Tensor) -> Any:
+        each = iter(args)
+        return function(*(next(each) if type(kind) is Kind else kind for kind in kinds))
+
+    examples = [kind.example(device) for kind in kinds if type(kind) is Kind]
+    return make_fx(of_tensors, tracing_mode="symbolic")(*examples)
+
+
+def code_of(graph: torch.fx.GraphModule, **options: Any) -> Callable[..., Any]:
+    """The graph compiled, with `OPTIONS` and these."""
+    from torch._inductor import standalone_compile
+
+    fakes = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
+    compiled: Callable[..., Any] = standalone_compile(
+        graph,
+        fakes,
+        dynamic_shapes="from_graph",
+        options={"config_patches": OPTIONS | options},
+    )
     return compiled
 
 

@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -215,18 +215,16 @@ def _module(name: str, code: str) -> ModuleType:
     return module
 
 
-def kernels_of(code: str) -> Iterator[Kernel]:
-    for name, text in KERNEL.findall(code):
-        yield Kernel(name, text)
+def kernels_of(code: str) -> dict[str, Kernel]:
+    return {name: Kernel(name, text) for name, text in KERNEL.findall(code)}
 
 
 def interpreted(code: str, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     """What the code makes of tensors of the CPU."""
-    made = {name: Kernel(name, text) for name, text in KERNEL.findall(code)}
     body = code[code.index("class Runner") : code.index("def get_args")]
     guards: Any = torch._C._dynamo.guards
     places: dict[str, Any] = {
-        **made,
+        **kernels_of(code),
         "torch": SimpleNamespace(
             cuda=SimpleNamespace(_DeviceGuard=nullcontext, set_device=lambda _: None),
             **{name: getattr(torch, name) for name in ("float32", "bfloat16", "float64")},
@@ -258,7 +256,7 @@ def report(words: Sequence[str]) -> int:
                     for a, b in pairs
                 )
             if how == "assemble":
-                texts = [kernel.assembled() for kernel in kernels_of(code)]
+                texts = [kernel.assembled() for kernel in kernels_of(code).values()]
                 said["registers"] = [int(*re.findall(r"Used (\d+) registers", x)) for x in texts]
                 said["spilled"] = [int(*re.findall(r"(\d+) bytes spill stores", x)) for x in texts]
             print(json.dumps(said), flush=True)

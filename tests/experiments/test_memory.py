@@ -69,6 +69,7 @@ def test_blocks_are_filled_up_and_views_take_nothing() -> None:
     ("recipe", "recompute", "bfloat16"),
     [
         ("nmnist_tse", False, True),
+        ("nmnist_guided", False, False),
         ("nmnist_guided", True, True),
         ("cifar10_tse", True, False),
     ],

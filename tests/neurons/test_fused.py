@@ -219,10 +219,11 @@ def test_threads_share_the_compiled_scan() -> None:
 @pytest.mark.parametrize(
     ("layout", "neuron", "dtype"),
     [
-        ("a static image", LIF.tet(), torch.float16),
-        ("maps", LIF.tet(), torch.bfloat16),
+        ("a static image", LIF.tet(), torch.float32),
         ("maps", LIF.spikformer(), torch.float32),
-        ("maps", LIF.tet(reset="soft", inclusive=True), torch.float64),
+        ("maps", LIF(**OPTIONS), torch.bfloat16),
+        ("maps", LIF(**OPTIONS), torch.float16),
+        ("maps", LIF(**OPTIONS | {"reset": "soft", "inclusive": True}), torch.float64),
     ],
     ids=str,
 )

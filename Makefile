@@ -8,7 +8,7 @@ demo: .venv/installed
 
 # Two processes of one thread each take half the time of one with two threads.
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
 # What trains nothing, starts no process and reads no many files: under a minute on two cores.
 fast: .venv/installed

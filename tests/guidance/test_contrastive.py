@@ -119,17 +119,26 @@ def rank_of_two(rank: int, folder: str) -> None:
     )
     for positives in ("pair", "class"):
         for cut in (4, 3):  # rank 0 has so many of the eight
-            towers = DistributedDataParallel(Towers(positives))
             own = slice(0, cut) if rank == 0 else slice(cut, 8)
-            loss = towers(*(x[own] for x in batch()))
-            weighted = loss * share(own.stop - own.start, loss.device) * 2  # DDP takes half of it
-            weighted.backward()
-            mean = weighted.detach() / 2
-            dist.all_reduce(mean)
-            result = {n.removeprefix("module."): p.grad for n, p in towers.named_parameters()}
-            torch.save(result | {"loss": mean}, f"{folder}/{positives}-{cut}-{rank}.pt")
+            torch.save(trained(positives, own), f"{folder}/{positives}-{cut}-{rank}.pt")
     dist.barrier()  # neither rank may close the store while the other still talks
     dist.destroy_process_group()
+
+
+def trained(positives: str, own: slice) -> dict[str, Tensor | None]:
+    """Gradients and loss of a share of the batch.
+
+    DDP ends here: one that outlives its group of gloo destroys it with Python's lock in hand,
+    for which the group's threads may wait (torch 2.13).
+    """
+    towers = DistributedDataParallel(Towers(positives))
+    loss = towers(*(x[own] for x in batch()))
+    weighted = loss * share(own.stop - own.start, loss.device) * 2  # DDP takes half of it
+    weighted.backward()
+    mean = weighted.detach() / 2
+    dist.all_reduce(mean)
+    found = {n.removeprefix("module."): p.grad for n, p in towers.named_parameters()}
+    return found | {"loss": mean}
 
 
 @pytest.mark.slow

@@ -50,6 +50,18 @@ def test_a_bound_that_does_not_hold_is_named_and_written(
     assert "torch" in found["machine"]["versions"]
 
 
+def test_a_bound_on_memory_is_of_what_was_measured_and_silent_where_nothing_was() -> None:
+    bounds = (Bound("a", "b", 0.5, memory=True), Bound("b", "a", 3.0, memory=True))
+    odd = Comparison("odd", "a sum", {}, bounds, memory=True)
+    timed = Timed({"a": [1.0], "b": [9.0]}, {"a": [1.0], "b": [9.0]}, {})
+    result = bench.Result(odd, timed, {"a": 30.0, "b": 40.0})
+    assert result.broken == ["odd: memory of a takes 0.75 of b, at most 0.50"]
+    assert "* memory of b over a: 1.33, at most 3.00: holds" in result.markdown()
+    silent = bench.Result(odd, timed, {"a": None, "b": 40.0})
+    assert silent.broken == []
+    assert "memory of" not in silent.markdown()
+
+
 def test_unknown_comparisons_are_refused_with_those_that_there_are() -> None:
     with pytest.raises(ValueError, match="no comparison fast: choose from lif, ") as error:
         bench.bench(["fast"], rounds=1, threads=1, folder=None)

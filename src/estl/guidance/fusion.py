@@ -155,9 +155,10 @@ class EdgeGuidedFusion(nn.Module):
         b_q, _, b_v = self.cross_attn.in_proj_bias.chunk(3)
 
         # Zeros up to a multiple of 8 channels: an unaligned width has no fused kernel on CUDA.
-        u = torch.cat([features * weights, weights], dim=1)
-        padding = -u.shape[1] % 8
-        u = F.pad(u.flatten(2), (0, 0, 0, padding)).transpose(1, 2).contiguous()  # B HW F'
+        padding = -(features.shape[1] + 1) % 8
+        zeros = weights.new_zeros(()).expand(B, padding, *weights.shape[2:])
+        parts = features * weights, weights, zeros
+        u = torch.cat([x.flatten(2).mT for x in parts], dim=2)  # B HW F'
         proj = torch.cat([self.edge_proj.weight, self.edge_proj.bias.unsqueeze(1)], dim=1)
         proj = F.pad(proj, (0, padding))  # E F'
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from estl.experiments.bench.comparisons import COMPARISONS
-from estl.experiments.bench.race import Comparison, Timed, mebibytes, race
+from estl.experiments.bench.race import Bound, Comparison, Timed, mebibytes, race
 from estl.report.tables import table
 from estl.training.results import command_line, processor
 
@@ -35,15 +35,22 @@ class Result:
     timed: Timed
     memory: dict[str, float | None]
 
+    def ratio(self, bound: Bound) -> float | None:
+        """What a bound is on; None where a candidate or its memory is missing."""
+        if not bound.memory:
+            return self.timed.ratio(bound.of, bound.over)
+        of, over = self.memory.get(bound.of), self.memory.get(bound.over)
+        return None if of is None or over is None else of / over
+
     @property
     def broken(self) -> list[str]:
         """The bounds that do not hold, each as a line."""
         lines = []
         for bound in self.comparison.bounds:
-            ratio = self.timed.ratio(bound.of, bound.over)
+            ratio = self.ratio(bound)
             if ratio is not None and not bound.holds(ratio):
                 lines.append(
-                    f"{self.comparison.name}: {bound.of} takes {ratio:.2f} of {bound.over}, at "
+                    f"{self.comparison.name}: {bound} takes {ratio:.2f} of {bound.over}, at "
                     f"most {bound.at_most:.2f}"
                 )
         return lines
@@ -68,11 +75,11 @@ class Result:
         lines[-1] += f"{self.comparison.what[1:]}."
         lines += ["", table(["", "ms", "CPU ms", f"of {base}", "MiB"], rows), ""]
         for bound in self.comparison.bounds:
-            found = self.timed.ratio(bound.of, bound.over)
+            found = self.ratio(bound)
             if found is not None:
                 verdict = "holds" if bound.holds(found) else "**does not hold**"
                 lines.append(
-                    f"* {bound.of} over {bound.over}: {found:.2f}, at most {bound.at_most:.2f}: "
+                    f"* {bound} over {bound.over}: {found:.2f}, at most {bound.at_most:.2f}: "
                     f"{verdict}"
                 )
         return "\n".join(lines) + "\n"

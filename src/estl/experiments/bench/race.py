@@ -17,7 +17,7 @@ Make = Callable[[], Work]
 
 @dataclass(frozen=True)
 class Bound:
-    """What must hold of two candidates' times.
+    """What must hold of two candidates' times, or of their memory.
 
     >>> Bound("estl", "floor", 1.1).holds(1.05)
     True
@@ -26,10 +26,14 @@ class Bound:
     of: str
     over: str
     at_most: float
+    memory: bool = False
 
     def holds(self, ratio: float) -> bool:
-        """Whether a ratio of times is within the bound."""
+        """Whether a ratio is within the bound."""
         return ratio <= self.at_most
+
+    def __str__(self) -> str:
+        return f"memory of {self.of}" if self.memory else self.of
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Comparison:
         name: on the command line.
         what: is computed, with shapes.
         candidates: by name; the first is what the table's ratios are against.
-        bounds: on ratios of times.
+        bounds: on ratios.
         memory: whether the peak memory of each is measured, in a process of its own.
     """
 

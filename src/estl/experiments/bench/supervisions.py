@@ -93,13 +93,13 @@ class LiteralFusion(nn.Module):
         return fused
 
 
-def fusion(side: int, literal: bool) -> Work:
+def fusion(batch: int, side: int, literal: bool) -> Work:
     """Forward and backward of the fusion of 196 patches with an edge map of a side."""
     torch.manual_seed(0)
     module: nn.Module = LiteralFusion() if literal else EdgeGuidedFusion()
-    features = torch.rand(1, 128, side, side, requires_grad=True)
-    edges = torch.rand(1, 1, side, side, requires_grad=True)
-    patches = torch.randn(1, 196, 768)
+    features = torch.rand(batch, 128, side, side, requires_grad=True)
+    edges = torch.rand(batch, 1, side, side, requires_grad=True)
+    patches = torch.randn(batch, 196, 768)
 
     def work() -> None:
         for x in (features, edges, *module.parameters()):

@@ -20,7 +20,8 @@ def ablate(
 
     Args:
         output_dir: the sweep's folder; one that exists is continued.
-        rungs: some of 1,2,2b,2k,2bk,2s,2w,3,4,5,6; controls: docs/supervision.md (default: all).
+        rungs: some of 1,1t,2,2b,2k,2kt,2bk,2bkt,2s,2w,3,4,5,6; controls: docs/supervision.md
+            (default: all).
         seeds: comma-separated, e.g. 0,1,2.
         jobs: runs at a time.
         launcher: local, ray or slurm; --per-run (docs/scale.md).

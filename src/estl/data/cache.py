@@ -1,10 +1,10 @@
 """A set's items, decoded once and kept on disk memory-mapped: later epochs copy, not decode.
 
 A cache is a folder `cache/<key>/`. The key is a hash of everything that decides what it holds: the
-function that loads and its arguments, the items' names, sizes and times of change, the version of
-the package; any change gives a new key. In it, `frames.<dtype>.npy` and `images.<dtype>.npy` hold
-one row an item, in the narrowest numbers that give back the very same floats; `cache.json`, written
-last, says which.
+function that loads and its arguments, the items' names, sizes, first bytes and times of change, the
+version of the package; any change gives a new key. In it, `frames.<dtype>.npy` and
+`images.<dtype>.npy` hold one row an item, in the narrowest numbers that give back the very same
+floats; `cache.json`, written last, says which.
 """
 
 import functools

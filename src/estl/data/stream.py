@@ -113,7 +113,8 @@ class Shards(EventData):
     Args:
         root: folder with the shards and their index, or its address: http://, https://, s3://.
         buffer: training samples that a worker mixes at a time; they are kept undecoded.
-        loading: arguments of `EventData`: batch_size, seed, num_workers, augment, normalize.
+        loading: arguments of `EventData`: batch_size, seed, num_workers, augment, normalize,
+            allow_leaks.
 
     Raises:
         FileNotFoundError: no index.

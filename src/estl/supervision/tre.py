@@ -57,6 +57,9 @@ def tre_keep(
         theta0: fixed threshold on a_t, > 0; above 1 nothing is erased.
         lamb: how many standard deviations above their mean contributions are erased, >= 0.
 
+    Raises:
+        TypeError: arguments in another order.
+
     >>> head = torch.nn.Linear(3, 2, bias=False)
     >>> _ = head.weight.data.copy_(torch.tensor([[1.0, 0.2, -1.0], [0.0, 0.0, 0.0]]))
     >>> tre_keep(torch.ones(1, 2, 3), head, torch.tensor([0]), theta0=0.5, lamb=1.0)[0]
@@ -102,6 +105,7 @@ def tre_loss(
 
     Raises:
         ValueError: an option outside its range, or a criterion that returns no scalar.
+        TypeError: arguments in another order.
 
     >>> head = torch.nn.Linear(8, 3)
     >>> pooled = torch.rand(2, 4, 8, requires_grad=True)

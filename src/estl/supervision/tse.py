@@ -50,6 +50,9 @@ def tse_keep(
         tau_f: fixed threshold on the probability, >= 0; above 1 nothing is erased.
         kappa: how many standard deviations above its mean a map is erased, >= 0.
 
+    Raises:
+        TypeError: arguments in another order.
+
     >>> features = torch.zeros(1, 2, 2, 1, 3)
     >>> features[0, 0, 1, 0, 2] = 5.0  # step 1 is sure of class 1 at the last place
     >>> tse_keep(features, torch.nn.Identity(), torch.tensor([1]), tau_f=0.5, kappa=1.0)[0, :, 0]
@@ -102,6 +105,7 @@ def tse_loss(
 
     Raises:
         ValueError: an option outside its range, or a criterion that returns no scalar.
+        TypeError: arguments in another order.
 
     >>> head = torch.nn.Linear(8, 3)
     >>> features = torch.rand(2, 4, 8, 6, 6, requires_grad=True)

@@ -81,13 +81,17 @@ def test_cosine_rises_through_the_warm_up_and_ends_at_zero() -> None:
 
 
 @pytest.mark.slow
-def test_a_warm_up_of_epochs_is_as_long_where_steps_end_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("schedule", "end"), [("cosine", 0.0), ("constant", 1.0)])
+def test_a_warm_up_of_epochs_is_as_long_where_steps_end_the_run(
+    schedule: str, end: float, tmp_path: Path
+) -> None:
     options = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
     trainer = Trainer(max_epochs=20, max_steps=6, default_root_dir=tmp_path, **options)
-    trainer.fit(learner := tiny(MeanCE(), warmup=1.0), loader())  # three steps an epoch
+    learner = tiny(MeanCE(), warmup=1.0, schedule=schedule)
+    trainer.fit(learner, loader())  # three steps an epoch
     (factor,) = learner.lr_schedulers().lr_lambdas[:1]
     assert [factor(s) for s in range(4)] == [0.25, 0.5, 0.75, 1.0]
-    assert factor(6) == pytest.approx(0.0)
+    assert factor(6) == pytest.approx(end)
 
 
 def test_a_loss_that_is_not_finite_is_named_by_the_first_step_that_was() -> None:

@@ -24,7 +24,7 @@ from estl.students.recompute import recomputing
 from estl.supervision.schedule import set_progress
 from estl.training.compiled import compiled
 from estl.training.contract import check_choice, check_loss, check_numbers, check_student
-from estl.training.rates import cosine, go_on, lengths, steps_done
+from estl.training.rates import constant, cosine, go_on, lengths, steps_done
 from estl.training.trouble import FiniteCheck
 from estl.types import Batch, Loss, Output, Supervision
 
@@ -42,7 +42,7 @@ class Learner(LightningModule):
         lr: learning rate of the student and of every part not named in `part_lr`.
         weight_decay: applied to weights of two or more dimensions; not to biases and norms.
         schedule: "cosine" to zero over the run, or "constant".
-        warmup: epochs of linear warm-up before the cosine; may be a fraction.
+        warmup: epochs over which the rate rises to that first; may be a fraction.
         part_lr: learning rates of named parts of the supervision, such as
             `{edge_detector: 1e-3}`, or of modules of the student, as `{student.head: 1e-2}`.
         compile: whether the student's training steps run through `torch.compile`, which fuses batch
@@ -254,11 +254,12 @@ class Learner(LightningModule):
                 optimizer = torch.optim.Adam(groups, lr=self.lr)
             case "sgd":
                 optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=0.9, nesterov=True)
-        if self.schedule == "constant":
+        if self.schedule == "constant" and self.warmup == 0.0:
             return optimizer
+        way = cosine if self.schedule == "cosine" else constant
         total, each = lengths(self.trainer)
         warmup = round(self.warmup * each)
-        factor = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: cosine(s, total, warmup))
+        factor = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: way(s, total, warmup))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": factor, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

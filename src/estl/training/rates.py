@@ -7,14 +7,23 @@ from typing import Any
 from lightning import Trainer
 
 
+def constant(step: int, total: int, warmup: int) -> float:
+    """Factor on the learning rate at `step`: a line up over `warmup` steps, then 1.
+
+    >>> [constant(s, total=4, warmup=3) for s in range(5)]
+    [0.25, 0.5, 0.75, 1.0, 1.0]
+    """
+    return min(1.0, (step + 1) / (warmup + 1))
+
+
 def cosine(step: int, total: int, warmup: int) -> float:
-    """Factor on the learning rate at `step`: a line up over `warmup` steps, then half a cosine.
+    """The same line, then half a cosine down to 0.
 
     >>> [round(cosine(s, total=4, warmup=0), 2) for s in range(5)]
     [1.0, 0.85, 0.5, 0.15, 0.0]
     """
     if step < warmup:
-        return (step + 1) / (warmup + 1)
+        return constant(step, total, warmup)
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
 
 

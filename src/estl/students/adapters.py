@@ -174,7 +174,10 @@ def from_snntorch(net: nn.Module, *, features: Part, head: Part) -> Adapter:
     try:
         import snntorch  # noqa: F401
     except ImportError as error:
-        raise ValueError("snnTorch is not installed: pip install snntorch") from error
+        raise ValueError(
+            "snnTorch is not installed: pip install --no-deps snntorch (with its dependencies it "
+            "may replace torch)"
+        ) from error
     return Adapter(net, features=features, head=head, reset=_reset_snntorch, step_mode="s")
 
 

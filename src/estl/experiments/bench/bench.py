@@ -113,7 +113,8 @@ def bench(names: Sequence[str], rounds: int, threads: int, folder: Path | None) 
             timed = race(comparison.candidates, rounds)
             memory = {}
             if comparison.memory:
-                memory = {kind: mebibytes(name, kind, threads) for kind in timed.wall}
+                times = 3 if any(bound.memory for bound in comparison.bounds) else 1
+                memory = {kind: mebibytes(name, kind, threads, times) for kind in timed.wall}
             results.append(Result(comparison, timed, memory))
             print(f"\n{results[-1].markdown()}", flush=True)
             if folder is not None:

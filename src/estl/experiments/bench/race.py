@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 Work = Callable[[], object]
@@ -45,7 +46,8 @@ class Comparison:
         what: is computed, with shapes.
         candidates: by name; the first is what the table's ratios are against.
         bounds: on ratios.
-        memory: whether the peak memory of each is measured, in a process of its own.
+        memory: whether the peak memory of each is measured, in a process of its own; where a bound
+            is on it, in three.
     """
 
     name: str
@@ -129,8 +131,9 @@ print(peak() - before)
 """
 
 
-def mebibytes(comparison: str, candidate: str, threads: int) -> float | None:
-    """What the highest resident size of a process of its own grows by in two repetitions, in MiB.
+def mebibytes(comparison: str, candidate: str, threads: int, times: int = 1) -> float | None:
+    """What the highest resident size of a process of its own grows by in two repetitions, in MiB;
+    the least of so many processes, which differ by a few percent.
 
     None where the system does not tell.
     """
@@ -139,5 +142,5 @@ def mebibytes(comparison: str, candidate: str, threads: int) -> float | None:
     # glibc maps large blocks one by one here, and gives them back: pools would hide what is needed.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
     command = [sys.executable, "-c", PEAK, comparison, candidate, str(threads)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-    return float(done.stdout)
+    call = partial(subprocess.run, check=True, capture_output=True, text=True, env=environment)
+    return min(float(call(command).stdout) for _ in range(times))

@@ -55,5 +55,17 @@ def test_confusion_and_calibration_count_every_sample_once() -> None:
         here = [i for i in range(40) if b / 10 <= by_hand(i, 5)[0] < (b + 1) / 10]
         assert bins.samples[b] == len(here)
         assert bins.right[b] == sum(bool(predicted[i] == LABEL[i]) for i in here)
+        mean = sum(by_hand(i, 5)[0] for i in here) / max(1, len(here))
+        assert math.isclose(bins.confidence[b].item(), mean, rel_tol=1e-5)
         error += abs(sum(by_hand(i, 5)[0] - float(predicted[i] == LABEL[i]) for i in here)) / 40
     assert math.isclose(bins.error, error, rel_tol=1e-5)
+
+
+def test_certain_samples_and_classes_that_never_occur_have_their_place() -> None:
+    certain = reliability(torch.tensor([[[0.0, 200.0]]]), torch.tensor([1]))
+    assert certain.samples.tolist() == [0] * 9 + [1]
+    assert confusion(torch.tensor([0]), torch.tensor([1]), 3).tolist() == [
+        [0] * 3,
+        [1, 0, 0],
+        [0] * 3,
+    ]

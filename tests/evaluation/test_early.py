@@ -87,6 +87,14 @@ def test_a_student_that_knows_at_once_leaves_at_once() -> None:
     assert found.mean_steps < 1.2
 
 
+def test_fewer_samples_than_the_tolerance_asks_for_let_nothing_leave_early() -> None:
+    for n, steps in ((2, 4.0), (3, 1.0)):  # 1 / 0.25 - 1 samples are enough
+        right = torch.ones(n, 4, dtype=torch.bool)
+        assert calibrate(torch.full((n, 4), 0.5), right, 0.25).mean_steps == steps
+    with pytest.raises(ValueError, match="nothing to calibrate on: no samples"):
+        calibrate(torch.zeros(0, 4), torch.zeros(0, 4, dtype=torch.bool))
+
+
 @pytest.mark.parametrize("tolerance", [5.0, 1.0, 0.0, -0.1, math.nan])
 def test_a_tolerance_is_a_share(tolerance: float) -> None:
     with pytest.raises(ValueError, match=f"tolerance={tolerance}: give a share above 0 and below"):

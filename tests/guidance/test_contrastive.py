@@ -85,9 +85,14 @@ def test_bfloat16_features_under_autocast_are_compared_in_float32() -> None:
     torch.testing.assert_close(loss, expected)
 
 
-def test_a_temperature_of_zero_is_refused() -> None:
-    with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
-        ContrastiveLoss(0.0)
+def test_options_out_of_range_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for temperature in (0.0, math.nan):
+        with pytest.raises(ValueError, match=f"temperature must be above 0, got {temperature}"):
+            ContrastiveLoss(temperature)
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)  # a user has no type checks
+    unknown: Any = "classes"
+    with pytest.raises(ValueError, match=r"^positives must be .*, got 'classes'"):
+        ContrastiveLoss(positives=unknown)
 
 
 class Towers(nn.Module):

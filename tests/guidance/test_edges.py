@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -5,7 +6,7 @@ import torch
 
 from estl.data.simulator import simulate
 from estl.guidance import LearnableEdgeDetector, SobelEdges, WrittenEdgeDetector
-from estl.guidance.bridge import draw, train_detector
+from estl.guidance.bridge import draw, even_rates, limit, predict, train_detector
 from estl.guidance.grid import resample
 from estl.guidance.terms import (
     activation_log_attention,
@@ -32,6 +33,9 @@ def test_the_written_detector_has_the_written_layers() -> None:
         "edge_head.2.weight": (1, 64, 1, 1),
         "edge_head.2.bias": (1,),
     }
+    layers = [*WrittenEdgeDetector().encoder, *WrittenEdgeDetector().edge_head]
+    names = ["Conv2d", "ReLU"] * 4 + ["Conv2d", "Sigmoid"]
+    assert [type(layer).__name__ for layer in layers] == names
 
 
 def test_the_written_detector_s_edges_are_the_head_on_its_features() -> None:
@@ -104,6 +108,8 @@ def test_sobel_is_fixed_in_range_and_silent_on_one_color() -> None:
     assert features.max() <= 1 + 1e-6
     edges, features = sobel(torch.full((1, 3, 8, 8), 0.3))
     assert edges.max() < 0.2  # rounding of the brightness, not an edge
+    faint = torch.rand(1, 3, 8, 8)
+    torch.testing.assert_close(sobel.edges(faint / 500), sobel.edges(faint), atol=1e-4, rtol=0)
     assert features.isfinite().all()
 
 
@@ -149,6 +155,8 @@ def test_edge_alignment_is_defined_with_gradient_for_an_image_without_edges() ->
     edges = torch.zeros(1, 1, 4, 4, requires_grad=True)
     attention = edge_attention(torch.rand(1, 2, 2), edges)
     torch.testing.assert_close(attention, torch.full((1, 4), 0.25))
+    looks, faint = torch.rand(1, 2, 2), torch.rand(1, 1, 4, 4)  # of many tokens each has little
+    torch.testing.assert_close(edge_attention(looks, faint / 1e5), edge_attention(looks, faint))
     edge_alignment_loss(torch.randn(1, 4).log_softmax(1), attention).backward()
     assert edges.grad.isfinite().all()
 
@@ -165,6 +173,20 @@ def test_the_edges_are_the_probability_of_an_event_at_the_mean_rate() -> None:
     again = detector(rgb)
     assert torch.equal(again[0], edges)
     assert torch.equal(again[1], features)
+    for seen in (edges, features, rates):
+        (slope,) = torch.autograd.grad(seen.sum(), detector.encoder[0].weight, retain_graph=True)
+        assert slope.abs().max() > 0
+
+
+def test_a_detector_starts_at_the_rates_of_its_steps_and_polarities() -> None:
+    detector, start = LearnableEdgeDetector(T=3, width=2), torch.rand(3, 2) * 4
+    start[1, 0] = 0.0
+    detector.rate_head.weight.data.zero_()
+    detector.start_at(start)
+    with torch.autocast("cpu", torch.bfloat16):  # rates are float32 there too
+        rates = detector.look(torch.rand(1, 3, 4, 5)).rates
+    expected = start.clamp(min=1e-3)  # but the layer's bias is rounded
+    torch.testing.assert_close(rates[0, :, :, 2, 3], expected, atol=0.0, rtol=0.02)
 
 
 def test_the_rim_of_an_image_is_no_edge_of_a_learned_detector() -> None:
@@ -188,6 +210,36 @@ def test_the_events_term_equals_a_loop_and_its_gradient_finite_differences() -> 
     edge_events_loss(log_rates.exp(), events).backward()
     expected = (rates.detach() - events) / rates.numel()
     torch.testing.assert_close(log_rates.grad, expected)
+    low = torch.tensor([1e-4, 0.0]).view(1, 1, 2, 1, 1)
+    loss = edge_events_loss(low, torch.tensor([1.0, 0.0]).view_as(low))
+    assert loss.item() == pytest.approx((1e-4 + 4 * math.log(10)) / 2)
+
+
+@pytest.mark.slow
+def test_a_detector_is_trained_by_adam_at_a_rate_that_rises_and_falls() -> None:
+    image = torch.rand(3, 3, 8, 8)
+    events = 9 * image[:, None, :2].expand(-1, 2, -1, -1, -1)
+    batch = Batch(events, torch.zeros(3, dtype=torch.long), image)
+    detector = LearnableEdgeDetector(T=2, width=2)
+    for p in detector.parameters():
+        p.data *= 4  # gradients of such weights are clipped
+    ours = copy.deepcopy(detector)
+    detector.start_at(batch.events.mean((0, 3, 4)))
+    optimizer = torch.optim.Adam(detector.parameters())
+    for step in range(30):
+        half_cosine = 0.5 + 0.5 * math.cos(math.pi * step / 30)
+        optimizer.param_groups[0]["lr"] = 0.02 * min(1.0, (step + 1) / 21) * half_cosine
+        parameters = list(detector.parameters())
+        loss = edge_events_loss(detector.look(batch.image).rates, batch.events)
+        gradients = torch.autograd.grad(loss, parameters)
+        norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
+        for p, g in zip(parameters, gradients, strict=True):
+            p.grad = g * min(1.0, 0.1 / float(norm))
+        optimizer.step()
+    train_detector(ours, iter([batch] * 31), 30)
+    for p, expected in zip(ours.parameters(), detector.parameters(), strict=True):
+        torch.testing.assert_close(p, expected, atol=1e-4, rtol=1e-3)
+        assert p.grad is None
 
 
 @pytest.mark.slow
@@ -228,6 +280,34 @@ def test_drawn_recordings_have_the_predicted_mean_and_variance() -> None:
     assert (pairs - torch.eye(3)).abs().max() < 0.03
 
 
+def test_the_limit_is_that_of_binomial_counts() -> None:
+    def of(rates: list[float], counts: list[float]) -> float:
+        r, n = (torch.tensor(x).view(1, 1, 2, -1, 1) for x in (rates, counts))
+        return limit(r, n).item()
+
+    assert of([2.0, 2.0], [1.0, 2.0]) == 3.0  # 8 / (4 - 1), rounded
+    assert of([0.3, 0.3], [0.3, 0.3]) == 1.0  # one at least
+    assert of([2.0, 2.0], [4.0, 2.0]) == 1e6  # as uneven as Poisson's
+
+
+def test_recordings_are_drawn_with_the_limit_of_the_first_of_the_batch() -> None:
+    """The brightness of an image is its rate, and counts are exactly that: 204 / 36 trials."""
+    rates = torch.arange(1.0, 11.0).view(-1, 1, 1, 1)
+    batch = Batch(
+        rates.unsqueeze(1).expand(-1, 3, 2, 4, 4),
+        torch.zeros(10, dtype=torch.long),
+        rates.expand(-1, 3, 4, 4),
+    )
+    detector = LearnableEdgeDetector(T=3)
+    detector.look_at_rates = lambda rgb: (rgb[:, None, :1].expand(-1, 3, 2, -1, -1),)
+    drawn = predict(detector, torch.full((2, 3, 4, 4), 9.0), batch)
+    assert torch.equal(drawn, torch.full((2, 3, 2, 4, 4), 6.0))  # a rate above it gives it
+
+
+def test_fixed_edges_of_one_gray_have_no_events() -> None:
+    assert not even_rates(torch.zeros(2, 1, 4, 4), torch.ones(3, 5, 2, 4, 4)).any()
+
+
 def test_energies_align_where_a_softmax_of_rates_cannot() -> None:
     """Twelve fully active tokens among 144 silent ones, and a teacher that looks at just these."""
     tokens = torch.zeros(1, 156, 8)
@@ -241,6 +321,17 @@ def test_energies_align_where_a_softmax_of_rates_cannot() -> None:
     assert edge_alignment_loss(q["softmax"].log(), looks) > 1.5
     silent = activation_log_attention(torch.zeros(1, 4, 8, requires_grad=True))
     torch.testing.assert_close(silent.exp(), torch.full((1, 4), 0.25))
+
+
+def test_attention_of_half_precision_is_computed_in_float32() -> None:
+    tokens, looks = torch.rand(2, 4, 8).bfloat16(), torch.rand(2, 2, 2).bfloat16()
+    edges = torch.rand(2, 1, 4, 6).bfloat16()
+    for got, expected in (
+        (activation_log_attention(tokens), activation_log_attention(tokens.float())),
+        (edge_attention(looks, None), edge_attention(looks.float(), None)),
+        (edge_attention(looks, edges), edge_attention(looks.float(), edges.float())),
+    ):
+        torch.testing.assert_close(got, expected)
 
 
 def test_the_share_of_energy_equals_a_loop_and_moves_a_silent_token_gently() -> None:
@@ -276,6 +367,9 @@ def test_resample_agrees_with_bilinear_weights_computed_by_hand() -> None:
         resampled = resample(tokens, source, target)
         torch.testing.assert_close(resampled, expected, atol=1e-5, rtol=1e-5)
         assert not resampled.requires_grad
+        half = tokens.detach().bfloat16()
+        rounded = resample(half.float(), source, target).bfloat16()
+        assert torch.equal(resample(half, source, target), rounded)
 
 
 def test_resample_to_the_same_grid_changes_nothing() -> None:

@@ -92,6 +92,14 @@ def test_the_gate_at_each_patch_and_what_it_lets_in_are_those_of_the_literal_mod
             )
             let_in = float((gate[b, n] * attended).square().sum().sqrt())
             assert float(found["added"][b, row, column]) == pytest.approx(let_in, abs=1e-5)
+    assert not found["gate"].requires_grad
+    assert ours.gates(patches, None, (3, 3)) == {}
+    ours.edge_grid = (3, 2)
+    coarser = ours.gates(patches, Edges(edges, features), (3, 3))
+    ours.edge_grid = None
+    smaller = Edges(*(F.adaptive_avg_pool2d(x, (3, 2)) for x in (edges, features)))
+    for name, expected in ours.gates(patches, smaller, (3, 3)).items():
+        torch.testing.assert_close(coarser[name], expected)
     asking = pair(clip_dim=24, edge_dim=5, heads=4, query="edge")[1]
     assert asking.gates(patches, Edges(edges, features), (3, 3)) == {}
 
@@ -156,6 +164,16 @@ def test_autocast_is_near_float32() -> None:
     torch.testing.assert_close(low.float(), ours(*data), atol=0.03, rtol=0.03)
 
 
-def test_heads_that_do_not_divide_the_width_are_refused() -> None:
-    with pytest.raises(ValueError, match="heads must divide clip_dim 768, got 5"):
-        EdgeGuidedFusion(heads=5)
+def test_the_gate_starts_at_its_bias_also_at_zero() -> None:
+    for bias in (-3.0, 0.0):
+        assert (EdgeGuidedFusion(8, 2, 1, gate_bias=bias).gate[0].bias == bias).all()
+
+
+def test_options_out_of_range_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for heads in (5, 0):
+        with pytest.raises(ValueError, match=f"heads must divide clip_dim 768, got {heads}"):
+            EdgeGuidedFusion(heads=heads)
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)  # a user has no type checks
+    unknown: Any = "edges"
+    with pytest.raises(ValueError, match='query must be "clip" or "edge", got \'edges\''):
+        EdgeGuidedFusion(query=unknown)

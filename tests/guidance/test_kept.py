@@ -3,7 +3,7 @@ from itertools import product
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from estl.guidance.kept import Kept, image_keys
 from estl.guidance.teacher import TeacherOutput
@@ -23,7 +23,7 @@ class Teacher:
 
 
 def test_keys_are_those_of_a_loop_over_places() -> None:
-    image = torch.rand(2, 3, 4, 5)
+    image = torch.rand(2, 3, 4, 5) - 0.3  # below 0 the first of the bits is set
 
     for one, key in zip(image, image_keys(image).tolist(), strict=True):
         total = 0
@@ -64,3 +64,16 @@ def test_every_image_has_the_teachers_outputs_and_is_shown_once(dtype: torch.dty
             assert a.dtype == dtype
             assert torch.equal(a, b), name
     assert len(teacher.shown) == 6
+
+
+def test_what_a_module_saw_is_forgotten_once_it_is_written_to_or_is_another() -> None:
+    kept, teacher, image = Kept(), Teacher(), torch.rand(2, 3, 4, 4)
+    one, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    for module, written, shown in (
+        (one, False, 2), (one, False, 0), (one, True, 2), (one, False, 0), (other, True, 2),
+    ):  # fmt: skip
+        if written:
+            module.load_state_dict(one.state_dict())  # the same values, but written
+        teacher.shown.clear()
+        kept.of(module)(teacher, image)
+        assert len(teacher.shown) == shown

@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from estl.guidance.watch import border_share, correlation, edge_trouble, watch_edges
+from estl.guidance.watch import (
+    border_share,
+    correlation,
+    edge_trouble,
+    watch_attention,
+    watch_edges,
+)
 
 
 def test_the_correlation_is_numpy_s_of_each_image() -> None:
@@ -21,10 +27,31 @@ def test_the_share_of_the_border_counts_light_in_two_pixels() -> None:
     edges = torch.zeros(1, 1, 8, 8)
     edges[..., 3, 3] = 1.0
     assert border_share(edges) == 0
+    assert border_share(torch.zeros(1, 1, 8, 8)).isfinite()
+
+
+def test_edges_are_compared_with_sobel_and_with_the_counts_of_the_first_images() -> None:
+    edges, sobel, counts = torch.rand(3, 1, 6, 9), torch.rand(3, 1, 6, 9), torch.rand(2, 4, 2, 6, 9)
+
+    def alike(a: torch.Tensor, b: torch.Tensor) -> float:
+        pairs = zip(a.flatten(1), b.flatten(1), strict=True)
+        return float(np.mean([np.corrcoef(x, y)[0, 1] for x, y in pairs]))
+
+    seen = watch_edges(edges, sobel, counts)
+    assert seen["edge_sobel"].item() == pytest.approx(alike(edges, sobel), rel=1e-4)
+    expected = alike(edges[:2], counts.sum((1, 2)))
+    assert seen["edge_counts"].item() == pytest.approx(expected, rel=1e-4)
+    assert seen["edge_border"] == border_share(edges)
+    assert "edge_counts" not in watch_edges(edges, sobel, torch.rand(2, 4, 3, 6, 9))  # pictures
+
+
+def test_even_attention_is_not_sharp() -> None:
+    even = torch.full((2, 6), 1 / 6)
+    assert watch_attention(even, even)["attention_sharp"].item() == pytest.approx(0.0, abs=1e-6)
 
 
 def frame(inside: float, outside: float) -> torch.Tensor:
-    edges = torch.full((2, 1, 12, 12), outside)
+    edges = torch.full((2, 1, 12, 16), outside)
     edges[..., 4:8, 4:8] = inside
     return edges
 
@@ -48,4 +75,5 @@ def test_edges_at_the_border_are_named() -> None:
     edges = torch.zeros(1, 1, 32, 32)
     edges[..., :2], edges[..., 15, 15] = 1.0, 1.0
     assert "lit at the border" in str(edge_trouble({"watch/edge_border": border_share(edges)}))
+    assert "inverted" in str(edge_trouble({"watch/edge_sobel": torch.tensor(-0.2)}))
     assert edge_trouble({}) is None

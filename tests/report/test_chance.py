@@ -29,6 +29,7 @@ def test_the_bound_is_that_of_the_binomial_distribution(n: int, K: int, m: int) 
         """P(X >= k) of Binomial(n, 1/K), from its definition."""
         return sum(math.comb(n, i) * (K - 1) ** (n - i) for i in range(k, n + 1)) / K**n
 
+    assert chance_warning([0.0], 0, K) == ""
     for k in range(n + 1):
         warned = bool(chance_warning([k / n, *[0.0] * (m - 1)], n, K))
         assert warned == (tail(k) > 0.05 / m)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import t as student_t
 
 from estl.evaluation.accuracy import Accuracy
-from estl.report.intervals import Interval, axis, difference, estimate, share
+from estl.report.intervals import Interval, axis, difference, estimate, pooled, share
 
 
 def run(right: np.ndarray) -> Accuracy:
@@ -77,6 +77,43 @@ def test_a_share_has_wilsons_interval() -> None:
         assert found.high == pytest.approx(min(100.0, 100 * (middle + half)), abs=1e-9)
 
 
+def test_a_mean_over_seeds_has_the_interval_of_whole_samples_around_it() -> None:
+    found, whole = share(28.6, 100), share(29, 100)
+    assert found.value == pytest.approx(28.6)
+    assert (found.low, found.high) == (whole.low, whole.high)
+    assert pooled(0.5, 10.7) == share(5.5, 11)
+    assert pooled(1.0, 0.2) == share(1, 1)
+
+
+@pytest.mark.parametrize("shares", [[0.9, 0.8], [0.95, 1.0, 0.9]])
+def test_the_interval_over_seeds_equals_a_loop(shares: list[float]) -> None:
+    S, N, p = len(shares), 40, mean(shares)
+    q = (N * p + 2) / (N + 4)
+    of_seeds, of_samples = variance([100 * x for x in shares]) / S, 1e4 * q * (1 - q) / (N + 4)
+    total = of_seeds + of_samples
+    freedom = total**2 / (of_seeds**2 / (S - 1) + of_samples**2 / (N - 1))
+    half = student_t.ppf(0.975, freedom) * sqrt(total)
+    found = estimate(shares, N)
+    assert found == pytest.approx((100 * p, 100 * p - half, min(100.0, 100 * p + half)))
+
+
+def test_an_interval_over_seeds_ends_at_none_and_all() -> None:
+    assert estimate([0.0, 0.0], 5).low == 0.0
+    assert estimate([1.0, 1.0], 5).high == estimate([1.0, 1.0], 1).high == 100.0
+
+
+def test_without_the_samples_of_every_run_a_difference_has_the_interval_of_its_seeds() -> None:
+    draw = np.random.default_rng(0)
+    a, b = ([run(x) for x in draw.integers(0, 2, (2, 30))] for _ in "ab")
+    without = [[Accuracy(x.per_step, 30) for x in runs] for runs in (a, b)]
+    expected = difference(*without)
+    _, low, high = numbers(expected)
+    d = [100 * (x.final - y.final) for x, y in zip(a, b, strict=True)]
+    half = student_t.ppf(0.975, 1) * sqrt(variance(d) / 2)
+    assert high - low == pytest.approx(2 * half, abs=0.02)
+    assert difference(a, without[1]) == difference(without[0], b) == expected
+
+
 def test_the_interval_of_seeds_holds_what_new_seeds_and_samples_give() -> None:
     draw = np.random.default_rng(0)
     inside = 0
@@ -92,3 +129,4 @@ def test_the_interval_of_seeds_holds_what_new_seeds_and_samples_give() -> None:
 def test_an_axis_ends_outside_of_all_intervals(spread: list[list[float]]) -> None:
     low, high = axis([Interval(value, least, most) for least, value, most in spread])
     assert all(low < least and most < high for least, _, most in spread)
+    assert axis([5.0]) == (4.0, 6.0)

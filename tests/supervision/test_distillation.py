@@ -1,4 +1,5 @@
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -17,9 +18,11 @@ from estl.guidance import ClipTeacher, LearnableEdgeDetector
 from estl.guidance.bridge import PROBES, predict
 from estl.guidance.edges import Edges
 from estl.guidance.grid import resample
-from estl.guidance.watch import COLLAPSED
+from estl.guidance.terms import activation_log_attention, edge_alignment_loss, edge_attention
+from estl.guidance.watch import COLLAPSED, correlation, footprint, inner
 from estl.supervision import TSE, Sum
 from estl.supervision.distillation import EdgeGuidedDistillation
+from estl.supervision.probe import Probe
 from estl.supervision.terms import WEIGHTS
 from estl.supervision.terms import WRITTEN as WRITTEN_WEIGHTS
 from estl.training.recipe import build, parse_recipe
@@ -211,7 +214,12 @@ def test_training_changes_every_part_and_no_weight_of_the_teacher(teacher: ClipT
         ),
         ({"query": "edge"}, {"edge_detector", "fusion", "projector", "projector_patches"}),
         ({"detach_target": True}, {"edge_detector", "fusion", "projector", "projector_patches"}),
+        (
+            {"detach_target": True, "weights": {"contrastive": 0.0, "target_cls": 1.0}},
+            {"edge_detector", "fusion", "projector", "projector_patches", "target_head"},
+        ),
         ({"edges": "sobel"}, {"fusion", "projector", "projector_patches"}),
+        ({"edges": "sobel", "query": "edge"}, {"fusion", "projector", "projector_patches"}),
         ({"edges": "none"}, {"projector", "projector_patches"}),
         ({"weights": {"patch_distill": 0.0}}, {"edge_detector", "fusion", "projector"}),
         (
@@ -321,12 +329,17 @@ def test_normalized_targets_do_not_depend_on_the_teacher_s_scale(teacher: ClipTe
 
     student = standard(supervision.projector(output.class_token.mean(1)))
     expected = 0.5 * (student - standard(seen.pooled)).square().mean()
-    torch.testing.assert_close(supervision(output, batch).terms["global_distill"], expected)
+    terms = supervision(output, batch).terms
+    torch.testing.assert_close(terms["global_distill"], expected)
+    patches = standard(supervision.projector_patches(output.patch_tokens.mean(1)))
+    of_patches = 0.3 * (patches - standard(resample(seen.patches, (4, 4), GRID))).square().mean()
+    torch.testing.assert_close(terms["patch_distill"], of_patches)
     supervision.teacher.forward = lambda image: seen._replace(
         pooled=1000 * seen.pooled, patches=1000 * seen.patches
     )
     scaled = supervision(output, batch)
     torch.testing.assert_close(scaled.terms["global_distill"], expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(scaled.terms["patch_distill"], of_patches, atol=1e-4, rtol=1e-4)
     supervision.normalize_targets = False
     assert supervision(output, batch).terms["patch_distill"] > 1e4
 
@@ -345,6 +358,8 @@ def test_validation_is_the_classification_alone_and_needs_neither_teacher_nor_im
     silent = make(teacher, weights={"cls": 0.0}).eval()(output, batch)
     assert silent.total == 0
     assert silent.terms == {}
+    alone = make(teacher, weights=dict.fromkeys(list(WEIGHTS)[1:], 0.0))  # nor in training then
+    torch.testing.assert_close(alone(output, replace(batch, image=None)).total, loss.total)
 
 
 def test_a_step_asks_the_teacher_once(teacher: ClipTeacher) -> None:
@@ -398,6 +413,8 @@ def test_the_metrics_are_what_they_say(teacher: ClipTeacher) -> None:
     overlap = torch.minimum(maps.teacher, maps.student).sum((1, 2)).mean()
     torch.testing.assert_close(metrics["attention_overlap"], overlap)
     assert 0 < metrics["attention_overlap"] < 1
+    entropy = -(maps.student * maps.student.log()).sum((1, 2)).mean()
+    torch.testing.assert_close(metrics["attention_sharp"], 1 - entropy / math.log(9))
 
     same = replace(batch, image=batch.image[:1].expand(B, -1, -1, -1))
     assert supervision(output, same).metrics["target_spread"] < 1e-3
@@ -414,6 +431,7 @@ def test_maps_are_distributions_on_the_student_s_grid(teacher: ClipTeacher, edge
     if edges != "none":  # learned edges lie on the frames' grid, written ones on the image's
         side = 12 if edges == "learned" else 16
         assert maps.edges.shape == (B, 1, side, side)
+        assert maps.sobel.shape == (B, 1, 12, 12)
     else:
         assert maps.edges is None
         attention = teacher(batch.image).attention.flatten(1).unsqueeze(2)
@@ -475,11 +493,58 @@ def test_options_that_are_unknown_or_contradict_each_other_are_refused(
         make(teacher, **options)
 
 
-def test_a_student_of_another_width_is_refused(teacher: ClipTeacher) -> None:
+def test_a_student_of_another_width_is_refused(
+    teacher: ClipTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
     batch = make_batch()
     supervision = EdgeGuidedDistillation(teacher, student_dim=D + 1, T=T, classes=K)
     with pytest.raises(ValueError, match="student_dim is 9, but the student's tokens are 8"):
         supervision(Student()(batch.events), batch)
+    with pytest.raises(ValueError, match="student_dim is missing"):
+        EdgeGuidedDistillation(teacher, T=T, classes=K)
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)  # a user has no type checks
+    other = replace(Student()(batch.events), class_token=torch.zeros(B, T, D + 1))
+    with pytest.raises(ValueError, match=r"student_dim is 8, .* its class token 9 wide"):
+        make(teacher)(other, batch)
+
+
+def test_another_number_of_labels_than_samples_is_refused() -> None:
+    output, batch = Student()(make_batch().events), make_batch()
+    with pytest.raises(ValueError, match=r"^EdgeGuidedDistillation got 3 labels for 4 samples"):
+        make(FixedTeacher(), edges="none")(output, batch.first(3))
+
+
+def test_the_grid_of_frames_that_are_not_square_is_theirs() -> None:
+    supervision = make(FixedTeacher())
+    batch = replace(make_batch(), events=torch.rand(B, T, 2, 8, 20))
+    output = Student()(batch.events)  # 2 x 5 cells
+    patches = resample(supervision.teacher(batch.image).patches, (4, 4), (2, 5))
+    expected = (supervision.projector_patches(output.patch_tokens.mean(1)) - patches).square()
+    loss = supervision(output, batch)
+    torch.testing.assert_close(loss.terms["patch_distill"], 0.3 * expected.mean())
+    assert supervision.maps(output, batch).teacher.shape == (B, 2, 5)
+
+
+def test_mixed_labels_reach_every_term_of_classes() -> None:
+    supervision, plain = make(FixedTeacher(), weights=ALL), make_batch()
+    batch = replace(plain, soft_label=torch.rand(B, K).softmax(1))
+    output = Student()(batch.events)
+    seen = supervision.teacher(batch.image)
+    look = supervision.edge_detector.look(F.interpolate(batch.image, (12, 12), **SMALLER))
+    target = seen.pooled + supervision.fusion.fuse(seen.patches, look.features, look.edges).added
+
+    def missed(logits: Tensor) -> Tensor:
+        return -(batch.soft_label * logits.log_softmax(1)).sum(1).mean()
+
+    z = supervision.probe.linear(F.layer_norm(seen.pooled, (E,)))  # of no fused target
+    apart = z.log_softmax(1).unsqueeze(1) - output.logits.log_softmax(2)
+    terms = supervision(output, batch).terms
+    for name, expected in {
+        "cls": missed(output.logits.mean(1)),
+        "target_cls": missed(supervision.target_head(target)),
+        "logit_distill": missed(z) + (z.softmax(1).unsqueeze(1) * apart).sum(2).mean(),
+    }.items():
+        torch.testing.assert_close(terms[name], ALL[name] * expected, msg=name)
 
 
 def test_the_pooled_target_is_the_teacher_s_feature_where_the_gate_is_closed(
@@ -529,12 +594,42 @@ def test_a_bridge_adds_recordings_without_labels_drawn_from_the_rates(
     drawn = batch.events[B:]
     assert drawn.shape == (3, T, 2, 12, 12)
     assert torch.equal(drawn, drawn.round())
+    assert not drawn.requires_grad
     rates = supervision.edge_detector.look(
         F.interpolate(batch.image[B:], (12, 12), **SMALLER)
     ).rates
     total = rates.sum()  # of Poisson counts: mean and variance
     assert abs(drawn.sum() - total) < 4 * total.sqrt()
     assert supervision.eval().extend(replace(plain, unpaired=plain.image)).unlabeled == 0
+
+
+@pytest.mark.parametrize("only", ["edge_align", "edge_reg", "global_distill"])
+def test_edges_of_drawn_recordings_are_seen_where_a_term_asks_for_them(only: str) -> None:
+    weights = dict.fromkeys(WEIGHTS, 0.0) | {only: 1.0, "edge_events": 1.0}
+    target: Any = "fused" if only == "global_distill" else "pooled"
+    supervision = make(FixedTeacher(), target=target, weights=weights)
+    supervision.edge_detector.rate_head.weight.data *= 100  # untrained edges are almost one gray
+    black = torch.zeros(3, 3, 16, 16)  # whose edges are other ones than those of noise
+    batch = supervision.extend(replace(make_batch(), unpaired=black))
+    output = Student()(batch.events)
+    loss = supervision(output, batch)
+    seen = supervision.teacher(batch.image)
+    look = supervision.edge_detector.look(F.interpolate(batch.image, (12, 12), **SMALLER))
+    if only == "edge_align":
+        looks = resample(seen.attention.flatten(1).unsqueeze(2), (4, 4), GRID)
+        p = edge_attention(looks.view(-1, *GRID), look.edges)
+        q = activation_log_attention(output.patch_tokens.mean(1))
+        expected = edge_alignment_loss(q, p)
+    elif only == "edge_reg":  # of learned edges without their rim
+        e = inner(look.edges)
+        down, right = e[:, :, 1:] - e[:, :, :-1], e[..., 1:] - e[..., :-1]
+        expected = e.mean() + (down.abs().sum() + right.abs().sum()) / e.numel()
+    else:
+        fused = seen.pooled + supervision.fusion.fuse(seen.patches, look.features, look.edges).added
+        expected = (supervision.projector(output.class_token.mean(1)) - fused).square().mean()
+    torch.testing.assert_close(loss.terms[only], expected)
+    counts = correlation(look.edges[:B].detach(), footprint(batch.events[:B]))  # of those recorded
+    torch.testing.assert_close(loss.metrics["edge_counts"], counts)
 
 
 def test_terms_of_labels_and_recordings_see_the_recorded_samples_alone(
@@ -584,11 +679,27 @@ def test_the_probe_learns_from_labels_and_the_student_from_the_probe(
     torch.testing.assert_close(supervision.probe.linear.weight.grad, expected)
 
 
+def test_the_probe_computes_in_float32_and_gives_no_gradient_to_the_teacher() -> None:
+    probe, target = Probe(E, K), torch.tensor([1, 0])
+    feature = torch.randn(3, E, requires_grad=True)
+    logits = torch.randn(3, T, K).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = probe(logits, feature, target)
+        z = probe.linear(F.layer_norm(feature, (E,))).float()
+    apart = z.log_softmax(1).unsqueeze(1) - logits.float().log_softmax(2)
+    expected = (z.softmax(1).unsqueeze(1) * apart).sum(2).mean()
+    expected = expected - z.log_softmax(1)[[0, 1], target].mean()
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert feature.grad is None
+
+
 def test_a_sum_gives_unlabeled_samples_to_the_guidance_alone(teacher: ClipTeacher) -> None:
     guidance = make(teacher, weights={"cls": 0.0})
     both, student, plain = Sum([TSE(), guidance]), Student(), make_batch()
     torch.manual_seed(5)
     batch = both.extend(replace(plain, unpaired=torch.rand(3, 3, 16, 16)))
+    assert both.extends
     assert batch.unlabeled == 3
     output = student(batch.events)
     expected = TSE()(student(plain.events), plain).total + guidance(output, batch).total
@@ -600,6 +711,7 @@ def test_a_bridge_of_fixed_edges_needs_no_detector_and_one_of_rates_does(
 ) -> None:
     drawn = extended(make(teacher, edges="none", bridge="sobel")).events[B:]
     assert drawn.sum() > 0
+    assert torch.equal(drawn, drawn.round())
     weights = {"edge_events": 0.0, "edge_align": 0.0}
     untrained: dict[str, Any] = {"target": "pooled", "weights": weights}
     for options in ({"edges": "none"}, untrained):
@@ -654,7 +766,7 @@ def test_edges_without_a_term_stay_as_the_warm_up_leaves_them(teacher: ClipTeach
 
 def test_edges_that_stay_are_used_by_fusion_and_alignment(teacher: ClipTeacher) -> None:
     options: dict[str, Any] = {"weights": {"edge_events": 0.0, "edge_align": 0.2}}
-    supervision, student, batch = make(teacher, warm_up=10, **options), Student(), make_batch()
+    supervision, student, batch = make(teacher, warm_up=1, **options), Student(), make_batch()
     assert supervision.frozen
     assert supervision.edge_detector is not None
     assert supervision.fusion is not None
@@ -688,6 +800,7 @@ def test_a_teacher_that_looks_once_teaches_the_same(
     monkeypatch.setattr(ClipTeacher, "forward", forward)
     every, once = make(teacher), make(teacher, cache_teacher=True)
     assert once.keeps_images
+    assert once.kept_looks is None  # of edges that are trained
     assert not every.keeps_images
     assert once.state_dict().keys() == every.state_dict().keys()
     once.load_state_dict(every.state_dict())
@@ -736,12 +849,19 @@ def test_rates_of_edges_that_stay_are_predicted_once_and_anew_after_a_warm_up(
     assert not torch.equal(found[1], found[2])
 
 
-@pytest.mark.parametrize(("grid", "looks"), [(3, 1), ((2, 4), 1), (None, 3)])
+@pytest.mark.parametrize(
+    ("options", "looks"),
+    [
+        ({"edge_grid": 3}, 1),
+        ({"edge_grid": (2, 4)}, 1),
+        ({"edge_grid": None}, 3),
+        ({"target": "pooled"}, 1),
+    ],
+)
 def test_edges_that_stay_are_seen_once_and_teach_the_same(
-    teacher: ClipTeacher, grid: int | tuple[int, int] | None, looks: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    options: dict[str, Any] = {"warm_up": 5, "weights": {"edge_events": 0.0}, "edge_grid": grid}
+    teacher: ClipTeacher, options: dict[str, Any], looks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"warm_up": 5, "weights": {"edge_events": 0.0}} | options
     every, once = (make(teacher, cache_teacher=kept, **options) for kept in (False, True))
     once.load_state_dict(every.state_dict())
     detector, shown = once.edge_detector, list[int]()
@@ -772,10 +892,13 @@ def test_kept_rates_are_forgotten_when_others_are_loaded(teacher: ClipTeacher) -
     assert isinstance(other.edge_detector, LearnableEdgeDetector)
     other.edge_detector.start_at(torch.full((T, 2), 9.0))
     longer = replace(make_batch(), unpaired=torch.rand(3, 3, 16, 16))
+    output = Student()(longer.events)
     assert supervision.extend(longer).events[B:].mean() < 3
+    assert supervision(output, longer).metrics["edge_mean"] < 0.9
     supervision.load_state_dict(other.state_dict())
     for part in (supervision, copy.deepcopy(supervision)):
         assert part.extend(longer).events[B:].mean() > 6
+        assert part(output, longer).metrics["edge_mean"] > 0.99
 
 
 def test_frames_that_are_pictures_have_no_events_to_learn_edges_from(teacher: ClipTeacher) -> None:

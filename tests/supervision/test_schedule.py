@@ -45,12 +45,14 @@ def test_a_constant_is_its_start_at_any_progress() -> None:
     [
         ({"start": -0.1}, r"^start must be >= 0 and finite, not -0.1$"),
         ({"start": math.nan}, r"^start must be .* not nan$"),
+        ({"start": math.inf}, r"^start must be .* not inf$"),
         ({"start": 0.5, "end": -1.0, "shape": "linear"}, r"^end must be >= 0 and finite, not -1.0"),
         ({"start": 0.5, "end": 0.3}, r"^end must be None for shape='constant', not 0.3$"),
         ({"start": 0.5, "shape": "cosine"}, r"^end must be a number for shape='cosine', not None$"),
         ({"start": 0.5, "shape": "step"}, r"^shape must be .* not 'step'$"),
         ({"start": 0.5, "warmup": 1.0}, r"^warmup must be in \[0,1\), not 1.0$"),
         ({"start": 0.5, "warmup": -0.1}, r"^warmup must be in \[0,1\), not -0.1$"),
+        ({"start": 0.5, "warmup": math.nan}, r"^warmup must be in \[0,1\), not nan$"),
     ],
 )
 def test_a_schedule_refuses_what_it_cannot_follow(

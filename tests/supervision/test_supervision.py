@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import jaxtyping
@@ -203,8 +203,34 @@ def test_sum_refuses_a_name_that_occurs_twice() -> None:
 def test_sum_refuses_weights_that_do_not_match_and_an_empty_list() -> None:
     with pytest.raises(ValueError, match=r"^Sum got 1 weights for 2 supervisions: give one each$"):
         Sum([MeanCE(), TET()], weights=[1.0])
+    with pytest.raises(ValueError, match=r"^Sum got 3 weights for 2 supervisions"):
+        Sum([MeanCE(), TET()], weights=[1.0, 1.0, 1.0])
     with pytest.raises(ValueError, match="at least one"):
         Sum([])
+
+
+class Asked(Supervision):
+    """Writes down what it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = list[str]()
+
+    def prepare(self, batches: Iterator[Batch]) -> None:
+        self.asked.append(f"prepare with {len(list(batches))}")
+
+    def extend(self, batch: Batch) -> Batch:
+        self.asked.append("extend")
+        return batch
+
+
+def test_a_part_of_weight_zero_is_not_prepared_and_extends_nothing() -> None:
+    _, batch, _ = make()
+    parts = [Asked(), Asked()]
+    both = Sum(parts, weights=[0.5, 0.0])
+    both.prepare(iter([batch] * 3))
+    assert both.extend(batch) is batch
+    assert [part.asked for part in parts] == [["prepare with 3", "extend"], []]
 
 
 @pytest.mark.parametrize("weight", [-0.5, math.nan, math.inf])
@@ -248,6 +274,9 @@ def test_arguments_in_the_order_of_other_losses_are_refused_by_naming_the_order(
         (output.features, batch.label, head),
         (output.logits, batch.label, None),
         (head, output.features, batch.label),
+        (None, head, batch.label),
+        (output.features, batch.label, batch.label),
+        (output.features, head, None),
     ):
         with pytest.raises(TypeError, match=rf"^the order is {call}, .*; got \([A-Za-z, ]+\)$"):
             function(*args)

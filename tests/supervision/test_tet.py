@@ -67,14 +67,12 @@ def test_tet_of_one_step_without_the_second_part_is_cross_entropy() -> None:
 def test_the_module_reports_the_two_weighted_parts() -> None:
     logits, labels = torch.randn(5, 4, 10), torch.randint(0, 10, (5,))
     output = Output(logits, torch.zeros(5, 4, 2, 3, 3), torch.nn.Identity(), torch.zeros(5, 4, 2))
-    loss = TET(means=0.5, lamb=0.3)(output, Batch(torch.zeros(5, 4, 2, 8, 8), labels))
-    torch.testing.assert_close(loss.total, tet_loss(logits, labels, means=0.5, lamb=0.3))
-    torch.testing.assert_close(
-        loss.terms["tet_ce"], 0.7 * tet_loss(logits, labels, means=0.5, lamb=0.0)
-    )
-    torch.testing.assert_close(
-        loss.terms["tet_mse"], 0.3 * tet_loss(logits, labels, means=0.5, lamb=1.0)
-    )
+    options = {"means": 0.5, "label_smoothing": 0.2}
+    loss = TET(lamb=0.3, **options)(output, Batch(torch.zeros(5, 4, 2, 8, 8), labels))
+    ce, mse = (tet_loss(logits, labels, lamb=lamb, **options) for lamb in (0.0, 1.0))
+    torch.testing.assert_close(loss.total, 0.7 * ce + 0.3 * mse)
+    torch.testing.assert_close(loss.terms["tet_ce"], 0.7 * ce)
+    torch.testing.assert_close(loss.terms["tet_mse"], 0.3 * mse)
     assert loss.terms.keys() == {"tet_ce", "tet_mse"}
 
 
@@ -88,5 +86,6 @@ def test_a_share_outside_zero_to_one_is_refused(lamb: float) -> None:
 
 @pytest.mark.parametrize("smoothing", [-0.1, 1.5, math.nan])
 def test_a_label_smoothing_outside_zero_to_one_is_refused(smoothing: float) -> None:
+    TET(label_smoothing=1.0)
     with pytest.raises(ValueError, match=rf"^label_smoothing must be .*, not {smoothing}$"):
         TET(label_smoothing=smoothing)

@@ -1,5 +1,6 @@
 """TRE: a scalar transcription of its docstring, limits, and what it may not touch."""
 
+import copy
 import math
 import statistics
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from estl.neurons import LIF
 from estl.supervision import TRE, Schedule, tre_keep, tre_loss
+from estl.supervision.steps import erased
 from estl.supervision.tre import _past_contribution
 from estl.types import Batch, Output
 
@@ -126,8 +128,17 @@ def test_a_linear_heads_contribution_is_its_weight_times_the_mean_of_the_past() 
 def test_contributions_do_not_depend_on_the_scale_of_features_or_weights() -> None:
     head, labels, pooled = nn.Linear(6, 3), torch.tensor([2, 0]), torch.rand(2, 4, 6)
     a = _past_contribution(pooled, head, labels)
-    head.weight.data *= 1e-3
+    head.weight.data *= 1e-9
     torch.testing.assert_close(_past_contribution(100 * pooled, head, labels), a)
+
+
+def test_contributions_of_half_precision_are_summed_in_float32() -> None:
+    head, labels = nn.Linear(6, 3).bfloat16(), torch.tensor([2, 0])
+    pooled = torch.rand(2, 9, 6).bfloat16()
+    a = _past_contribution(pooled, head, labels)
+    assert a.dtype == torch.float32
+    exact = _past_contribution(pooled.float(), copy.deepcopy(head).float(), labels)
+    torch.testing.assert_close(a, exact, atol=0.02, rtol=0)
 
 
 def test_theta0_above_one_leaves_the_sum_of_cross_entropies() -> None:
@@ -144,7 +155,9 @@ def test_theta0_above_one_leaves_the_sum_of_cross_entropies() -> None:
 @pytest.mark.parametrize("shape", [(2, 1, 5), (2, 4, 1)])
 def test_one_step_or_one_channel_is_kept(shape: tuple[int, int, int]) -> None:
     head = nn.Sequential(nn.Linear(shape[2], 4), LIF.tet(), nn.Linear(4, 3))
-    assert tre_keep(torch.rand(shape), head, torch.tensor([0, 2]), theta0=0.1, lamb=0.0).all()
+    keep = tre_keep(torch.rand(shape), head, torch.tensor([0, 2]), theta0=0.1, lamb=0.0)
+    assert keep.all()
+    assert [share.item() for share in erased(keep)] == [0.0, 0.0]
 
 
 def test_where_nothing_speaks_for_the_class_everything_is_kept() -> None:
@@ -156,9 +169,9 @@ def test_where_nothing_speaks_for_the_class_everything_is_kept() -> None:
 
 
 def test_a_sample_that_loses_all_channels_is_left_with_the_heads_answer_to_zeros() -> None:
-    head, labels = nn.Linear(4, 2), torch.tensor([0])
+    head, labels = nn.Linear(2, 2), torch.tensor([0])
     head.weight.data[0] = 1.0
-    pooled = torch.ones(1, 2, 4)  # all channels say the same
+    pooled = torch.ones(1, 2, 2)  # all channels say the same
     assert not tre_keep(pooled, head, labels, theta0=0.5, lamb=0.0)[:, 1].any()
     loss = tre_loss(pooled, head, labels, theta0=0.5, lamb=0.0)
     expected = F.cross_entropy(head(pooled[:, 0]), labels) + F.cross_entropy(
@@ -222,8 +235,22 @@ def test_the_module_passes_its_options_and_mixed_labels_on(pooled_example: Examp
     options: dict[str, Any] = {"theta0": 0.2, "lamb": 0.1, "reduction": "mean"}
     expected = tre_loss(output.class_token, head, mixed, label_smoothing=0.1, **options)
     torch.testing.assert_close(TRE(label_smoothing=0.1, **options)(output, batch).total, expected)
-    smooth = TRE(criterion=nn.CrossEntropyLoss(label_smoothing=0.1), **options)
-    torch.testing.assert_close(smooth(output, batch).total, expected)
+    criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
+    torch.testing.assert_close(TRE(criterion=criterion, **options)(output, batch).total, expected)
+    torch.testing.assert_close(
+        tre_loss(output.class_token, head, mixed, criterion, **options), expected
+    )
+    loss = TRE(**options | {"theta0": Schedule(0.2)}, label_smoothing=0.1)(output, batch)
+    torch.testing.assert_close(loss.total, expected)
+    assert loss.metrics["theta0"].item() == pytest.approx(0.2)
+    plain = tre_loss(output.class_token, head, mixed, theta0=2.0, reduction="mean")
+    torch.testing.assert_close(TRE(reduction="mean").eval()(output, batch).total, plain)
+
+
+def test_the_module_and_the_function_have_the_same_defaults(pooled_example: Example) -> None:
+    output, batch, head = pooled_example
+    expected = tre_loss(output.class_token, head, batch.label)
+    torch.testing.assert_close(TRE()(output, batch).total, expected)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -244,6 +271,7 @@ def test_a_head_that_reads_no_pooled_features_is_refused(
         ("theta0", 0.0),
         ("theta0", math.nan),
         ("lamb", -1.0),
+        ("lamb", math.nan),
         ("reduction", "none"),
         ("label_smoothing", 1.5),
     ],

@@ -123,7 +123,8 @@ class FakeStep:
             guide.teacher = teacher(str(guide.teacher))
             guide.cache_teacher = False  # a step in which it looks takes the most
         student, supervision = networks(config, given, self.sizes.data)
-        options = config.learner.as_dict() | {"schedule": "constant", "compile": False}
+        steady = {"schedule": "constant", "warmup": 0.0, "compile": False}
+        options = config.learner.as_dict() | steady
         self.learner = Learner(student, supervision, **options).train()
         self.tensors = FakeTensorMode() if fake else None
         self.count = LiveBytes(block)

@@ -7,7 +7,7 @@ import torch
 from estl.data.simulator import simulate
 from estl.guidance import LearnableEdgeDetector, SobelEdges, WrittenEdgeDetector
 from estl.guidance.bridge import draw, even_rates, limit, predict, train_detector
-from estl.guidance.grid import resample
+from estl.guidance.grid import on_frames, resample
 from estl.guidance.terms import (
     activation_log_attention,
     edge_alignment_loss,
@@ -359,7 +359,12 @@ def test_resample_agrees_with_bilinear_weights_computed_by_hand() -> None:
             rows.append([x / sum(row) for x in row])
         return torch.tensor(rows)
 
-    for source, target in (((14, 14), (12, 12)), ((4, 4), (6, 5)), ((14, 14), (4, 3))):
+    for source, target in (
+        ((14, 14), (12, 12)),
+        ((4, 4), (6, 5)),
+        ((14, 14), (4, 3)),
+        ((3, 5), (4, 2)),
+    ):
         tokens = torch.randn(2, source[0] * source[1], 5, requires_grad=True)
         rows, columns = weights(source[0], target[0]), weights(source[1], target[1])
         maps = tokens.detach().unflatten(1, source)
@@ -367,6 +372,9 @@ def test_resample_agrees_with_bilinear_weights_computed_by_hand() -> None:
         resampled = resample(tokens, source, target)
         torch.testing.assert_close(resampled, expected, atol=1e-5, rtol=1e-5)
         assert not resampled.requires_grad
+        image, frames = maps[..., :3].permute(0, 3, 1, 2), torch.zeros(1, 1, 2, *target)
+        smaller = on_frames(image, frames).permute(0, 2, 3, 1).flatten(1, 2)
+        torch.testing.assert_close(smaller, expected[..., :3], atol=1e-5, rtol=1e-5)
         half = tokens.detach().bfloat16()
         rounded = resample(half.float(), source, target).bfloat16()
         assert torch.equal(resample(half, source, target), rounded)

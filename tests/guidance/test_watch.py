@@ -42,6 +42,8 @@ def test_edges_are_compared_with_sobel_and_with_the_counts_of_the_first_images()
     expected = alike(edges[:2], counts.sum((1, 2)))
     assert seen["edge_counts"].item() == pytest.approx(expected, rel=1e-4)
     assert seen["edge_border"] == border_share(edges)
+    spread = np.mean([image.numpy().std() for image in edges])
+    assert seen["edge_spread"].item() == pytest.approx(spread, rel=1e-4)
     assert "edge_counts" not in watch_edges(edges, sobel, torch.rand(2, 4, 3, 6, 9))  # pictures
 
 

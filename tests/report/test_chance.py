@@ -23,7 +23,9 @@ def run(accuracy: float, classes: int | None = 10) -> Results:
     return Results(of, 1, 3.0, 7, val={}, test={"final": Accuracy((0.1, accuracy), 100)})
 
 
-@pytest.mark.parametrize(("n", "K", "m"), [(100, 10, 1), (100, 10, 5), (57, 101, 1), (40, 2, 20)])
+@pytest.mark.parametrize(
+    ("n", "K", "m"), [(100, 10, 1), (100, 10, 5), (57, 101, 1), (40, 2, 20), (98, 10, 1)]
+)
 def test_the_bound_is_that_of_the_binomial_distribution(n: int, K: int, m: int) -> None:
     def tail(k: int) -> float:
         """P(X >= k) of Binomial(n, 1/K), from its definition."""

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from estl.students import VGGSNN
 from estl.supervision import TRE, TSE, DenseTSE, MeanCE, Schedule, Sum, tse_loss
-from estl.supervision.schedule import Positive
+from estl.supervision.schedule import Positive, unscheduled
 from estl.training.learner import Learner
 from estl.types import Batch, Loss, Output, Supervision
 
@@ -108,6 +108,7 @@ def test_a_threshold_that_is_neither_a_number_nor_a_schedule_is_refused(
         with pytest.raises(ValueError, match=rf"^{name} must be a number or a Schedule") as refusal:
             kind(**{name: value})
         assert str(refusal.value).endswith(f", not {value!r}")
+    assert list(unscheduled(tau_f=torch.tensor(0.5), theta0=Schedule(0.5))) == ["tau_f"]
     for fixed in (value, Schedule(0.5)):  # there is no schedule for the others
         for kind, name in ((TSE, "kappa"), (TRE, "lamb"), (DenseTSE, "kappa")):
             with pytest.raises(ValueError, match=rf"^{name} must be a number, not"):

@@ -24,7 +24,7 @@ from estl.supervision import (
     tse_keep,
     tse_loss,
 )
-from estl.supervision.steps import StepLoss
+from estl.supervision.steps import StepLoss, erased, running_mean
 from estl.types import Batch, Loss, Output
 
 EVERY = [
@@ -280,6 +280,19 @@ def test_arguments_in_the_order_of_other_losses_are_refused_by_naming_the_order(
     ):
         with pytest.raises(TypeError, match=rf"^the order is {call}, .*; got \([A-Za-z, ]+\)$"):
             function(*args)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_running_mean_is_of_float32_at_least(dtype: torch.dtype) -> None:
+    mean = running_mean(torch.ones(1, 400, 2, dtype=dtype))  # a sum of bfloat16 stays at 256
+    assert mean.dtype == (torch.float32 if dtype == torch.bfloat16 else dtype)
+    assert (mean == 1).all()
+
+
+def test_of_what_is_erased_only_valid_places_and_samples_that_have_some_count() -> None:
+    keep = torch.tensor([[[True] * 3, [False, False, True]], [[True] * 3, [False, True, True]]])
+    valid = torch.tensor([[True, True, False], [False, False, False]])
+    assert [share.item() for share in erased(keep, valid)] == [1.0, 1.0]
 
 
 def test_a_criterion_is_asked_once_about_all_steps_as_rows() -> None:

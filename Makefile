@@ -6,7 +6,8 @@ demo: .venv/installed
 	rm -rf runs/demo
 	$(BIN)/estl demo --output-dir runs/demo
 
-# Two processes of one thread each take half the time of one with two threads.
+# Two processes of one thread each take half the time of one with two threads. One that ends is not
+# replaced: the next would begin with the test that ended it.
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 

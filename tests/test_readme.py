@@ -41,8 +41,10 @@ TWINS = [ENGLISH, *GUIDES, ROOT / "docs/deploy.md", ROOT / "docs/scale.md"]
 WITH_COMMANDS = [
     ENGLISH,
     *GUIDES,
+    ROOT / "docs/benchmarks.md",
     ROOT / "docs/deploy.md",
     ROOT / "docs/results.md",
+    ROOT / "docs/scale.md",
     ROOT / "Makefile",
 ]
 WITH_COMMANDS += sorted(RECIPES.glob("*.yaml"))
@@ -292,7 +294,7 @@ WORK = (
     "estl.training.export.export",
     "estl.training.recipe.build_data",
     "estl.experiments.sweep.sweep",
-    "estl.experiments.tune.tune",
+    "estl.experiments.tune.open_study",
     "estl.experiments.bench.bench.bench",
     "estl.experiments.bench.memory.memory",
     "estl.data.download.prepare",
@@ -302,9 +304,11 @@ WORK = (
 take a data set."""
 
 COMMAND = re.compile(
-    r"^(?: {4}|# |\t\$\(BIN\)/)?(?:PYTHONPATH=\S+ )?estl (.*)$", flags=re.MULTILINE
+    r"^(?: {4}|# |\t-?\$\(BIN\)/)?(?:[A-Z_]+=\S+ |srun |torchrun .*-m )?estl(?:\.commands)? (.*)$",
+    flags=re.MULTILINE,
 )
-"""A command: in a code block, fenced or indented, in the head of a recipe, in the Makefile."""
+"""A command: in a code block, fenced or indented, in the head of a recipe, in the Makefile; also by
+SLURM's and PyTorch's launchers."""
 
 
 def commands(path: Path) -> list[list[str]]:

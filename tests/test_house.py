@@ -77,6 +77,14 @@ def test_the_facade_and_the_command_line_import_nothing_heavy(module: str) -> No
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+def test_the_names_of_the_package_are_listed() -> None:
+    import estl
+
+    listed = {name for name in dir(estl) if not name.startswith("_")}
+    assert {"TSE", "FromDataset", "tse_loss", "load_student", "Batch"} < listed
+    assert all(hasattr(estl, name) for name in listed)
+
+
 def test_the_version_is_the_same_wherever_it_stands() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())

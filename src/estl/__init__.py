@@ -62,3 +62,8 @@ def __getattr__(name: str) -> Any:
             if name in module.__all__:
                 return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    homes = (import_module(f"{__name__}.{home}") for home in _HOMES)
+    return sorted({*globals(), *(name for module in homes for name in module.__all__)})

@@ -245,6 +245,8 @@ def test_a_file_that_is_no_checkpoint_gets_one_line(
 ) -> None:
     broken = tmp_path / "broken.ckpt"
     assert "no checkpoint" in fails(capsys, ["test", f"--ckpt={broken}"])
+    said = fails(capsys, ["test", f"--ckpt={tmp_path}"])
+    assert f"{tmp_path} is a folder: give {tmp_path}/last.ckpt" in said
     broken.write_bytes(b"not a checkpoint")
     assert "cannot be read" in fails(capsys, ["predict", f"--ckpt={broken}", "x.bin"])
     torch.save({"state_dict": {}}, broken)

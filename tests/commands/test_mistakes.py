@@ -64,6 +64,7 @@ FIT = """
 --trainer.accelerator=gpu                 | trainer.accelerator gpu with trainer.devices auto: No
 --trainer.accelerator=nosuch              | accelerator name: `accelerator='nosuch'`. Available
 --trainer.strategy=nosuch                 | strategy name: `strategy='nosuch'`
+--trainer.fast_dev_run=true               | trainer.fast_dev_run: use --dry-run, which trains two
 --trainer.accumulate_grad_batches=0       | accumulate_grad_batches is 0: give a number at least 1
 --trainer.max_epoch=3                     | unrecognized arguments: --trainer.max_epoch=3: correct
 --trainer.gradient_clip_val=-1            | gradient_clip_val is -1: give a number at least 0
@@ -112,7 +113,7 @@ fit --dataset=digits --arch=spikformer --student.init_args.dim=30              |
 test                                                 | --ckpt requires an argument
 test --ckpt={{t}}/nowhere                            | give the best*.ckpt or last.ckpt of a run
 test --ckpt={{t}}/file                               | file is damaged, or cannot be read as a
-test --ckpt={{t}}/folder                             | give the best*.ckpt or last.ckpt of a run
+test --ckpt={{t}}/folder                             | /folder is a folder: give
 test --ckpt={{t}}/file --attack=nosuch               | Choose from: "fgsm", "pgd"
 test --ckpt={{t}}/file --attack=fgsm --eps=x         | give a number or a fraction such as 8/255
 predict --ckpt={{t}}/file                            | no files: give the recordings to classify

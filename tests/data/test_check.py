@@ -158,8 +158,22 @@ def test_the_report_names_what_is_missing_broken_and_repeated(root: Path) -> Non
     text = "\n".join(check(data, root).lines())
     assert str(recordings[0]) in text
     assert text.endswith("something is wrong")
+    for i in range(8):
+        shutil.copy(files(root, "MNIST/Train")[0], root / f"MNIST/Train/0/{i}.png")
+    report = check(data, root)
+    assert "  and 4 more (--all lists them)" in list(report.lines())
+    assert {f"  {path}" for path in report.no_recording} < {*report.lines(None)}
     one_each = check(data, limit=1)
     assert one_each.decoded + len(one_each.unreadable) == 3
+
+
+def test_images_that_are_left_out_are_not_missed(root: Path) -> None:
+    files(root, "MNIST/Train")[0].unlink()
+    with pytest.raises(FileNotFoundError, match="have no image"):
+        NMNISTPairs(root, T=2)
+    report = check(NMNISTPairs(root, T=2, images=False, val_fraction=0.34), root)
+    assert not report.no_image
+    assert not report.wrong
 
 
 @pytest.mark.parametrize(

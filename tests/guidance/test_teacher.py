@@ -130,6 +130,12 @@ def test_images_of_another_size_are_resized_whole(
     torch.testing.assert_close(teacher(image).pooled, teacher(whole).pooled)
 
 
+def test_images_of_bytes_are_refused(teacher: ClipTeacher, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)  # a user has no type checks
+    with pytest.raises(ValueError, match=r"images are uint8, .* divide bytes by 255"):
+        teacher(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+
+
 def test_the_folder_s_own_mean_and_deviation_are_used(folder: Path, tmp_path: Path) -> None:
     save_tower(tmp_path)
     mean, std = [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]

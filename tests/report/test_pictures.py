@@ -20,7 +20,8 @@ from estl.report.pictures import Pictures, choose, first_saccade, guided_part, p
 from estl.students import VGGSNN
 from estl.supervision import TSE, EdgeGuidedDistillation, MeanCE, Sum
 from estl.supervision.terms import WRITTEN
-from estl.training.learner import Learner, owner
+from estl.training.groups import owner
+from estl.training.learner import Learner
 from estl.types import Batch, Supervision
 from tests.tiny_sets import write_cifar10
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from estl.commands.flags import TrainingFlags
 from estl.supervision import (
     TET,
     TRE,
@@ -19,12 +20,15 @@ from estl.supervision import (
     MeanCE,
     Sum,
     Supervision,
+    WeightedCE,
     tre_keep,
     tre_loss,
     tse_keep,
     tse_loss,
 )
 from estl.supervision.steps import StepLoss, erased, running_mean
+from estl.training.checkpoint import make as instantiate
+from estl.training.recipe import make_parser, parse
 from estl.types import Batch, Loss, Output
 
 EVERY = [
@@ -309,6 +313,42 @@ def test_a_criterion_is_asked_once_about_all_steps_as_rows() -> None:
     assert labels.tolist() == [label for label in batch.label.tolist() for _ in range(3)]
     by_step = sum(F.cross_entropy(output.logits[:, t], batch.label) for t in range(3))
     torch.testing.assert_close(total, by_step)
+
+
+def test_class_weights_of_a_recipe_are_those_of_pytorch() -> None:
+    words = [
+        "--supervision.init_args.criterion=estl.supervision.WeightedCE",
+        "--supervision.init_args.criterion.init_args.weight=[0.5, 0, 2.0]",
+    ]
+    config, _ = parse(TrainingFlags(config=("digits_tse",)).spell_out(words))
+    criterion = instantiate(make_parser(), "supervision", config.supervision).criterion
+    assert isinstance(criterion, WeightedCE)
+    expected = nn.CrossEntropyLoss(torch.tensor([0.5, 0.0, 2.0]))
+    logits = torch.randn(7, 3)
+    for labels in (torch.randint(3, (7,)), torch.rand(7, 3).softmax(-1)):
+        assert torch.equal(criterion(logits, labels), expected(logits, labels))
+    with pytest.raises(ValueError, match="3 weights for 4 classes"):
+        criterion(torch.zeros(2, 4), torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize(
+    "weight", [[], [0.0, 0.0], [1.0, -1.0], [1.0, float("nan")], [float("inf")]]
+)
+def test_class_weights_are_numbers(weight: list[float]) -> None:
+    with pytest.raises(ValueError, match="weight must be numbers >= 0"):
+        WeightedCE(weight)
+
+
+@pytest.mark.parametrize("kind", [TSE, TRE, TET])
+def test_time_first_is_refused(kind: type[Supervision], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # a user has no type checks
+    output, batch, _ = make()
+    logits, features, token = (
+        x.transpose(0, 1) for x in (output.logits, output.features, output.class_token)
+    )
+    turned = Output(logits, features, output.classify, class_token=token)
+    with pytest.raises(ValueError, match=r"samples come first \(B,T,...\)"):
+        kind()(turned, batch)
 
 
 def test_a_criterion_with_weights_moves_with_its_supervision_and_is_copied_with_it() -> None:

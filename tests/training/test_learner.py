@@ -53,6 +53,22 @@ def loader() -> DataLoader[Batch]:
     return DataLoader(batches(), batch_size=None)
 
 
+@pytest.mark.slow
+def test_a_trainer_tests_and_predicts_from_a_loader_of_tuples() -> None:
+    learner, options = tiny(MeanCE()), {"logger": False, "enable_checkpointing": False}
+    pairs = [(b.events[i], int(b.label[i])) for b in batches() for i in range(4)]
+    trainer = Trainer(max_epochs=1, enable_progress_bar=False, **options)
+    trainer.fit(learner, DataLoader(pairs, batch_size=4))
+    (found,) = trainer.test(learner, DataLoader(pairs, batch_size=5), verbose=False)
+    assert found.keys() == {"test/loss", "test/acc"}
+    accuracy = evaluate(learner.student, DataLoader(pairs, batch_size=5))
+    assert found["test/acc"] == pytest.approx(accuracy.final)
+    predicted = torch.cat(trainer.predict(learner, DataLoader(pairs, batch_size=5)))
+    loss = nn.functional.cross_entropy(predicted, torch.tensor([label for _, label in pairs]))
+    assert found["test/loss"] == pytest.approx(loss.item())
+    assert predicted.shape == (12, 3)
+
+
 def test_groups_hold_every_trained_parameter_once_and_decay_only_weights() -> None:
     learner = tiny(WithPart(), weight_decay=0.1, part_lr={"projector": 0.5})
     groups = learner.groups()

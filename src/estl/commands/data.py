@@ -44,6 +44,7 @@ def check(
     root: Path | None = None,
     limit: int | None = None,
     near: int = 2,
+    all: bool = False,  # as the option is called
 ) -> int:
     """Look for missing partners, broken files, and the same thing in two splits.
 
@@ -53,6 +54,7 @@ def check(
         root: the set's folder; without --dataset, what lies there tells which set it is.
         limit: decode so many items of each split (default: all).
         near: near duplicates differ in at most so many bits of 64.
+        all: list all that is found, not the first five of a kind.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"--limit {limit}: at least 1")
@@ -78,7 +80,7 @@ def check(
             print(f"recording without its image: {recording}")
         raise
     report = run(data, root, limit=limit, distance=near)
-    print("\n".join(report.lines()))
+    print("\n".join(report.lines(None) if all else report.lines()))
     return int(report.wrong)
 
 

@@ -23,9 +23,9 @@ class Bridge:
     """Further images in each training batch, which have neither recording nor label.
 
     Args:
-        images: a folder of images `<class>/<name>.png`; class and name only serve to refuse what is
-            held out. Or "unused", the images of the training items that `per_class` leaves out; or
-            None for those of the training pairs, a control.
+        images: a folder of images `<class>/<name>.png` or .jpg; class and name only serve to refuse
+            what is held out. Or "unused", the images of the training items that `per_class` leaves
+            out; or None for those of the training pairs, a control.
         per_step: images a batch, on each process.
         augment: random changes of them, or None for none.
         recordings: "drawn" by the supervision (see `EdgeGuidedDistillation`), or "simulated" by

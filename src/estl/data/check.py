@@ -59,7 +59,7 @@ def refuse_leaks(data: EventData) -> list[Group]:
         more = f"; {len(leaks) - 1} more such leaks" if len(leaks) > 1 else ""
         raise ValueError(
             f"leak: {leaks[0]} have the same {leaks[0].what}{more}: remove one of each "
-            "(estl data check lists them), or train nevertheless with "
+            "(estl data check --all lists them), or train nevertheless with "
             "--data.init_args.allow_leaks=true"
         )
     return found
@@ -161,8 +161,8 @@ class Report:
             "near": [str(group) for group in self.near],
         }
 
-    def lines(self) -> Iterator[str]:
-        """The report as text."""
+    def lines(self, shown: int | None = _SHOWN) -> Iterator[str]:
+        """The report as text, with so many of each kind that was found, or all (None)."""
         classes = set().union(*self.counts.values())
         for split, counts in self.counts.items():
             if not counts:
@@ -171,7 +171,7 @@ class Report:
             few, many = min(counts.values()), max(counts.values())
             each = f"{few} to {many} in each of {len(counts)} classes"
             yield f"{split}: {counts.total()} items, {each}"
-            yield from _listed("classes without an item", sorted(classes - counts.keys()))
+            yield from _listed("classes without an item", sorted(classes - counts.keys()), shown)
         total = sum(counts.total() for counts in self.counts.values())
         yield f"decoded: {self.decoded} of {total} items"
         if self.measures:
@@ -180,14 +180,15 @@ class Report:
             large = f"{np.median(numbers):,.0f} events, the largest {numbers.max():,}"
             yield f"recordings, in the median: {long}; {large}"
         for name, found in self.entries().items():
-            yield from _listed(TITLES[name], found)
+            yield from _listed(TITLES[name], found, shown)
         yield "something is wrong" if self.wrong else "nothing is wrong"
 
 
-def _listed(title: str, entries: Sequence[object]) -> Iterator[str]:
-    more = [f"  and {len(entries) - _SHOWN} more"] if len(entries) > _SHOWN else []
+def _listed(title: str, entries: Sequence[object], shown: int | None) -> Iterator[str]:
+    left = len(entries[:0] if shown is None else entries[shown:])
+    more = [f"  and {left} more (--all lists them)"] if left else []
     if entries:
-        yield from (f"{title}: {len(entries)}", *(f"  {e}" for e in entries[:_SHOWN]), *more)
+        yield from (f"{title}: {len(entries)}", *(f"  {e}" for e in entries[:shown]), *more)
 
 
 def check(
@@ -214,7 +215,8 @@ def check(
     data = with_items(data)
     own = data if isinstance(data, Recordings) else None
     no_image, no_recording = list[Path](), list[Path]()
-    if root and not (own and own.table):  # which has no images
+    paired = any(item.image for items in data.splits.values() for item in items)
+    if root and paired and not (own and own.table):  # which has no images
         no_image, no_recording = missing_partners(root)
     chosen = {s: sorted(evenly(items, limit), key=by_file) for s, items in data.splits.items()}
     members = [Member(s, item) for s, items in chosen.items() for item in items]

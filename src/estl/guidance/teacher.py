@@ -100,7 +100,15 @@ class ClipTeacher(nn.Module):
         The whole image is resized (bicubic, antialiased) to the tower's square and normalized with
         the mean and standard deviation of its own preprocessor, or else CLIP's. Nothing is cropped,
         so that patches stay aligned with the events.
+
+        Raises:
+            ValueError: images of bytes.
         """
+        if not image.is_floating_point():
+            raise ValueError(
+                f"images are {str(image.dtype).rpartition('.')[2]}, and have to be floats in "
+                "[0,1]: divide bytes by 255"
+            )
         size = int(self.tower.config.image_size)
         x = image
         if x.shape[-2:] != (size, size):

@@ -4,6 +4,7 @@ from estl.supervision.dense import DenseTSE, dense_tse_keep, dense_tse_loss
 from estl.supervision.distillation import EdgeGuidedDistillation
 from estl.supervision.mean import MeanCE
 from estl.supervision.schedule import Schedule, Scheduled
+from estl.supervision.steps import WeightedCE
 from estl.supervision.sum import Sum
 from estl.supervision.tet import TET, tet_loss
 from estl.supervision.tre import TRE, tre_keep, tre_loss
@@ -21,6 +22,7 @@ __all__ = [
     "Scheduled",
     "Sum",
     "Supervision",
+    "WeightedCE",
     "dense_tse_keep",
     "dense_tse_loss",
     "tet_loss",

@@ -66,6 +66,7 @@ class StepLoss:
         `labels` are class numbers, or class weights summing to 1. Where `ignore_index` is all there
         is, the loss is 0 with `keep`, else NaN.
         """
+        check_batch("a loss of every step", logits, labels)
         T = logits.shape[1]
         rows, targets = logits.flatten(0, 1), labels.repeat_interleave(T, 0)
         smoothing, ignored = self.label_smoothing, self.ignore_index
@@ -85,6 +86,47 @@ class StepLoss:
 
     def __str__(self) -> str:
         return f"reduction={self.reduction!r}, label_smoothing={self.label_smoothing}"
+
+
+class WeightedCE(nn.Module):
+    """Cross-entropy with a weight for each class: a `criterion` that a recipe can name.
+
+        sum_i w(y_i) CE(z_i, y_i) / sum_i w(y_i)
+
+    as `nn.CrossEntropyLoss(weight)`, whose tensor no recipe can hold; of class weights y_ik of
+    mixed samples sum_ik w_k y_ik (-log softmax(z_i)_k) / n, as there.
+
+    Args:
+        weight: of the classes 0, 1, ..., each >= 0 and not all 0.
+
+    Raises:
+        ValueError: a weight outside its range; in `forward`, logits of another number of classes.
+
+    >>> rare = WeightedCE([1.0, 3.0])
+    >>> rare(torch.zeros(4, 2), torch.tensor([0, 0, 0, 1])).item()  # of each class alike
+    0.6931...
+    """
+
+    weight: Tensor
+
+    def __init__(self, weight: list[float]) -> None:
+        super().__init__()
+        if not (weight and all(0.0 <= w < float("inf") for w in weight) and any(weight)):
+            raise ValueError(f"weight must be numbers >= 0, one a class, not all 0: not {weight}")
+        self.register_buffer("weight", torch.tensor(weight))
+
+    def forward(self, logits: Float[Tensor, "rows K"], labels: Labels) -> Float[Tensor, ""]:
+        """The weighted mean over the rows."""
+        if logits.shape[1] != len(self.weight):
+            raise ValueError(
+                f"WeightedCE has {len(self.weight)} weights for {logits.shape[1]} classes: give "
+                "one each"
+            )
+        return F.cross_entropy(logits, labels, self.weight.to(logits.dtype))
+
+    def extra_repr(self) -> str:
+        """The weights, as `print` shows them."""
+        return f"{self.weight.tolist()}"
 
 
 def check_smoothing(label_smoothing: float) -> None:
@@ -112,6 +154,16 @@ def check_order(call: str, *args: object) -> None:
     if not (isinstance(features, Tensor) and callable(classify) and isinstance(labels, Tensor)):
         given = ", ".join(type(arg).__name__ for arg in args)
         raise TypeError(f"the order is {call}, a tensor, the head and a tensor; got ({given})")
+    check_batch(call, features, labels)
+
+
+def check_batch(call: str, x: Tensor, labels: Tensor) -> None:
+    """Raise ValueError unless `x` (B,T,...) has a row for each of the labels (B,) or (B,K)."""
+    if len(x) != len(labels):
+        raise ValueError(
+            f"{call}: shape {tuple(x.shape)} is of {len(x)} samples and {len(labels)} have a "
+            "label: samples come first (B,T,...), of time first transpose(0, 1)"
+        )
 
 
 def check_samples(name: str, output: Output, labels: Tensor) -> None:

@@ -238,6 +238,7 @@ def _mask(
     kappa: float | Float[Tensor, ""],
 ) -> tuple[Bool[Tensor, "B T H W"], Float[Tensor, "B T-1 H W"] | None]:
     """The mask, and P_t of steps t = 2..T unless there is no past, or one place only."""
+    steps.check_batch("TSE", features, labels)
     B, T, _, H, W = features.shape
     keep = torch.ones(B, T, H, W, dtype=torch.bool, device=features.device)
     if T == 1 or H * W == 1:

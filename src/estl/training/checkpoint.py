@@ -24,6 +24,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: no such file, damaged, or not a checkpoint of ESTL.
     """
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder: give {Path(path) / 'last.ckpt'}")
     if not Path(path).is_file():
         raise ValueError(f"no checkpoint {path}: give the best*.ckpt or last.ckpt of a run folder")
     try:
@@ -57,7 +59,10 @@ def part_of(checkpoint: dict[str, Any], name: str, path: str | Path) -> dict[str
     """
     part = checkpoint["recipe"].get(name)
     if not isinstance(part, dict) or not isinstance(part.get("class_path"), str):
-        raise ValueError(f"{path} was not written by estl fit (its recipe has no {name})")
+        raise ValueError(
+            f"{path} was not written by estl fit (its recipe has no {name}): of a Trainer of your "
+            'own, build the student and load_state_dict(torch.load(path)["state_dict"])'
+        )
     if not isinstance(part.setdefault("init_args", {}), dict):
         raise ValueError(f"{path} was not written by estl fit ({name}.init_args are no arguments)")
     return part

@@ -13,7 +13,8 @@ from lightning.pytorch.callbacks import Callback
 
 from estl.data.module import EventData
 from estl.training.files import aside
-from estl.training.learner import Learner, owner
+from estl.training.groups import owner
+from estl.training.learner import Learner
 from estl.training.results import peak_memory
 from estl.types import Supervision
 

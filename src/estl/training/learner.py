@@ -6,7 +6,6 @@ parts of the supervision are beside it (`supervision`), for resuming only.
 """
 
 import warnings
-from collections import defaultdict
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any, Literal, get_args
@@ -24,6 +23,7 @@ from estl.students.recompute import recomputing
 from estl.supervision.schedule import set_progress
 from estl.training.compiled import compiled
 from estl.training.contract import check_choice, check_loss, check_numbers, check_student
+from estl.training.groups import owner, parameter_groups
 from estl.training.rates import constant, cosine, go_on, lengths, steps_done
 from estl.training.trouble import FiniteCheck
 from estl.types import Batch, Loss, Output, Supervision
@@ -34,6 +34,9 @@ Schedule = Literal["cosine", "constant"]
 
 class Learner(LightningModule):
     """Trains `student` under `supervision`, from the weights it has (`load_weights` gives others).
+
+    Lightning's `fit`, `validate`, `test` and `predict` take `EventData`, or loaders of `Batch` or
+    of tuples (events, label) and (events, label, image).
 
     Args:
         student: a module whose forward takes events (B,T,C,H,W) and returns an `Output`.
@@ -133,7 +136,7 @@ class Learner(LightningModule):
         data: Any = self.trainer.datamodule or self  # type: ignore[attr-defined]
         while True:
             for batch in self.trainer.train_dataloader or ():
-                yield data.on_after_batch_transfer(batch.to(self.device), 0)
+                yield data.on_after_batch_transfer(_batch(batch).to(self.device), 0)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Pass the training progress (steps done / total) to every scheduled module."""
@@ -142,7 +145,7 @@ class Learner(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch; every term and metric is logged by its name, and the accuracy."""
-        batch = self.supervision.extend(batch)
+        batch = self.supervision.extend(_batch(batch))
         with one_forward():
             output: Output = (self.compiled or self.student)(batch.events)
         if self.unseen:
@@ -198,6 +201,10 @@ class Learner(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Cross-entropy and accuracy of the mean over time, the same for every supervision."""
+        self._evaluate(batch, "val")
+
+    def _evaluate(self, batch: Batch, split: str) -> None:
+        batch = _batch(batch)
         output: Output = self.student(batch.events)
         if self.unseen:
             check_student(self.student, output, batch, len(self.classes))
@@ -205,42 +212,25 @@ class Learner(LightningModule):
         correct = _accuracy(mean, batch.label)
         loss = F.cross_entropy(mean, batch.label)
         size: Any = float(len(batch.label))  # see `training_step`
-        self.log("val/loss", loss, batch_size=size, sync_dist=True)
-        self.log("val/acc", correct, prog_bar=True, batch_size=size, sync_dist=True)
-        # Small validation splits tie often: the loss decides between equal accuracies.
-        rank = correct - 1e-5 * loss
-        self.log("val/rank", rank, batch_size=size, sync_dist=True, logger=False)
+        self.log(f"{split}/loss", loss, batch_size=size, sync_dist=True)
+        self.log(f"{split}/acc", correct, prog_bar=True, batch_size=size, sync_dist=True)
+        if split == "val":
+            # Small validation splits tie often: the loss decides between equal accuracies.
+            rank = correct - 1e-5 * loss
+            self.log("val/rank", rank, batch_size=size, sync_dist=True, logger=False)
 
-    def part_of(self, name: str) -> str:
-        """The part a parameter belongs to: the innermost one in `part_lr`, or its owner."""
-        path = name.split(".")
-        own = path[0] == "student"  # whose layers may have a part's name
-        parts = [".".join(path[:i]) for i in range(1, len(path))] if own else path
-        return next((part for part in reversed(parts) if part in self.part_lr), path[0])
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """The same of the test split; `evaluate` has the accuracy after each time step."""
+        self._evaluate(batch, "test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The logits (B,K), their mean over time."""
+        output: Output = self.student(_batch(batch).events)
+        return output.logits.float().mean(1)
 
     def groups(self) -> list[dict[str, Any]]:
-        """Parameter groups: per part its learning rate, norms and biases without weight decay."""
-        members: dict[tuple[str, bool], list[nn.Parameter]] = defaultdict(list)
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                members[self.part_of(name), parameter.ndim > 1].append(parameter)
-        if not any(p.requires_grad for p in self.student.parameters()):
-            raise ValueError("nothing of the student is trained: set requires_grad on a part of it")
-        absent = set(self.part_lr) - {self.part_of(name) for name, _ in self.named_parameters()}
-        if absent:
-            raise ValueError(
-                f"part_lr names {sorted(absent)}, which no parameter belongs to: "
-                "correct learner.part_lr"
-            )
-        return [
-            {
-                "params": parameters,
-                "lr": self.part_lr.get(part, self.lr),
-                "weight_decay": self.weight_decay if decays else 0.0,
-                "name": f"{part}/{'weights' if decays else 'biases'}",
-            }
-            for (part, decays), parameters in members.items()
-        ]
+        """The optimizer's groups of parameters (`estl.training.groups`)."""
+        return parameter_groups(self, self.lr, self.weight_decay, self.part_lr)
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and the schedule per step."""
@@ -278,15 +268,9 @@ class Learner(LightningModule):
         }
 
 
-def owner(name: str) -> str:
-    """The part of the learner that a parameter belongs to.
-
-    >>> owner("student.head.weight"), owner("supervision.supervisions.1.projector.weight")
-    ('student', 'projector')
-    """
-    path = [word for word in name.split(".") if not word.isdigit()]
-    below = [word for word in path[1:-1] if word != "supervisions"]
-    return path[0] if path[0] == "student" or not below else below[0]
+def _batch(given: Any) -> Batch:
+    """A batch as it is, or that of a loader of tuples: (events, label), (events, label, image)."""
+    return given if isinstance(given, Batch) else Batch(*given)
 
 
 def _accuracy(mean: Tensor, label: Tensor) -> Tensor:

@@ -154,6 +154,8 @@ def _in_range(config: Namespace) -> Namespace:
             raise ValueError(f"{part} is {config[part]}: give keys below it, or leave it out")
     if config.trainer.max_epochs is None:  # which Lightning takes for 1000
         raise ValueError("--epochs (trainer.max_epochs) is null: give a number at least 1")
+    if config.trainer.fast_dev_run:  # which keeps no weights
+        raise ValueError("trainer.fast_dev_run: use --dry-run, which trains two steps")
     for needed, keys in RANGES.items():
         low = int(needed[-1])
         for key, flag in keys.items():

@@ -54,6 +54,24 @@ def test_events_are_framed_as_those_of_a_file(tmp_path: Path) -> None:
             assert torch.equal(frames, to_frames(whole.astype(EVENT), 3, (4, 4), sensor=(6, 9)))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8, np.bool_])
+def test_frames_and_images_may_be_arrays(dtype: type) -> None:
+    def samples(make: Any) -> list[Any]:
+        frames: list[Any] = [np.full((3, 2, 4, 4), i % 2).astype(dtype) for i in range(10)]
+        for x in frames:
+            x.setflags(write=False)
+        image = np.full((3, 5, 5), 0.5)
+        return [(make(x), i % 2, make(image)) for i, x in enumerate(frames)]
+
+    found, expected = (
+        next(iter(FromDataset(samples(make), T=3, size=4).loader("train")))
+        for make in (lambda x: x, torch.tensor)
+    )
+    assert found.events.dtype == found.image.dtype == torch.float32
+    assert torch.equal(found.events, expected.events)
+    assert torch.equal(found.image, expected.image)
+
+
 def test_labels_may_be_true_and_false() -> None:
     for true in (True, np.bool_(True), torch.tensor([True])):
         frames = [(torch.full((1, 2, 2, 2), i), true if i % 2 else False) for i in range(10)]
@@ -130,7 +148,10 @@ def test_the_same_sample_twice_is_a_leak_and_another_sample_another_fingerprint(
 @pytest.mark.parametrize(
     ("samples", "how", "message"),
     [
-        ([(np.zeros(3), 0)] * 9, {}, "train sample 0: events are neither frames nor"),
+        ([(np.zeros(3), 0)] * 9, {}, "train sample 0: frames of shape .3,., not .T,C,H,W.$"),
+        ([("a.bin", 0)] * 9, {}, "train sample 0: events are neither frames .T,C,H,W. nor"),
+        ([(torch.zeros(4, 2, 3, 3), 0)] * 9, {"T": 5}, "not by T=5: leave T out"),
+        ([(torch.zeros(4, 2, 3, 3), 0)] * 9, {"size": 8}, "not by size=8: leave size out"),
         ([(torch.zeros(2, 3, 3), 0)] * 9, {}, r"sample 0: frames of shape \(2, 3, 3\), not"),
         (Mine(), {}, r'sample 0: events need the sensor.*sensor="720x1280"'),
         (Mine(), {"sensor": (2, 2)}, r"train sample 0: event .* outside the sensor of H=2 W=2"),

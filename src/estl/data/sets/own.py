@@ -7,6 +7,7 @@ from functools import cache, partial
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from estl.data.cache import Load
@@ -24,8 +25,9 @@ class FromDataset(SplitData):
     """A `torch.utils.data.Dataset`, or a sequence, of (events, label) or (events, label, image).
 
     Events are a structured array with the fields t (in microseconds), x, y and p, which are binned
-    here, or a tensor of frames (T,C,H,W), which are taken as they are. Labels are numbers, which
-    stay what they are, or names. An image is a tensor (3,h,w) in [0,1]. All samples have one shape.
+    here, or frames (T,C,H,W), a tensor or an array, which are taken as they are. Labels are
+    numbers, which stay what they are, or names. An image is a tensor or an array (3,h,w) in [0,1].
+    All samples have one shape.
 
     Labels are taken from the attribute `targets` where there is one, and no `target_transform`
     that changes them; otherwise every sample is asked for once. The fingerprint and the search for
@@ -37,14 +39,15 @@ class FromDataset(SplitData):
         val: the validation split.
         test: the test split.
         classes: names of the classes 0, 1, ...; the labels themselves if None.
-        T: number of frames.
-        size: height and width of the frames.
+        T: number of frames that events are binned into; 10 if None, of frames their number.
+        size: height and width of these; 48 if None, of frames their own.
         by: frames of equal event "count" or of equal "time".
         sensor: height and width in pixels, "720x1280".
         loading: arguments of `SplitData`, `ItemData` and `EventData`, but no `cache`.
 
     Raises:
-        ValueError: a sample of another kind, or a label without a class; when a sample is loaded,
+        ValueError: a sample of another kind, frames of other `T` or `size`, or a label without a
+            class; when a sample is loaded,
             one of another shape than the first, with values that are not finite, or an image that
             is not in [0,1]. The text names it.
 
@@ -62,8 +65,8 @@ class FromDataset(SplitData):
         val: Any = None,
         test: Any = None,
         classes: Sequence[str] | None = None,
-        T: int = 10,
-        size: int = 48,
+        T: int | None = None,
+        size: int | None = None,
         by: Slicing = "count",
         sensor: str | tuple[int, int] | None = None,
         **loading: Any,
@@ -117,29 +120,41 @@ def load_sample(item: Item, read: Load, shape: str) -> tuple[Tensor, Tensor | No
 def read_sample(
     item: Item,
     parts: Mapping[str, Any],
-    T: int,
-    size: int,
+    T: int | None,
+    size: int | None,
     by: Slicing,
     sensor: tuple[int, int] | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Frames and image of the sample that an item's number, "test/000012", names."""
     split, number = _place(item)
     what = _name_of(item)
-    events, _, *rest = _sample(parts[split], number, what)
+    events, _, *rest = map(_tensor, _sample(parts[split], number, what))
     if isinstance(events, Tensor):
         if events.ndim != 4:
             raise ValueError(f"{what}: frames of shape {tuple(events.shape)}, not (T,C,H,W)")
+        for name, value, own in (("T", T, events.shape[:1]), ("size", size, events.shape[-2:])):
+            if value is not None and set(own) != {value}:
+                raise ValueError(
+                    f"{what}: frames (T,C,H,W) of shape {tuple(events.shape)} are taken as they "
+                    f"are, and not by {name}={value}: leave {name} out"
+                )
         frames = events.float()
     elif not {*"txyp"} <= {*(getattr(events, "dtype", np.dtype(int)).names or ())}:
-        raise ValueError(f"{what}: events are neither frames nor an array of fields t, x, y, p")
+        raise ValueError(
+            f"{what}: events are neither frames (T,C,H,W) nor an array of fields t, x, y, p"
+        )
     elif sensor is None:
         raise ValueError(f'{what}: events need the sensor\'s size: give sensor="720x1280"')
     else:
         known, _ = from_columns(what, {name: events[name] for name in "txyp"}, sensor)
-        frames = to_frames(known, T, (size, size), by, sensor=sensor)
+        side = size or 48
+        frames = to_frames(known, T or 10, (side, side), by, sensor=sensor)
     image = rest[0] if rest else None
     if image is not None and not (isinstance(image, Tensor) and image.shape[:-2] == (3,)):
-        raise ValueError(f"{what}: its image is no tensor (3,h,w)")
+        raise ValueError(
+            f"{what}: its image is no tensor (3,h,w) in [0,1]: of bytes (h,w,3), as PIL has them, "
+            "it is torch.from_numpy(numpy.array(image)).permute(2, 0, 1) / 255"
+        )
     # As frames are; bytes are refused later.
     return frames, image.float() if image is not None and image.is_floating_point() else image
 
@@ -152,6 +167,12 @@ def _check_range(image: Tensor, what: str) -> None:
             f"{what}: its image is {str(image.dtype).rpartition('.')[2]} from {low:g} to {high:g}, "
             "and has to be floats in [0,1]: divide bytes by 255, leave other scalings out"
         )
+
+
+def _tensor(x: Any) -> Any:
+    """An array of numbers as a tensor, all else as it is."""
+    plain = isinstance(x, np.ndarray) and x.dtype.kind in "buif"
+    return torch.tensor(x) if plain and x.ndim else x
 
 
 def _place(item: Item) -> tuple[str, int]:

@@ -1,0 +1,62 @@
+"""The optimizer's groups: the learning rate of each part, and what has weight decay."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+
+def owner(name: str) -> str:
+    """The part of the learner that a parameter belongs to.
+
+    >>> owner("student.head.weight"), owner("supervision.supervisions.1.projector.weight")
+    ('student', 'projector')
+    """
+    path = [word for word in name.split(".") if not word.isdigit()]
+    below = [word for word in path[1:-1] if word != "supervisions"]
+    return path[0] if path[0] == "student" or not below else below[0]
+
+
+def part_of(name: str, part_lr: Mapping[str, float]) -> str:
+    """The part that a parameter of the learner belongs to: the innermost one in `part_lr`, or its
+    half of the learner.
+
+    >>> part_of("student.head.weight", {"student.head": 1e-2}), part_of("student.head.weight", {})
+    ('student.head', 'student')
+    """
+    path = name.split(".")
+    own = path[0] == "student"  # whose layers may have a part's name
+    parts = [".".join(path[:i]) for i in range(1, len(path))] if own else path
+    return next((part for part in reversed(parts) if part in part_lr), path[0])
+
+
+def parameter_groups(
+    learner: nn.Module, lr: float, weight_decay: float, part_lr: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Per part of the learner its learning rate; norms and biases are without weight decay.
+
+    Raises:
+        ValueError: a frozen student; a part in `part_lr` that no parameter belongs to.
+    """
+    members: dict[tuple[str, bool], list[nn.Parameter]] = defaultdict(list)
+    names = [name for name, _ in learner.named_parameters()]
+    for name, parameter in learner.named_parameters():
+        if parameter.requires_grad:
+            members[part_of(name, part_lr), parameter.ndim > 1].append(parameter)
+    if not any(p.requires_grad for n, p in learner.named_parameters() if owner(n) == "student"):
+        raise ValueError("nothing of the student is trained: set requires_grad on a part of it")
+    if absent := set(part_lr) - {part_of(name, part_lr) for name in names}:
+        raise ValueError(
+            f"part_lr names {sorted(absent)}, which no parameter belongs to: "
+            "correct learner.part_lr"
+        )
+    return [
+        {
+            "params": parameters,
+            "lr": part_lr.get(part, lr),
+            "weight_decay": weight_decay if decays else 0.0,
+            "name": f"{part}/{'weights' if decays else 'biases'}",
+        }
+        for (part, decays), parameters in members.items()
+    ]

@@ -125,6 +125,7 @@ class Report:
         same: exact repetitions, within splits and across.
         near: pictures that look the same, across splits.
         measures: microseconds and events of each of the own recordings that were decoded.
+        paired: whether images are used: those that are left out are listed, and not wrong.
     """
 
     counts: dict[str, Counter[str]]
@@ -139,12 +140,14 @@ class Report:
     same: list[Group]
     near: list[Group]
     measures: list[tuple[int, int]]
+    paired: bool
 
     @property
     def wrong(self) -> bool:
         """Whether something must be put right: a leak, or what is broken, missing or lacking."""
         leaks = any(group.leak for group in self.same)
-        return bool(self.lacking or self.no_image or self.unreadable or leaks)
+        missed = self.paired and self.no_image
+        return bool(self.lacking or missed or self.unreadable or leaks)
 
     def entries(self) -> dict[str, list[str]]:
         """What was found, under the names of `TITLES`."""
@@ -215,8 +218,7 @@ def check(
     data = with_items(data)
     own = data if isinstance(data, Recordings) else None
     no_image, no_recording = list[Path](), list[Path]()
-    paired = any(item.image for items in data.splits.values() for item in items)
-    if root and paired and not (own and own.table):  # which has no images
+    if root and not (own and own.table):  # which has no images
         no_image, no_recording = missing_partners(root)
     chosen = {s: sorted(evenly(items, limit), key=by_file) for s, items in data.splits.items()}
     members = [Member(s, item) for s, items in chosen.items() for item in items]
@@ -247,7 +249,8 @@ def check(
     missing = (no_image, no_recording, nested, others, bare, unreadable)
     # Once a recording, of which several items may be windows.
     measures = {m.item.events: found for m, (_, _, found) in seen.items() if found is not None}
-    facts = (same, close, list(measures.values()))
+    paired = any(item.image for items in data.splits.values() for item in items)
+    facts = (same, close, list(measures.values()), paired)
     return Report(counts, lacking(data), len(seen), *missing, *facts)
 
 

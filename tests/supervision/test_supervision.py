@@ -26,7 +26,7 @@ from estl.supervision import (
     tse_keep,
     tse_loss,
 )
-from estl.supervision.steps import StepLoss, erased, running_mean
+from estl.supervision.steps import StepLoss, erased, kept_mean, running_mean
 from estl.training.checkpoint import make as instantiate
 from estl.training.recipe import make_parser, parse
 from estl.types import Batch, Loss, Output
@@ -313,6 +313,27 @@ def test_a_criterion_is_asked_once_about_all_steps_as_rows() -> None:
     assert labels.tolist() == [label for label in batch.label.tolist() for _ in range(3)]
     by_step = sum(F.cross_entropy(output.logits[:, t], batch.label) for t in range(3))
     torch.testing.assert_close(total, by_step)
+
+
+@pytest.mark.parametrize("layout", ["as it is", "time first", "expanded"])
+def test_the_mean_of_what_is_kept_is_that_of_the_erased_map(layout: str) -> None:
+    B, T, D, H, W = 2, 3, 5, 4, 6
+    x = torch.randn(B, T, D, H, W, dtype=torch.double)
+    if layout == "time first":  # as students have it
+        x = torch.randn(T, B, H, W, D, dtype=torch.double).permute(1, 0, 4, 2, 3)
+    x = x.requires_grad_()
+    maps = x[:, :1].expand(-1, T, -1, -1, -1) if layout == "expanded" else x
+    keep, weights = torch.rand(B, T, H, W) < 0.6, torch.randn(B, T, D, dtype=torch.double)
+    found, expected = kept_mean(maps, keep), (maps * keep[:, :, None]).mean((-2, -1))
+    torch.testing.assert_close(found, expected)
+    (grad,), (other,) = (
+        torch.autograd.grad((y * weights).sum(), x, retain_graph=True) for y in (found, expected)
+    )
+    torch.testing.assert_close(grad, other)
+    if layout != "expanded":
+        assert grad.stride() == x.stride()
+    assert torch.autograd.gradcheck(lambda x: kept_mean(x, keep).square(), x)
+    assert torch.autograd.gradgradcheck(lambda x: kept_mean(x, keep).square(), x)
 
 
 def test_class_weights_of_a_recipe_are_those_of_pytorch() -> None:

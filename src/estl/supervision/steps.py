@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -206,6 +206,40 @@ def running_mean(x: Float[Tensor, "B T *rest"]) -> Float[Tensor, "B T *rest"]:
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     steps = torch.arange(1, x.shape[1] + 1, device=x.device)
     return x.cumsum(1) / steps.view(-1, *[1] * (x.ndim - 2))
+
+
+def kept_mean(
+    features: Float[Tensor, "B T D H W"], keep: Bool[Tensor, "B T H W"]
+) -> Float[Tensor, "B T D"]:
+    """The mean over the H*W places of what is kept, 1/(H*W) sum_{i,j} M_t(i,j) F_t(i,j).
+
+    The erased map is there for a step at a time, and the gradient is written once, in the order of
+    memory that the features have; the graph saves only the mask, which has no gradient.
+
+    >>> kept_mean(torch.ones(1, 1, 1, 1, 4), torch.tensor([[[[True, True, False, True]]]]))
+    tensor([[[0.7500]]])
+    """
+    return cast(Tensor, _KeptMean.apply(features, keep))
+
+
+class _KeptMean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, keep: Tensor) -> Tensor:
+        ctx.save_for_backward(keep)
+        ctx.strides = torch.empty_like(features, device="meta").stride()  # dense, of a view too
+        each = zip(features.unbind(1), keep.unsqueeze(2).unbind(1), strict=True)
+        return torch.stack([(f * kept).mean((-2, -1)) for f, kept in each], 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (keep,) = ctx.saved_tensors
+        places = keep.shape[-2:]
+        each, kept = (grad / places.numel())[..., None, None], keep.unsqueeze(2)
+        if torch.is_grad_enabled():  # who differentiates the gradient
+            return each * kept, None
+        shape = (*grad.shape, *places)
+        out = torch.empty_strided(shape, ctx.strides, dtype=grad.dtype, device=grad.device)
+        return torch.mul(each, kept, out=out), None
 
 
 def of_true_class(x: Float[Tensor, "B *rest K"], labels: Labels) -> Float[Tensor, "B *rest"]:

@@ -252,12 +252,22 @@ def _mask(
 def _past_prediction(
     features: Float[Tensor, "B T D H W"], classify: Classify, labels: Labels
 ) -> Float[Tensor, "B T-1 H W"]:
-    """Eq. 7: P_t of steps t = 2..T."""
+    """Eq. 7: P_t of steps t = 2..T.
+
+    Of each step the logits of all places, which with many classes are the most that is held here,
+    are summed, normalized and forgotten while they are in the cache.
+    """
     B, _, _, H, W = features.shape
     places = features[:, :-1].permute(0, 3, 4, 1, 2).flatten(0, 2)  # (B*H*W, T-1, D)
     with steps.eval_mode(classify):
-        past = steps.running_mean(classify(places)).softmax(-1)
-    return steps.of_true_class(past.unflatten(0, (B, H, W)), labels).movedim(-1, 1)
+        logits = classify(places)
+    total = torch.zeros_like(logits[:, 0], dtype=torch.promote_types(logits.dtype, torch.float32))
+    found = []
+    for t, z in enumerate(logits.unbind(1), 1):
+        total += z
+        past = (total / t).softmax(-1).unflatten(0, (B, H, W))
+        found.append(steps.of_true_class(past, labels))
+    return torch.stack(found, 1)
 
 
 def relaxed_keep(
@@ -273,13 +283,11 @@ def relaxed_keep(
 def _pool(
     features: Float[Tensor, "B T D H W"], keep: Shaped[Tensor, "B T H W"]
 ) -> Float[Tensor, "B T D"]:
-    """Eq. 11: the mean over all places, erased ones as zeros.
-
-    As a product of matrices it never forms the erased map, and the graph saves only the mask. Time
-    first, as a student's features lie in memory: einsum would copy them otherwise.
-    """
-    kept = keep.to(features.dtype)
-    pooled = torch.einsum("tbdhw,tbhw->tbd", features.transpose(0, 1), kept.transpose(0, 1))
+    """Eq. 11: the mean over all places, erased ones as zeros; the graph saves only the mask."""
+    if keep.dtype == torch.bool:
+        return steps.kept_mean(features, keep)
+    # Time first, as a student's features lie in memory: einsum would copy them otherwise.
+    pooled = torch.einsum("tbdhw,tbhw->tbd", features.transpose(0, 1), keep.transpose(0, 1))
     return pooled.transpose(0, 1) / (keep.shape[-2] * keep.shape[-1])
 
 

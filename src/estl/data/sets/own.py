@@ -147,8 +147,8 @@ def read_sample(
         raise ValueError(f'{what}: events need the sensor\'s size: give sensor="720x1280"')
     else:
         known, _ = from_columns(what, {name: events[name] for name in "txyp"}, sensor)
-        side = size or 48
-        frames = to_frames(known, T or 10, (side, side), by, sensor=sensor)
+        count, side = 10 if T is None else T, 48 if size is None else size
+        frames = to_frames(known, count, (side, side), by, sensor=sensor)
     image = rest[0] if rest else None
     if image is not None and not (isinstance(image, Tensor) and image.shape[:-2] == (3,)):
         raise ValueError(

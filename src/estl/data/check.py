@@ -188,10 +188,11 @@ class Report:
 
 
 def _listed(title: str, entries: Sequence[object], shown: int | None) -> Iterator[str]:
-    left = len(entries[:0] if shown is None else entries[shown:])
-    more = [f"  and {left} more (--all lists them)"] if left else []
     if entries:
-        yield from (f"{title}: {len(entries)}", *(f"  {e}" for e in entries[:shown]), *more)
+        first = entries[:shown]
+        yield from (f"{title}: {len(entries)}", *(f"  {e}" for e in first))
+        if left := len(entries) - len(first):
+            yield f"  and {left} more (--all lists them)"
 
 
 def check(

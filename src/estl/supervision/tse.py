@@ -252,22 +252,12 @@ def _mask(
 def _past_prediction(
     features: Float[Tensor, "B T D H W"], classify: Classify, labels: Labels
 ) -> Float[Tensor, "B T-1 H W"]:
-    """Eq. 7: P_t of steps t = 2..T.
-
-    Of each step the logits of all places, which with many classes are the most that is held here,
-    are summed, normalized and forgotten while they are in the cache.
-    """
+    """Eq. 7: P_t of steps t = 2..T."""
     B, _, _, H, W = features.shape
     places = features[:, :-1].permute(0, 3, 4, 1, 2).flatten(0, 2)  # (B*H*W, T-1, D)
     with steps.eval_mode(classify):
-        logits = classify(places)
-    total = torch.zeros_like(logits[:, 0], dtype=torch.promote_types(logits.dtype, torch.float32))
-    found = []
-    for t, z in enumerate(logits.unbind(1), 1):
-        total += z
-        past = (total / t).softmax(-1).unflatten(0, (B, H, W))
-        found.append(steps.of_true_class(past, labels))
-    return torch.stack(found, 1)
+        past = steps.running_mean(classify(places)).softmax(-1)
+    return steps.of_true_class(past.unflatten(0, (B, H, W)), labels).movedim(-1, 1)
 
 
 def relaxed_keep(

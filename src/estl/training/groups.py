@@ -40,13 +40,13 @@ def parameter_groups(
         ValueError: a frozen student; a part in `part_lr` that no parameter belongs to.
     """
     members: dict[tuple[str, bool], list[nn.Parameter]] = defaultdict(list)
-    names = [name for name, _ in learner.named_parameters()]
-    for name, parameter in learner.named_parameters():
-        if parameter.requires_grad:
-            members[part_of(name, part_lr), parameter.ndim > 1].append(parameter)
-    if not any(p.requires_grad for n, p in learner.named_parameters() if owner(n) == "student"):
+    named = dict(learner.named_parameters())
+    trained = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
+    for name, parameter in trained.items():
+        members[part_of(name, part_lr), parameter.ndim > 1].append(parameter)
+    if not any(name.startswith("student.") for name in trained):
         raise ValueError("nothing of the student is trained: set requires_grad on a part of it")
-    if absent := set(part_lr) - {part_of(name, part_lr) for name in names}:
+    if absent := set(part_lr) - {part_of(name, part_lr) for name in named}:
         raise ValueError(
             f"part_lr names {sorted(absent)}, which no parameter belongs to: "
             "correct learner.part_lr"

@@ -47,9 +47,8 @@ class FromDataset(SplitData):
 
     Raises:
         ValueError: a sample of another kind, frames of other `T` or `size`, or a label without a
-            class; when a sample is loaded,
-            one of another shape than the first, with values that are not finite, or an image that
-            is not in [0,1]. The text names it.
+            class; when a sample is loaded, one of another shape than the first, with values that
+            are not finite, or an image that is not in [0,1]. The text names it.
 
     >>> import torch
     >>> frames = [torch.full((2, 2, 4, 4), float(i)) for i in range(20)]

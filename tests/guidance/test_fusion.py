@@ -1,3 +1,4 @@
+import unittest.mock
 from typing import Any
 
 import pytest
@@ -113,6 +114,29 @@ def test_the_gate_s_mean_is_that_of_the_gate_s_outputs(query: str) -> None:
     torch.testing.assert_close(fused.gate_mean, gates[0].mean())
     assert not fused.gate_mean.requires_grad
     assert fused.feature.shape == (2, 16)
+
+
+def test_edges_that_stay_give_the_same_without_the_fused_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On the CPU, where few scores are formed; the kernel would compute a gradient of the edges."""
+    _, ours = pair(clip_dim=24, edge_dim=5, heads=4)
+    ours, x = ours.double(), torch.randn(3, 9, 24).double()
+    edges = torch.rand(3, 5, 6, 4).double(), torch.rand(3, 1, 6, 4).double()
+
+    def found() -> list[Tensor]:
+        ours.zero_grad()
+        ours(x, *edges).square().sum().backward()
+        return [p.grad.clone() for p in ours.parameters() if p.grad is not None]
+
+    kernel = unittest.mock.Mock(wraps=F.scaled_dot_product_attention)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", kernel)
+    formed = found()
+    assert not kernel.called
+    monkeypatch.setattr(fusion, "DENSE", 3 * 4 * 9 * 24 - 1)
+    fused = found()
+    assert kernel.called
+    torch.testing.assert_close(formed, fused, atol=1e-12, rtol=1e-9)
 
 
 @pytest.mark.parametrize(("grid", "size"), [(3, (3, 3)), ((2, 4), (2, 4))])

@@ -18,6 +18,9 @@ from estl.guidance.edges import Edges
 CHUNK = 4096
 """Number of edge tokens in memory at once where edges are the queries."""
 
+DENSE = 2**23
+"""Scores, at most, that are formed where that is faster (see `_attend`): 32 MiB of float32."""
+
 
 class Fused(NamedTuple):
     """What `EdgeGuidedFusion.fuse` returns: the feature; of it, what attention added (the mean of
@@ -169,9 +172,8 @@ class EdgeGuidedFusion(nn.Module):
         threads = torch.get_num_threads() if u.device.type == "cpu" else 1
         groups = math.gcd(heads, math.ceil(threads / B))
         keys = u.unsqueeze(1).expand(-1, groups, -1, -1)
-        u_bar = F.scaled_dot_product_attention(
-            q.reshape(B, groups, heads // groups * N, -1), keys, keys, scale=d**-0.5
-        ).view(B, heads, N, -1)
+        q = q.reshape(B, groups, heads // groups * N, -1)
+        u_bar = _attend(q, keys, d**-0.5).view(B, heads, N, -1)
         values = torch.einsum("bhnf,hdf->bnhd", u_bar, (w_v @ proj).view(heads, d, -1))
         return self.cross_attn.out_proj(values.reshape(B, N, E) + b_v)
 
@@ -193,3 +195,15 @@ class EdgeGuidedFusion(nn.Module):
         sums = [checkpoint(part, f, w, use_reentrant=False) for f, w in chunks]
         x, added, gate = (torch.stack(s).sum(0) for s in zip(*sums, strict=True))
         return x, added, gate
+
+
+def _attend(
+    q: Float[Tensor, "B G N F"], keys: Float[Tensor, "B G M F"], scale: float
+) -> Float[Tensor, "B G N F"]:
+    """softmax(scale * q keys^T) keys. On the CPU the fused kernel computes a gradient of keys that
+    need none, such as edges that stay: few scores are faster formed.
+    """
+    few = q.shape[:-1].numel() * keys.shape[-2] <= DENSE
+    if q.device.type == "cpu" and few and not keys.requires_grad:
+        return (scale * q @ keys.mT).softmax(-1) @ keys
+    return F.scaled_dot_product_attention(q, keys, keys, scale=scale)

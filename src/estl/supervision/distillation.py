@@ -194,16 +194,16 @@ class EdgeGuidedDistillation(Supervision):
     def _guide(self, output: Output, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Every term but cls, and the metrics."""
         terms, metrics, own = dict[str, Tensor](), dict[str, Tensor](), batch.labeled
-        n = len(own.label)
         tokens, grid = self._tokens(output)
-        image = batch.images_for(NAME)
+        n, image = len(own.label), batch.images_for(NAME)
         seen = TeacherOutput(*self.kept(self.teacher, image)) if self.kept else self.teacher(image)
         # Without these, nothing asks for the edges of images whose recordings were drawn.
         every = self.fusion is not None or not {"edge_align", "edge_reg"}.isdisjoint(self.weights)
-        look = self._look(of := batch if every else own.first(WATCHED) if self.frozen else own)
+        few = own.first(WATCHED) if self.frozen else own
+        look = self._look(batch if every else few)
         if look is not None:
-            sobel = self.sobel.edges(on_frames(of.images_for(NAME), of.events))
-            metrics |= watch_edges(look.edges.detach(), sobel, of.labeled.events)
+            sobel = self.sobel.edges(on_frames(few.images_for(NAME), few.events))
+            metrics |= watch_edges(look.edges[: len(sobel)].detach(), sobel, few.events)
 
         target = seen.pooled
         if self.fusion is not None and look is not None:

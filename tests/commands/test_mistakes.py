@@ -150,7 +150,7 @@ compare --dataset=digits --arch=vggsnn --only=nosuch {HERE}         | the experi
 compare --dataset=digits --arch=vggsnn --only=tse,{{t}}/key.yaml {HERE}    | chooses no supervision
 compare --dataset=digits --arch=vggsnn --only={{t}}/no.yaml {HERE}  | no.yaml cannot be read
 compare --dataset=digits --arch=vggsnn --eps=x {HERE}               | give a number or a fraction
-tune --dataset=digits --arch=vggsnn --trials=0 {HERE}               | trials=0: at least 1
+tune --dataset=digits --arch=vggsnn --trials=0 {HERE}               | --trials is 0: give a number
 tune --dataset=digits --arch=vggsnn --grid-tau-f=0.3 {HERE}         | give --grid-tau-f and --grid
 tune --dataset=digits --arch=vggsnn --storage=nosuch://x {HERE}     | give another --storage
 tune --dataset=digits --arch=vggsnn                                 | --output-dir requires an arg

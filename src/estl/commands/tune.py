@@ -43,6 +43,8 @@ def tune(
     from estl.training.processes import take_over
     from estl.training.results import command_line
 
+    if trials < 1:
+        raise ValueError(f"--trials is {trials}: give a number at least 1")
     if bool(grid_tau_f) != bool(grid_kappa):
         raise ValueError("a grid needs both: give --grid-tau-f and --grid-kappa, or neither")
     if launcher != "local" and (storage is None or storage.startswith("sqlite")):

@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -16,14 +16,18 @@ _ENDS = 4096  # bytes
 
 @dataclass(frozen=True)
 class Member:
-    """An item of a split and, if stored in files, which one is meant."""
+    """An item of a split, or of the bridge that trains with it, and, if stored in files, which one
+    is meant.
+    """
 
     split: str
     item: Item
     path: Path | None = None
+    bridge: bool = False
 
     def __str__(self) -> str:
-        return f"{self.split} item {self.item}" + (f" ({self.path})" if self.path else "")
+        what = "bridge image" if self.bridge else f"{self.split} item"
+        return f"{what} {self.item}" + (f" ({self.path})" if self.path else "")
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Group:
 def repeated(data: ItemData, unreadable: Collection[Item] = ()) -> list[Group]:
     """All that is listed or stored more than once, in any splits; `unreadable` have no content."""
     members = [Member(split, item) for split, items in data.splits.items() for item in items]
-    members += [Member("train", item) for item in data.unpaired]
+    members += [Member("train", item, bridge=True) for item in data.unpaired]
     groups = alike("name", members, lambda m: m.item)
     if data.content is not file_content:
         known = [m for m in members if m.item not in unreadable]
@@ -68,7 +72,7 @@ def repeated(data: ItemData, unreadable: Collection[Item] = ()) -> list[Group]:
     once = (cache(key) for key in (os.path.getsize, _ends, _whole))
     keys = [lambda m, key=key: key(m.path) for key in once]
     for what, attribute in (("image", "image"), ("recording", "events")):
-        files = [Member(m.split, m.item, getattr(m.item, attribute)) for m in members]
+        files = [replace(m, path=getattr(m.item, attribute)) for m in members]
         same = alike(what, [m for m in files if m.path and m.path.is_file()], *keys)
         groups += [g for g in same if g.leak or len({m.path for m in g.members}) > 1]
     return groups

@@ -131,7 +131,7 @@ def test_the_command_writes_what_fits_by_recipe(
 ) -> None:
     recipe = yaml.safe_load((RECIPES / "nmnist_plain.yaml").read_text())
     recipe["data"]["init_args"]["T"] = 3
-    recipe["student"]["init_args"]["layers"] = [16, "AP", 32]
+    recipe["student"]["init_args"]["layers"] = [8, 8, 8, 8]
     small = str(tmp_path / "small.yaml")
     Path(small).write_text(yaml.safe_dump(recipe))
     assert main(["bench", "--memory", small, "--output-dir", str(tmp_path)]) == 0

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from estl.neurons import LIF
 from estl.students.layers import PerStep, conv_norm, time_first
+from estl.students.pooling import AvgPool, MaxPool
 from estl.types import direct_code, is_static
 
 
@@ -32,7 +33,8 @@ def test_per_step_on_time_first_memory_copies_nothing() -> None:
     y = PerStep(nn.Identity())(x)
     assert y.data_ptr() == x.data_ptr()
     assert y.stride() == x.stride()
-    for layer in (PerStep(nn.Conv2d(3, 5, 3)), conv_norm(3, 5), LIF(), PerStep(nn.AvgPool2d(2))):
+    pools = PerStep(AvgPool(2)), PerStep(MaxPool(3, 2, 1))
+    for layer in (PerStep(nn.Conv2d(3, 5, 3)), conv_norm(3, 5), LIF(), *pools):
         assert channels_last(layer(x))
 
 

@@ -55,7 +55,7 @@ def test_each_pooling_halves_a_side_rounded_up(poolings: int, grid: tuple[int, i
 
 def test_only_the_last_stages_pool() -> None:
     kinds = [type(m[0]).__name__ for m in PatchSplitting(2, 8, 2).stages if len(list(m.children()))]
-    assert kinds == ["Conv2d", "Conv2d", "Conv2d", "MaxPool2d", "Conv2d", "MaxPool2d"]
+    assert kinds == ["Conv2d", "Conv2d", "Conv2d", "MaxPool", "Conv2d", "MaxPool"]
 
 
 @pytest.mark.parametrize("readout", ["mean", "token"])

@@ -331,7 +331,7 @@ def test_another_framework_runs_the_nir_of_convolutional_students(
     [
         (Spikformer(dim=16, depth=1, heads=2), "Spikformer cannot be expressed in NIR"),
         (VGGSNN(frame_size=(8, 8), layers=(4,), neuron={"reset": "soft"}), "soft reset"),
-        (ResNet((1,), (4,), stem="7x7"), "NIR has no MaxPool2d"),
+        (ResNet((1,), (4,), stem="7x7"), "NIR has no MaxPool"),
     ],
     ids=["spikformer", "soft", "pool"],
 )

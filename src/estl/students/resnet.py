@@ -20,6 +20,7 @@ from estl.students.layers import (
     one_by_one,
     time_first,
 )
+from estl.students.pooling import MaxPool
 from estl.students.recompute import through
 from estl.types import Output
 
@@ -127,7 +128,7 @@ class ResNet(nn.Module):
             self.stem = Layers(
                 conv_norm(in_channels, stem_width, 7, stride=2),
                 lif(),
-                PerStep(nn.MaxPool2d(3, stride=2, padding=1)),
+                PerStep(MaxPool(3, stride=2, padding=1)),
             )
         stages = []
         channels = stem_width

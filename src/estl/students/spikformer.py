@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from estl.neurons import LIF
 from estl.neurons.fused import one_forward
 from estl.students.layers import Layers, PerStep, PerToken, Readout, conv_norm, time_first
+from estl.students.pooling import MaxPool
 from estl.students.recompute import ending_with_neurons, through
 from estl.types import Output
 
@@ -144,7 +145,7 @@ class PatchSplitting(nn.Module):
         for i in range(4):
             stages += [conv_norm(widths[i], widths[i + 1], weight=WEIGHT), neuron()]
             if i >= 4 - poolings:
-                stages.append(PerStep(nn.MaxPool2d(3, stride=2, padding=1)))
+                stages.append(PerStep(MaxPool(3, stride=2, padding=1)))
         self.stages = Layers(*stages)
         self.position = Layers(conv_norm(dim, dim, weight=WEIGHT), neuron())
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from estl.neurons import LIF
 from estl.neurons.fused import one_forward
 from estl.students.layers import Layers, PerStep, Readout, conv_norm, time_first
+from estl.students.pooling import AvgPool
 from estl.students.recompute import ending_with_neurons, through
 from estl.types import Output
 
@@ -59,7 +60,7 @@ class VGGSNN(nn.Module):
         width = in_channels
         for layer in layers:
             if layer == "AP":
-                stages.append(PerStep(nn.AvgPool2d(2)))
+                stages.append(PerStep(AvgPool(2)))
             elif isinstance(layer, int) and layer > 0:
                 stages += [conv_norm(width, layer, bias=True), LIF.tet(**(neuron or {}))]
                 width = layer

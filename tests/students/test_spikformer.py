@@ -1,6 +1,7 @@
 """Spikformer against loops over steps, heads and tokens that keep the potentials by hand."""
 
 from collections import defaultdict
+from typing import Any
 
 import pytest
 import torch
@@ -293,3 +294,19 @@ def test_the_token_reads_the_patches_through_the_attention_alone() -> None:
     assert not torch.allclose(net(a).logits, net(b).logits)
     net.blocks[0].attention.scale = 0.0
     torch.testing.assert_close(net(a).logits, net(b).logits)
+
+
+def test_gradients_come_in_the_order_of_memory_that_the_maps_have() -> None:
+    """Otherwise every residual layer copies its own, and the pools theirs twice."""
+    net = Spikformer(dim=16, depth=2, heads=2)
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def watch(module: nn.Module, args: Any, maps: Tensor) -> None:
+        maps.register_hook(lambda grad: seen.append((maps, grad)))
+
+    net.patches.register_forward_hook(watch)
+    output = net(torch.rand(3, 4, 2, 12, 12))
+    tokens = output.tokens
+    (output.logits.square().sum() + tokens.mean(1).square().sum()).backward()
+    ((maps, grad),) = seen
+    assert grad.stride() == maps.stride()

@@ -7,7 +7,7 @@ between layers, and convolutions need not bring their input into another order f
 """
 
 from collections.abc import Callable, Iterable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -72,6 +72,31 @@ def per_step(
         return layer(flat).unflatten(0, steps.shape[:2]).transpose(0, 1)
     outputs = torch.cat([layer(_dense(step)) for step in steps])  # which keeps channels last
     return outputs.unflatten(0, steps.shape[:2]).transpose(0, 1)
+
+
+def gradient_in_order(x: Float[Tensor, "B T *shape"]) -> Float[Tensor, "B T *shape"]:
+    """`x`, whose gradient comes in the order of `time_first` in memory.
+
+    That of a mean over tokens has the order of samples, and sums keep the order of their first
+    term: along the residual connections of a transformer each layer would copy it, and what folds
+    time into the batch would bring maps out of channels last.
+
+    >>> x = torch.rand(2, 4, 9, 8).transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
+    >>> gradient_in_order(x).mean(2).sum().backward()
+    >>> x.grad.stride() == x.stride()
+    True
+    """
+    return x if torch.compiler.is_compiling() else cast(Tensor, _InOrder.apply(x))
+
+
+class _InOrder(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.transpose(0, 1).contiguous().transpose(0, 1)
 
 
 def _dense(step: Tensor) -> Tensor:

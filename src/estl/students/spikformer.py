@@ -10,7 +10,15 @@ from torch import Tensor, nn
 
 from estl.neurons import LIF
 from estl.neurons.fused import one_forward
-from estl.students.layers import Layers, PerStep, PerToken, Readout, conv_norm, time_first
+from estl.students.layers import (
+    Layers,
+    PerStep,
+    PerToken,
+    Readout,
+    conv_norm,
+    gradient_in_order,
+    time_first,
+)
 from estl.students.pooling import MaxPool
 from estl.students.recompute import ending_with_neurons, through
 from estl.types import Output
@@ -257,6 +265,7 @@ class Spikformer(nn.Module):
             tokens = through(self, self.blocks, tokens, levels=2 * len(self.blocks) + 2)
         else:
             tokens = self.blocks(tokens)
+        tokens = gradient_in_order(tokens)
         if self.token is None:
             patch_tokens, class_token = tokens, tokens.mean(2)
         else:

@@ -100,6 +100,25 @@ def test_a_computed_step_holds_what_a_real_one_does(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("cifar10_plain", []),
+        ("ncaltech101_clip", ["--supervision=estl.supervision.MeanCE", "--learner.part_lr=null"]),
+    ],
+)
+def test_recomputed_memory_grows_by_a_third_of_plain_at_most(recipe: str, words: list[str]) -> None:
+    """ResNet-19, and Spikformer of events only, from 2 to 8 steps."""
+
+    def peak(T: int, recompute: bool) -> int:
+        given = [*words, f"--data.init_args.T={T}", f"--learner.recompute={recompute}"]
+        return FakeStep(*parse(TrainingFlags(config=(recipe,)).spell_out(given))).peak(2)
+
+    kept, recomputed = (peak(8, lean) - peak(2, lean) for lean in (False, True))
+    assert recomputed < kept / 3, recomputed / kept
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["nmnist_plain", "nmnist_guided"])
 def test_between_steps_weights_gradients_optimizer_and_teacher_are_held(recipe: str) -> None:
     computed = step(recipe)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch._inductor.utils import run_and_get_code
 
-from estl.neurons import LIF, Sigmoid, fused, kernels
-from estl.neurons.fused_norm import Norm, statistics
+from estl.neurons import LIF, Sigmoid, fused, fused_norm, kernels
+from estl.neurons.fused_norm import Norm
 from estl.neurons.lif import Potentials
+from estl.neurons.moments import statistics
 from estl.neurons.norm import norm_lif, of_spikes, pairs
 from estl.students import VGGSNN, ResNet, Spikformer
 from estl.students.layers import Layers, PerStep, PerToken, conv_norm, time_first
@@ -146,6 +147,41 @@ def test_one_pass_with_a_shortcut_equals_the_modules(neuron: str, steps: int) ->
     shortcut = time_first((torch.rand(3, steps, 7, 5, 4) < 0.3).double(), 7)
     assert_same(norm_of(7), NEURONS[neuron], maps(3, steps, 7, 5, 4), shortcut)
     assert_same(norm_of(7), NEURONS[neuron], maps(3, steps, 7, 5, 4), 4 * shortcut, norm_of(7))
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("neuron", NEURONS)
+@pytest.mark.parametrize("second", ["none", "shortcut", "normalized"])
+def test_in_pieces_over_what_was_read_it_is_the_same(
+    neuron: str, second: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    norms = norm_of(7), norm_of(7) if second == "normalized" else None
+    given = [maps(3, 5, 7, 5, 4) for _ in range(1 if second == "none" else 2)]
+    weights, found = torch.randn(3, 5, 7, 5, 4), []
+    for piece, may_write in ((fused_norm.PIECE, False), (5 * 7 * 4, True)):
+        monkeypatch.setattr(fused_norm, "PIECE", piece)
+        leaves = [x.clone().requires_grad_() for x in given]
+        norm, shortcut_norm = deepcopy(norms)
+        read = [x * 1 for x in leaves]
+        others = *read[1:], *([shortcut_norm] if shortcut_norm is not None else [])
+        spikes = norm_lif(norm, NEURONS[neuron], read[0], *others, may_write=may_write)
+        (spikes * weights).sum().backward()
+        written = [not torch.equal(a, b) for a, b in zip(read, leaves, strict=True)]
+        assert written == [may_write, may_write and second == "normalized"][: len(given)]
+        parts = [
+            *leaves,
+            *norm.parameters(),
+            *(shortcut_norm.parameters() if shortcut_norm else ()),
+        ]
+        found.append([spikes, *(part.grad for part in parts)])
+    for a, b in zip(*found, strict=True):
+        if isinstance(
+            NEURONS[neuron].options["surrogate"], Sigmoid
+        ):  # eager code has two ways for exponentials
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+        else:
+            assert torch.equal(a, b)
 
 
 @pytest.mark.usefixtures("uncompiled")

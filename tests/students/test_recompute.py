@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from estl.neurons import fused, kernels
+from estl.neurons import LIF, fused, fused_norm, kernels
 from estl.students import VGGSNN, ResNet, Spikformer
-from estl.students.recompute import pack, recomputing, unpack
+from estl.students.layers import PerStep, fire, time_first
+from estl.students.recompute import again, pack, recomputing, unpack
 from estl.supervision import TET
 from estl.training.learner import Learner
 from estl.types import direct_code
@@ -71,6 +72,46 @@ def test_what_was_one_pass_is_one_again(
         train(kept, x, torch.float32), train(recomputed, x, torch.float32), strict=True
     ):
         assert torch.equal(a, b)
+
+
+def test_hooks_see_what_they_see_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of a convolution, over whose output the backward pass else writes, and of a block."""
+    monkeypatch.setenv("ESTL_COMPILE", "1")
+    monkeypatch.setattr(kernels, "_no_compiler", {"cpu"})
+    monkeypatch.setattr(fused_norm, "PIECE", 1)
+    for name, of in (("resnet", "stages.1.0.residual.2.0"), ("spikformer", "blocks.1")):
+        torch.manual_seed(0)
+        kept = STUDENTS[name]()
+        seen: list[list[Tensor]] = []
+        for student in (kept, deepcopy(kept)):
+            if seen:
+                recomputing(student)
+            of_this: list[Tensor] = []
+            student.get_submodule(of).register_forward_hook(
+                lambda *args, s=of_this: s.append(args[2])
+            )
+            torch.manual_seed(0)
+            train(student, torch.poisson(torch.rand(3, 4, 2, 12, 12)), torch.float32)
+            seen.append(of_this)
+        passes = len(seen[1]) // len(seen[0])  # a block's second pass ends before its hook
+        assert (len(seen[0]), passes) == (2, 2 if name == "resnet" else 1)
+        assert all(torch.equal(seen[0][i // passes], x) for i, x in enumerate(seen[1]))
+
+
+def test_what_no_layer_made_is_not_written_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the norm reads the input of the block, and so does its shortcut."""
+    monkeypatch.setenv("ESTL_COMPILE", "1")
+    monkeypatch.setattr(kernels, "_no_compiler", {"cpu"})
+    monkeypatch.setattr(fused_norm, "PIECE", 1)
+    torch.manual_seed(0)
+    norm = PerStep(nn.Identity(), nn.BatchNorm2d(8))
+    x = time_first(torch.rand(3, 4, 8, 6, 6).round(), 8).requires_grad_()
+    found = []
+    for way in (lambda block: block(x), lambda block: again(norm, block, x)):
+        y = way(lambda x: fire(norm, LIF.tet(), x, x))
+        found.append([y, *torch.autograd.grad((y * torch.arange(6)).sum(), x)])
+    assert torch.equal(x, x.round())
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 DEEP: dict[str, Callable[[], nn.Module]] = {

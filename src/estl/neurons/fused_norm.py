@@ -4,7 +4,8 @@ The backward pass is written out, as that of `fused.py`, and so is that through 
 directions are pure functions, compiled by `kernels.run`.
 """
 
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -18,6 +19,7 @@ from estl.neurons.fused import (
     steps_of,
 )
 from estl.neurons.kernels import run
+from estl.neurons.moments import statistics, sum_of
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
 
@@ -25,8 +27,8 @@ MAPS, TOKENS = (1, 0, 3, 4, 2), (1, 0, 2, 3)
 BACK = {MAPS: (1, 0, 4, 2, 3), TOKENS: TOKENS}
 """Orders of dimensions, and the inverse of each."""
 
-GROUP = 32
-"""Rows whose moments compiled code takes at once."""
+PIECE = 2**18
+"""Values that a backward pass in pieces takes at once at least."""
 
 Statistics = tuple[Float[Tensor, " C"], Float[Tensor, " C"] | None]
 """Of x, and of its shortcut if that is normalized."""
@@ -42,10 +44,12 @@ def fused_norm_lif(
     norm: Norm,
     shortcut: Float[Tensor, "B T *shape"] | None = None,
     shortcut_norm: Norm | None = None,
+    *,
+    may_write: bool = False,
     **options: Any,
 ) -> tuple[Float[Tensor, "B T *shape"], Statistics, Statistics]:
     """Spikes of the normalized x plus the shortcut, with the options of `lif`; means, and biased
-    variances.
+    variances. `may_write` is that of `norm.norm_lif`.
 
     >>> from estl.neurons import LIF
     >>> x = torch.tensor([0.0, 1.0, 0.0, 3.0]).view(1, 4, 1, 1)
@@ -53,20 +57,25 @@ def fused_norm_lif(
     >>> spikes.detach().flatten(), means, variances
     (tensor([0., 0., 0., 1.]), (tensor([1.]), None), (tensor([1.5000]), None))
     """
-    order = ("decay", "gain", "threshold", "reset", "detach_reset", "surrogate", "inclusive")
-    values = [options[name] for name in order]
+    names = ("decay", "gain", "threshold", "reset", "detach_reset", "surrogate", "inclusive")
+    values = [options[name] for name in names]
     values[3] = values[3] == "hard"
     first = x, norm.weight, norm.bias, norm.eps
     second: tuple[Any, ...] = shortcut, None, None, None
     if shortcut_norm is not None:
         second = shortcut, shortcut_norm.weight, shortcut_norm.bias, shortcut_norm.eps
-    spikes, mean, variance, *others = _NormLIF.apply(*first, *second, order_of(norm), *values)
-    shortcut_mean, shortcut_variance = others or (None, None)
-    return spikes, (mean, shortcut_mean), (variance, shortcut_variance)
+    order = order_of(norm)
+    spikes, means, variances, left = _NormLIF.apply(*first, *second, order, may_write, *values)
+    if left is not None:
+        spikes = _Fire.apply(spikes, left, order, values)
+    return spikes, means, variances
 
 
 class _NormLIF(torch.autograd.Function):
     """The pure functions below as one node of the autograd graph; `other` is the shortcut.
+
+    If it `may_write` over what it reads, as layers that are computed again, it leaves the spikes to
+    `_Fire`, and gives a tensor of their shape alone: the second time, all ends here.
 
     The order of dimensions changes in here. What leaves it is detached as in `fused.py`. Between
     two passes over large tensors the interpreter is slow, since they took its place in the cache:
@@ -85,17 +94,16 @@ class _NormLIF(torch.autograd.Function):
         other_bias: Tensor | None,
         other_eps: float | None,
         order: tuple[int, ...],
+        may_write: bool,
         *options: Any,
-    ) -> tuple[Tensor, ...]:
-        decay, gain, threshold, hard, _, _, inclusive = options
+    ) -> tuple[Any, ...]:
         last = x.permute(order)
         shape, x = last.shape, _rows(last)
         mean, variance, invstd = _statistics(x, eps)
         alpha = weight * invstd
         beta = torch.addcmul(bias, mean, alpha, value=-1)
-        found = [mean, variance]
         other = None if other is None else _rows(other.permute(order))
-        other_mean = other_invstd = gamma = None
+        other_mean = other_variance = other_invstd = gamma = None
         if other_weight is not None:
             assert other is not None
             assert other_bias is not None
@@ -103,14 +111,15 @@ class _NormLIF(torch.autograd.Function):
             other_mean, other_variance, other_invstd = _statistics(other, other_eps)
             gamma = other_weight * other_invstd
             beta = beta + torch.addcmul(other_bias, other_mean, gamma, value=-1)
-            found += [other_mean, other_variance]
-        spikes: Tensor = run(
-            _forward, x, alpha, beta, other, gamma, decay, gain, threshold, hard, inclusive
-        )
         ctx.options, ctx.order, ctx.shape = options, order, shape
+        ctx.may_write = may_write
         ctx.save_for_backward(x, alpha, beta, mean, invstd, other, gamma, other_mean, other_invstd)
-        ctx.mark_non_differentiable(*found)
-        return _unrows(spikes, shape, order), *found
+        reads, left = (x, alpha, beta, other, gamma), None
+        if may_write:
+            spikes, left = x.new_zeros(()).expand(x.shape), reads
+        else:
+            spikes = _spikes(reads, options)
+        return _unrows(spikes, shape, order), (mean, other_mean), (variance, other_variance), left
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -121,31 +130,89 @@ class _NormLIF(torch.autograd.Function):
         # A threshold a channel: without it, part of the code does not look at channels, and the
         # compiler then makes two loops, with the potential in memory between them.
         options = (decay, gain, torch.full_like(mean, threshold), *rest)
-        grad_y, *partial = run(
-            _backward, grad, x, alpha, beta, mean, other, gamma, other_mean, *options
-        )
+
+        def of_current(piece: slice) -> tuple[Tensor, ...]:
+            read = grad, x, alpha, beta, mean, other, gamma, other_mean
+            return cast("tuple[Tensor, ...]", run(_backward, *_piece(read, piece), *options))
+
+        def through_statistics(grad_y: Tensor, piece: slice) -> tuple[Tensor, Tensor | None]:
+            x_, other_ = _piece((x, other), piece)
+            grad_other, last = None, _in_place
+            if gamma is not None:
+                how = gamma, other_mean, offset, other_slope
+                grad_other = run(_through_statistics, grad_y, other_, *how)
+            elif ctx.needs_input_grad[4]:  # the gradient of the current, which is not overwritten
+                grad_other, last = grad_y, _through_statistics
+            return run(last, grad_y, x_, alpha, mean, offset, slope), grad_other
+
+        pieces = _pieces(x) if ctx.may_write else [slice(None)]
+        grad_y, *partial = of_current(pieces[0])
+        if len(pieces) > 1:  # first the sums of all, then, when these are known, the gradients
+            sums = partial, *(of_current(piece)[1:] for piece in pieces[1:])
+            partial = [torch.cat(parts) for parts in zip(*sums, strict=True)]
+            del sums
         grad_bias, grad_weight, *more = [part.sum(0) for part in partial]
         del partial  # for what is made next
         n = x.shape[0] * x.shape[1]
         offset = grad_bias / n
         grad_weight = grad_weight * invstd
-        grad_other, of_other = None, (None, None)
-        through_statistics = _in_place
+        slope = invstd * grad_weight / n
+        of_other: tuple[Any, ...] = None, None
         if gamma is not None:
             other_weight = more[0] * other_invstd
-            slope = other_invstd * other_weight / n
-            grad_other = run(_through_statistics, grad_y, other, gamma, other_mean, offset, slope)
+            other_slope = other_invstd * other_weight / n
             of_other = other_weight, grad_bias.clone()
-        elif ctx.needs_input_grad[4]:  # the gradient of the current, which is not overwritten
-            grad_other = grad_y
-            through_statistics = _through_statistics
-        slope = invstd * grad_weight / n
-        grad_x = run(through_statistics, grad_y, x, alpha, mean, offset, slope)
+        if len(pieces) == 1:
+            grad_x, grad_other = through_statistics(grad_y, pieces[0])
+        else:
+            grad_x, grad_other = x, other if gamma is not None else None
+            if gamma is None and ctx.needs_input_grad[4]:
+                grad_other = torch.empty_like(x)
+            for piece in pieces:
+                made = through_statistics(of_current(piece)[0], piece)
+                for whole, part in zip((grad_x, grad_other), made, strict=True):
+                    if whole is not None:
+                        whole[:, piece] = part
         grad_x = _unrows(grad_x, ctx.shape, ctx.order)
         if grad_other is not None:
             grad_other = _unrows(grad_other, ctx.shape, ctx.order)
-        nothing = (None for _ in ctx.options)
-        return grad_x, grad_weight, grad_bias, None, grad_other, *of_other, None, None, *nothing
+        nothing = (None,) * (3 + len(ctx.options))
+        return grad_x, grad_weight, grad_bias, None, grad_other, *of_other, *nothing
+
+
+class _Fire(torch.autograd.Function):
+    """Spikes in place of what stands in for them, of what `_NormLIF` left."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, instead: Tensor, left: tuple[Any, ...], order: tuple[int, ...], options: list[Any]
+    ) -> Tensor:
+        return _unrows(_spikes(left, options), instead.permute(order).shape, order)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return grads[0], None, None, None
+
+
+def _spikes(reads: tuple[Any, ...], options: Sequence[Any]) -> Tensor:
+    """Those of `_forward`, compiled."""
+    decay, gain, threshold, hard, _, _, inclusive = options
+    return cast(Tensor, run(_forward, *reads, decay, gain, threshold, hard, inclusive))
+
+
+def _pieces(x: Tensor) -> list[slice]:
+    """Of the rows of x (T,M,C)."""
+    T, M, C = x.shape
+    if x.numel() < 4 * PIECE:
+        return [slice(None)]
+    each = max(-(-M // 16), PIECE // (T * C))
+    return [slice(i, i + each) for i in range(0, M, each)]
+
+
+def _piece(tensors: Iterable[Tensor | None], piece: slice) -> Iterator[Tensor | None]:
+    """These rows of tensors (T,M,C), with the others as they are."""
+    for x in tensors:
+        yield x if x is None or x.ndim < 3 else x[:, piece].contiguous()
 
 
 def _rows(last: Tensor) -> Tensor:
@@ -163,42 +230,6 @@ def _statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and variance of x (T,M,C), and what a norm divides by, inverted."""
     mean, variance = statistics(x.flatten(0, 1))
     return mean, variance, (variance + eps).rsqrt()
-
-
-def statistics(x: Float[Tensor, "N C"]) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
-    """Mean and biased variance of each column of a contiguous x, in one pass over it.
-
-    Compiled code is slow at sums over all rows, so it takes those over `GROUP` rows, and what is
-    left of N / GROUP groups is summed after that: with M2 the sum of squared deviations,
-
-        variance = (sum of M2_i + sum of n_i (mean_i - mean)^2) / N
-
-    Rows that fill no group are added to the others by the same equation.
-
-    >>> statistics(torch.tensor([[1.0], [3.0], [5.0]]))
-    (tensor([3.]), tensor([2.6667]))
-    """
-    rest = len(x) % GROUP
-    if rest == 0:
-        means, squares = run(_moments, x.view(-1, GROUP, x.shape[1]).transpose(0, 1))
-        mean = means.mean(0)
-        apart = (means - mean).square_().sum(0)
-        return mean, torch.add(squares.sum(0), apart, alpha=GROUP).div_(len(x))
-    mean, squares = _moments(x[-rest:].unsqueeze(1))
-    mean, squares = mean[0], squares[0]
-    if rest < len(x):
-        most, n = statistics(x[:-rest]), len(x) - rest
-        apart = mean - most[0]
-        squares += most[1] * n + apart.square() * (n * rest / len(x))
-        mean = most[0] + apart * (rest / len(x))
-    return mean, squares / len(x)
-
-
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over the first dimension of x and sum of squared deviations from it."""
-    steps = steps_of(x)
-    mean = _sum(steps) / len(x)
-    return mean, _sum([(x_t - mean).square() for x_t in steps])
 
 
 def _currents(
@@ -243,7 +274,7 @@ def _backward(
     currents = _currents(x, alpha, beta, other, gamma)
     potential = scan(currents, decay, gain, threshold, hard, inclusive)[1]
     grad_y = scan_back(steps_of(grad), potential, *options)
-    sums = [_sum(grad_y), _products(grad_y, x, mean)]
+    sums = [sum_of(grad_y), _products(grad_y, x, mean)]
     if other is not None and other_mean is not None:
         sums.append(_products(grad_y, other, other_mean))
     return stacked(grad_y, x.dtype), *sums
@@ -251,7 +282,7 @@ def _backward(
 
 def _products(grad_y: list[Tensor], x: Tensor, mean: Tensor) -> Tensor:
     """The sum over T of the gradient times x - mean."""
-    return _sum([g * (x_t - mean) for g, x_t in zip(grad_y, x, strict=True)])
+    return sum_of([g * (x_t - mean) for g, x_t in zip(grad_y, x, strict=True)])
 
 
 def _through_statistics(
@@ -266,11 +297,3 @@ def _in_place(
 ) -> Tensor:
     """The same in the memory of dy, since fresh memory costs more than the computation."""
     return grad_y.copy_(_through_statistics(grad_y, x, alpha, mean, offset, slope))
-
-
-def _sum(steps: list[Tensor]) -> Tensor:
-    """Sum over the steps, without a list of them in memory."""
-    total = steps[0]
-    for x_t in steps[1:]:
-        total = total + x_t
-    return total

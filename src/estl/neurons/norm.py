@@ -68,6 +68,8 @@ def norm_lif(
     x: Float[Tensor, "B T *shape"],
     shortcut: Float[Tensor, "B T *shape"] | None = None,
     shortcut_norm: Norm | None = None,
+    *,
+    may_write: bool = False,
 ) -> Float[Tensor, "B T *shape"]:
     """`neuron` of `norm` of `x`, plus `shortcut` if there is one, itself normalized if it has a
     norm. Statistics are over all but the channels: (B,T,C,H,W) for a `BatchNorm2d`, (B,T,N,C) for a
@@ -75,6 +77,11 @@ def norm_lif(
 
     One pass in the norm's own precision where `fused.worthwhile` says that it pays, or else one
     after the other.
+
+    With `may_write`, `x` and a shortcut that has a norm are nobody else's, and the backward pass
+    writes the gradients over them. It goes in pieces, and twice, for the sums of the statistics
+    and for the gradient: a layer then takes the memory of `x` and of the spikes' gradient, where
+    otherwise it takes half as much again.
 
     >>> norm_lif(nn.BatchNorm2d(8), LIF.tet(), torch.rand(2, 4, 8, 6, 6)).shape
     torch.Size([2, 4, 8, 6, 6])
@@ -91,7 +98,9 @@ def norm_lif(
         fired: Tensor = neuron(current)
         return fired
     note_large()
-    spikes, *found = fused_norm_lif(x, norm, shortcut, shortcut_norm, **neuron.options)
+    spikes, *found = fused_norm_lif(
+        x, norm, shortcut, shortcut_norm, may_write=may_write, **neuron.options
+    )
     with torch.no_grad():
         for tracking, mean, variance in zip((norm, shortcut_norm), *found, strict=True):
             if tracking is not None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from estl.neurons import LIF
 from estl.neurons.fused_norm import Norm
 from estl.neurons.norm import hooked, norm_lif, pairs
+from estl.students.recompute import for_one_backward
 from estl.types import direct_code, is_static
 
 
@@ -211,17 +212,17 @@ def fire(
         spikes: Tensor = neuron(y)
         return spikes
     linear, norm = cast("PerStep | PerToken", layer)
-    shortcut_norm = None
+    shortcut_norm, may_write = None, for_one_backward.get() and _is_new(linear)
     if shortcut is not None and shortcut_layer is not None:
         if _one_pass(shortcut_layer, neuron, shortcut):
             other, shortcut_norm = cast("PerStep | PerToken", shortcut_layer)
             shortcut = per_step(other, shortcut, folded=True)
+            may_write = may_write and _is_new(other)
         else:
             shortcut = shortcut_layer(shortcut)
     y = per_step(linear, x, folded=True)
-    return norm_lif(
-        cast(Norm, norm), cast(LIF, neuron), y, shortcut, cast("Norm | None", shortcut_norm)
-    )
+    others = shortcut, cast("Norm | None", shortcut_norm)
+    return norm_lif(cast(Norm, norm), cast(LIF, neuron), y, *others, may_write=may_write)
 
 
 def _one_pass(layer: nn.Module, neuron: nn.Module, x: Tensor) -> bool:
@@ -235,6 +236,11 @@ def _one_pass(layer: nn.Module, neuron: nn.Module, x: Tensor) -> bool:
         plain = type(layer) is PerToken and isinstance(norm, nn.BatchNorm1d)
         plain = plain and isinstance(linear, nn.Linear)
     return plain and pairs(norm, neuron) and not hooked(layer) and not is_static(x)
+
+
+def _is_new(layer: nn.Module) -> bool:
+    """Whether what `layer` gives is in memory of its own, and nobody else has seen it."""
+    return isinstance(layer, nn.Conv2d | nn.Linear) and not hooked(layer)
 
 
 class Readout(nn.Linear):

@@ -10,7 +10,8 @@ compute the same numbers, so that gradients are those of an ordinary pass bit fo
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -20,6 +21,9 @@ from torch.utils.checkpoint import checkpoint
 
 from estl.neurons import LIF
 from estl.neurons.fused import large_so_far, one_forward
+
+for_one_backward: ContextVar[bool] = ContextVar("for_one_backward", default=False)
+"""Whether what layers compute is for one backward pass alone, which may write over it."""
 
 
 def recomputing(student: nn.Module) -> None:
@@ -52,29 +56,67 @@ def through(
     >>> torch.equal(through(net, ending_with_neurons(net), x), net(x))
     True
     """
+    for number, block in enumerate(blocks):
+        x = again(student, block, x, levels=levels if number > 0 else None)
+    return x
+
+
+def again(
+    student: nn.Module, block: Callable[..., Tensor], *inputs: Tensor, levels: int | None = 1
+) -> Tensor:
+    """`block` of `inputs`, computed again in its backward pass, which may write over what its layers
+    made then.
+
+    Args:
+        student: see `through`.
+        block: function of tensors (B,T,...).
+        inputs: what it reads, kept in few bytes where it needs a gradient.
+        levels: the largest integer in these; None for any numbers, which are kept as they are.
+
+    >>> x = torch.rand(2, 3, 4).round().requires_grad_()
+    >>> again(nn.Identity(), torch.mul, x, x).sum().backward()
+    >>> torch.equal(x.grad, 2 * x)
+    True
+    """
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _as_before(student, large_so_far())
+        return _for_one_backward(), _as_before(student, large_so_far())
 
-    for number, block in enumerate(blocks):
-        if number == 0 or not x.requires_grad:
-            x = cast(Tensor, checkpoint(block, x, use_reentrant=False, context_fn=contexts))
-            continue
-        packed, link = pack(x.detach(), levels), _Link.apply(x)
+    kept: list[Any] = []
+    now: list[Tensor | None] = []  # what the first pass reads
+    for x in inputs:
+        if levels is None or not x.requires_grad:
+            kept += [x, None]
+            now.append(None)
+        else:
+            kept += [_Link.apply(x), pack(x.detach(), levels)]
+            now.append(x.detach())
 
-        def again(
-            link: Tensor, packed: Packed, block: Callable[[Tensor], Tensor] = block
-        ) -> Tensor:
-            return block(_Unpack.apply(link, packed))
+    def run(*kept: Any) -> Tensor:
+        read = [
+            x if packed is None else _Unpack.apply(x, packed, now[i] if now else None)
+            for i, (x, packed) in enumerate(zip(kept[::2], kept[1::2], strict=True))
+        ]
+        now.clear()
+        return block(*read)
 
-        x = cast(Tensor, checkpoint(again, link, packed, use_reentrant=False, context_fn=contexts))
-    return x
+    return cast(Tensor, checkpoint(run, *kept, use_reentrant=False, context_fn=contexts))
+
+
+@contextmanager
+def _for_one_backward() -> Iterator[None]:
+    """What layers read in their backward pass is made for it."""
+    token = for_one_backward.set(True)
+    try:
+        yield
+    finally:
+        for_one_backward.reset(token)
 
 
 @contextmanager
 def _as_before(student: nn.Module, large: bool | None) -> Iterator[None]:
     """The second pass computes what the first one did."""
-    with norms_that_do_not_count(student), one_forward(large):
+    with norms_that_do_not_count(student), one_forward(large), _for_one_backward():
         yield
 
 
@@ -173,12 +215,12 @@ class _Link(torch.autograd.Function):
 
 
 class _Unpack(torch.autograd.Function):
-    """The values again, whose gradient goes to the link."""
+    """The values, or those that were packed, whose gradient goes to the link."""
 
     @staticmethod
-    def forward(ctx: Any, link: Tensor, packed: Packed) -> Tensor:
-        return unpack(packed)
+    def forward(ctx: Any, link: Tensor, packed: Packed, values: Tensor | None) -> Tensor:
+        return unpack(packed) if values is None else values.detach()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0], None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return grads[0], None, None

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from jaxtyping import Float
@@ -21,7 +21,7 @@ from estl.students.layers import (
     time_first,
 )
 from estl.students.pooling import MaxPool
-from estl.students.recompute import through
+from estl.students.recompute import again, ending_with_neurons
 from estl.types import Output
 
 Neuron = Callable[[], nn.Module]
@@ -65,12 +65,30 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T C H W"]) -> Float[Tensor, "B T D h w"]:
         """Spikes of the block."""
-        plain = type(self.residual) is Layers and not torch.compiler.is_compiling()
-        if not plain or hooked(self.residual):  # it is called as a whole
+        if self._called_as_a_whole():
             spikes: Tensor = self.neuron(self.residual(x) + self.shortcut(x))
             return spikes
-        *inner, last = self.residual
-        return fire(last, self.neuron, one_by_one(inner, x), x, self.shortcut)
+        return self._end(one_by_one(self._inner(), x), x)
+
+    def recomputed(self, student: nn.Module, x: Tensor) -> Tensor:
+        """The same, each convolution computed again in its backward pass."""
+        if self._called_as_a_whole() or hooked(self):
+            return again(student, self, x)
+        inner = x
+        for part in ending_with_neurons(self._inner()):
+            inner = again(student, part, inner)
+        return again(student, self._end, inner, x)
+
+    def _called_as_a_whole(self) -> bool:
+        plain = type(self.residual) is Layers and not torch.compiler.is_compiling()
+        return not plain or hooked(self.residual)
+
+    def _inner(self) -> nn.Sequential:
+        return cast(nn.Sequential, self.residual[:-1])
+
+    def _end(self, inner: Tensor, x: Tensor) -> Tensor:
+        """Spikes of the last convolution of the residual and the shortcut."""
+        return fire(self.residual[-1], self.neuron, inner, x, self.shortcut)
 
 
 class ResNet(nn.Module):
@@ -158,8 +176,10 @@ class ResNet(nn.Module):
         """Logits and features of `events` (B,T,C,H,W); ValueError if these do not fit."""
         x = time_first(events, self.in_channels)
         if self.recompute:
-            blocks = [block for stage in self.stages for block in stage.children()]
-            features = through(self, [self.stem, *blocks], x)
+            features = again(self, self.stem, x, levels=None)
+            for stage in self.stages:
+                for block in stage.children():
+                    features = cast(ResidualBlock, block).recomputed(self, features)
         else:
             features = self.stages(self.stem(x))
         pooled = features.mean((-2, -1))

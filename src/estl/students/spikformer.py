@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from estl.neurons import LIF
 from estl.neurons.fused import one_forward
+from estl.neurons.norm import hooked
 from estl.students.layers import (
     Layers,
     PerStep,
@@ -20,7 +21,7 @@ from estl.students.layers import (
     time_first,
 )
 from estl.students.pooling import MaxPool
-from estl.students.recompute import ending_with_neurons, through
+from estl.students.recompute import again, ending_with_neurons, through
 from estl.types import Output
 
 Neuron = Callable[..., nn.Module]
@@ -125,7 +126,19 @@ class Block(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N D"]:
         """Tokens, each the sum of its spikes so far."""
-        x = x + self.attention(x)
+        return self._mixed(self._attended(x))
+
+    def recomputed(self, student: nn.Module, x: Tensor, levels: int) -> Tensor:
+        """The same, attention and MLP each computed again in its backward pass."""
+        if hooked(self):
+            return again(student, self, x, levels=levels)
+        x = again(student, self._attended, x, levels=levels)
+        return again(student, self._mixed, x, levels=levels)
+
+    def _attended(self, x: Tensor) -> Tensor:
+        return cast(Tensor, x + self.attention(x))
+
+    def _mixed(self, x: Tensor) -> Tensor:
         return cast(Tensor, x + self.mlp(x))
 
 
@@ -261,8 +274,10 @@ class Spikformer(nn.Module):
         if self.token is not None:
             tokens = torch.cat((self.token(T).transpose(0, 1).expand(T, B, 1, D), tokens), dim=2)
         tokens = tokens.contiguous().transpose(0, 1)  # (B,T,N,D)
-        if self.recompute:  # two neurons a block add their spikes to a sum of two
-            tokens = through(self, self.blocks, tokens, levels=2 * len(self.blocks) + 2)
+        if self.recompute:
+            levels = 2 * len(self.blocks) + 2  # two neurons a block add spikes to a sum of two
+            for block in self.blocks:
+                tokens = cast(Block, block).recomputed(self, tokens, levels)
         else:
             tokens = self.blocks(tokens)
         tokens = gradient_in_order(tokens)

@@ -5,8 +5,9 @@ numbers a neuron and step (what the norm reads, and the spikes that the next con
 float32 8 bytes, and a third where norm and neuron are not one pass. Here only the spikes between
 blocks are kept, a bit each, and a block's layers are computed once more when its backward pass
 comes: memory is that of the largest block, and an eighth of a byte a neuron and step for all
-others. Spikes are 0 or 1, sums of spikes small integers: nothing is rounded, and the same kernels
-compute the same numbers, so that gradients are those of an ordinary pass bit for bit.
+others. Of that block the backward pass writes over what it has read (`neurons/norm.py`). Spikes
+are 0 or 1, sums of spikes small integers: nothing is rounded, and the same kernels compute the same
+numbers, so that gradients are those of an ordinary pass bit for bit.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -64,8 +65,7 @@ def through(
 def again(
     student: nn.Module, block: Callable[..., Tensor], *inputs: Tensor, levels: int | None = 1
 ) -> Tensor:
-    """`block` of `inputs`, computed again in its backward pass, which may write over what its layers
-    made then.
+    """`block` of `inputs`, computed again in its backward pass.
 
     Args:
         student: see `through`.

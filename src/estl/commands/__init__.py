@@ -1,6 +1,6 @@
 """The command `estl`: each command is a function, and its options are the function's signature.
 
-Only what parses is imported here. A command imports what it needs when it runs: PyTorch and
+Only what parsing needs is imported here. A command imports what it needs when it runs: PyTorch and
 Lightning take seconds, and `--help` does not wait for them.
 """
 
@@ -29,36 +29,40 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 app.command("estl.commands.fit:fit", help="Train a student.")
-app.command("estl.commands.test:test", help="Accuracy of a checkpoint.")
-app.command("estl.commands.predict:predict", help="Classes of event files.")
+app.command("estl.commands.test:test", help="Measure the accuracy of a checkpoint.")
+app.command("estl.commands.predict:predict", help="Classify event files.")
 app.command(
-    "estl.commands.calibrate:calibrate", help="How sure a student has to be to answer early."
+    "estl.commands.calibrate:calibrate", help="Choose how sure a student has to be to answer early."
 )
-app.command("estl.commands.export:export", help="A student for other frameworks and runtimes.")
-app.command("estl.commands.report:report", help="What runs learned, as one HTML file.")
-app.command("estl.commands.watch:watch", help="The report of a run while it is trained.")
-app.command("estl.commands.data:app", name="data", help="Fetch, check, show, pack a data set.")
-app.command("estl.commands.recipes:recipes", help="The recipes that come with ESTL.")
+app.command(
+    "estl.commands.export:export", help="Export a student to other frameworks and runtimes."
+)
+app.command("estl.commands.report:report", help="Write what runs learned as one HTML file.")
+app.command("estl.commands.watch:watch", help="Update the report of a run while it trains.")
+app.command("estl.commands.data:app", name="data", help="Fetch, check, show or pack a data set.")
+app.command("estl.commands.recipes:recipes", help="List the recipes that come with ESTL.")
 app.command("estl.commands.demo:demo", help="Train a teacher and two students on digits.")
-app.command("estl.commands.doctor:doctor", help="Versions, devices, and what is missing.")
+app.command("estl.commands.doctor:doctor", help="Show versions, devices, and what is missing.")
 app.command(
     "estl.commands.train_teacher:train_teacher", help="Train a small CLIP vision tower as teacher."
 )
-app.command("estl.commands.ablate:ablate", help="What each part of the guided distillation adds.")
-app.command("estl.commands.compare:compare", help="Plain, TET and TSE side by side.")
-app.command("estl.commands.bench:bench", help="Time and memory, beside peers.")
+app.command(
+    "estl.commands.ablate:ablate", help="Measure what each part of the guided distillation adds."
+)
+app.command("estl.commands.compare:compare", help="Compare plain, TET and TSE side by side.")
+app.command("estl.commands.bench:bench", help="Measure time and memory beside other frameworks.")
 app.command("estl.commands.tune:tune", help="Search the thresholds of TSE on validation.")
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, as a scheduler sends it: all that cleans up after Ctrl-C cleans up after it too."""
+    """SIGTERM, as a scheduler sends it: whatever cleans up after Ctrl-C also does so after it."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run `estl` with the arguments of a command line; returns the exit status.
 
-    A user's mistake ends with one line on standard error and status 2, Ctrl-C with 130 and SIGTERM
-    with 143, as shells have it; so does 141, where who read the output has ended, as `head` does.
+    A user's mistake ends with one line on standard error and status 2. As in a shell, Ctrl-C gives
+    130, SIGTERM 143, and an output whose reader has ended, such as `head`, 141.
     """
     args = list(sys.argv[1:] if args is None else args)
     keep_freed_memory()
@@ -93,7 +97,7 @@ def _nobody_reads() -> bool:
 
 
 def said(error: Exception) -> str:
-    """The text of an error, on one line; of the system's own, with what can be done."""
+    """The text of an error on one line; for one of the system's own, with what can be done."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}: give another path, or make this one usable"
     return " ".join(str(error).split())
@@ -102,7 +106,7 @@ def said(error: Exception) -> str:
 def _after_the_first() -> None:
     """Let the first of several processes say what is wrong with all of them.
 
-    A launcher ends the others as soon as it has, which may have imported later by seconds.
+    A launcher ends the others as soon as the first has ended, whose imports may be seconds slower.
     """
     names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
     if next((int(os.environ[name]) for name in names if name in os.environ), 0) > 0:

@@ -16,16 +16,16 @@ def ablate(
     launcher: Launcher = "local",
     per_run: PerRun = "",
 ) -> None:
-    """Every rung of the guided distillation, on the same data, seeds and budget.
+    """Train every rung of the guided distillation on the same data, seeds and budget.
 
     Args:
-        output_dir: the sweep's folder; one that exists is continued.
-        rungs: some of 1,1t,2,2b,2k,2kt,2bk,2bkt,2s,2w,3,4,5,6; controls: docs/supervision.md
-            (default: all).
+        output_dir: the sweep's folder; an existing one is continued.
+        rungs: some of 1,1t,2,2b,2k,2kt,2bk,2bkt,2s,2w,3,4,5,6
+            (default: all); for controls see docs/supervision.md.
         seeds: comma-separated, e.g. 0,1,2.
-        jobs: runs at a time.
-        launcher: local, ray or slurm; --per-run (docs/scale.md).
-        per_run: what a run asks of the cluster, e.g. num_gpus=1,num_cpus=4.
+        jobs: number of runs at a time.
+        launcher: local, ray or slurm (--per-run: docs/scale.md).
+        per_run: resources that a run asks of the cluster, e.g. num_gpus=1,num_cpus=4.
     """
     from estl.experiments.ablate import rungs as variants
 

@@ -1,4 +1,4 @@
-"""`estl bench`: what ESTL costs, beside other frameworks and beside what it cannot go below."""
+"""`estl bench`: what ESTL costs, beside other frameworks and beside its lower bound."""
 
 from pathlib import Path
 
@@ -14,18 +14,20 @@ def bench(
 ) -> int:
     """Compare times and memory side by side in one run. The machine must be idle.
 
-    Candidates take turns; a figure is the median over the rounds, of their seconds or of the ratio
-    in a round. Frameworks that are not installed are left out. The exit status is 1 if a bound that
-    the package sets itself does not hold.
+    Candidates take turns; a figure is the median over the rounds, either of their seconds or of the
+    ratio within a round. Frameworks that are not installed are left out. The exit status is 1 if a
+    bound that the package sets itself does not hold.
 
     Args:
-        names: some of the comparisons (default: all, about an hour on two cores); an unknown one
-            lists them. With memory: recipes (default: all of ESTL's own).
-        rounds: turns of each candidate.
-        threads: of every operation (default: one for each core).
-        memory: compute what batches of recipes fit GPUs of 8, 24 and 80 GiB. It needs neither a GPU
-            nor data nor much memory, and runs nothing.
-        output_dir: gets bench.md and bench.json.
+        names: comparisons to run (default: all, about an hour on two cores);
+            an unknown name lists them. With --memory: recipes
+            (default: all of ESTL's own).
+        rounds: number of turns of each candidate.
+        threads: threads of every operation (default: one per core).
+        memory: compute which batch sizes of recipes fit GPUs of 8, 24
+            and 80 GiB. Runs nothing, and needs neither a GPU nor
+            data nor much memory.
+        output_dir: folder to write bench.md and bench.json to.
     """
     if memory:
         from estl.experiments.bench.memory import memory as fitting

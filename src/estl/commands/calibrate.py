@@ -21,10 +21,10 @@ def calibrate(
 
     Args:
         ckpt: best*.ckpt or last.ckpt of a run folder.
-        tolerance: accuracy that may be lost, a share: 0.005 is half a point.
-        data_path: another root of the same layout.
-        output: write the figures there as JSON.
-        trust: a module that the checkpoint may name beside ESTL's own.
+        tolerance: accuracy that may be lost, as a fraction: 0.005 is half a point.
+        data_path: another root folder with the same layout.
+        output: file to write the figures to, as JSON.
+        trust: a module that the checkpoint may name besides ESTL's own.
     """
     import math
 

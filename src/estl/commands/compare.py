@@ -23,13 +23,13 @@ def compare(
     The recipe's own supervision is replaced.
 
     Args:
-        output_dir: the sweep's folder; one that exists is continued.
-        only: of plain, tet, tse, tse-aggressive, tse-conservative (default: these), tre, tse+tet,
-            and your own: my_loss.yaml, a part of a recipe with a supervision.
+        output_dir: the sweep's folder; an existing one is continued.
+        only: some of plain, tet, tse, tse-aggressive, tse-conservative (default: these), tre,
+            tse+tet, or your own: my_loss.yaml, a partial recipe with a supervision.
         seeds: comma-separated, e.g. 0,1,2.
-        jobs: runs at a time.
-        launcher: local, ray or slurm; --per-run (docs/scale.md).
-        per_run: what a run asks of the cluster, e.g. num_gpus=1,num_cpus=4.
+        jobs: number of runs at a time.
+        launcher: local, ray or slurm (--per-run: docs/scale.md).
+        per_run: resources that a run asks of the cluster, e.g. num_gpus=1,num_cpus=4.
         robust: also test every run under attack and noise.
         eps: share of a sample's range.
     """

@@ -28,7 +28,7 @@ def prepare(
 
     Args:
         name: nmnist, ncaltech101, cifar10, cifar100, cifar10dvs or dvsgesture.
-        root: becomes the set's folder; archives stay in it.
+        root: folder to put the set in; the archives stay there.
         download: whether to fetch what is not in ROOT already.
     """
     from estl.data.download import prepare as run
@@ -46,15 +46,15 @@ def check(
     near: int = 2,
     all: bool = False,  # as the option is called
 ) -> int:
-    """Look for missing partners, broken files, and the same thing in two splits.
+    """Look for missing partners, broken files, and anything that is in two splits.
 
-    Exit status: 0 nothing is wrong, 1 something is, 2 the data cannot be looked at.
+    Exit status: 0 if nothing is wrong, 1 if something is, 2 for unreadable data.
 
     Args:
-        root: the set's folder; without --dataset, what lies there tells which set it is.
-        limit: decode so many items of each split (default: all).
-        near: near duplicates differ in at most so many bits of 64.
-        all: list all that is found, not the first five of a kind.
+        root: the set's folder; without --dataset, its files tell which set it is.
+        limit: decode this many items of each split (default: all).
+        near: near duplicates differ in at most this many of 64 bits.
+        all: list all findings, not just the first five of each kind.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"--limit {limit}: at least 1")
@@ -108,8 +108,8 @@ def show(
     Args:
         path: a recording, an image, or a set's folder.
         output: picture (PNG) to write.
-        T: frames, of equal time.
-        rows: draw up to so many of a folder.
+        T: number of frames, all of equal duration.
+        rows: draw at most this many of a folder.
     """
     from estl.data.show import show as run
 
@@ -127,8 +127,8 @@ def shard(
     """Decode a set once and pack it into tar files, which `estl fit` streams.
 
     Args:
-        output_dir: becomes the folder of shards.
-        shard_size: samples a shard; a reader holds one shard in memory.
+        output_dir: folder to write the shards to.
+        shard_size: samples per shard; a reader holds one shard in memory.
     """
     from estl.data.shards import write_shards
     from estl.training.recipe import build_data, parse

@@ -16,12 +16,12 @@ def demo(
     teacher_epochs: int = 20,
     epochs: int | None = None,
 ) -> None:
-    """Train a teacher and two students on digits, from events only and guided; compare them.
+    """Train a teacher and two students, events-only and guided, on digits; compare them.
 
     Args:
-        output_dir: folder to write to; what is finished in it is not run again.
+        output_dir: folder to write to; what is already finished there is not run again.
         seeds: comma-separated, e.g. 0,1,2.
-        jobs: runs at a time.
+        jobs: number of runs at a time.
         teacher_epochs: passes of the teacher over the images.
         epochs: passes of the students over the recordings (default: the recipe's).
     """

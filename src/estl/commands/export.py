@@ -23,14 +23,15 @@ def export(
 
     Args:
         ckpt: best*.ckpt or last.ckpt of a run folder.
-        to: a format; may be given more than once. Those that end with -step take one frame and the
-            neurons' state, and give the next state.
-        output_dir: folder to write to; card.json there says what goes in and comes out.
-        data_path: another root of the data; the files are compared on its test split.
-        license: of the weights, for the card.
-        samples: recordings to compare.
-        flips: recordings that may differ by more than 1e-5 (a spike at the very threshold).
-        trust: a module that the checkpoint may name beside ESTL's own.
+        to: a format; may be given more than once. Formats that
+            end in -step take one frame and the neurons' state,
+            and return the next state.
+        output_dir: folder to write to; card.json there describes inputs and outputs.
+        data_path: another root folder of the data; the files are compared on its test split.
+        license: license of the weights, for the card.
+        samples: number of recordings to compare.
+        flips: number of recordings that may differ by over 1e-5 (a spike right at the threshold).
+        trust: a module that the checkpoint may name besides ESTL's own.
     """
     from estl.training.export import FILES
     from estl.training.export import export as run_export

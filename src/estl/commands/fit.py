@@ -25,13 +25,13 @@ def fit(
     Any key of the recipe can be overridden: --learner.weight_decay 0, --student.init_args.dim 64.
 
     Args:
-        seed: of weights and batch order.
+        seed: seed of weights and batch order.
         output_dir: run folder (default: a new one in runs/).
         resume: a run folder to continue.
-        keep_checkpoints: how many of the last epochs' are kept (default: 2).
-        dry_run: build all parts, train two steps on them, say what they are and how long the run
-            would take; nothing is written.
-        profile: train some twenty steps, and say where their time goes; nothing is written.
+        keep_checkpoints: last epochs' checkpoints to keep (default: 2).
+        dry_run: build all parts, train for two steps, and report the
+            parts and how long a run takes; nothing is written.
+        profile: train for some twenty steps and report where the time goes; nothing is written.
         help_all: list every key of a recipe.
     """
     from estl.training.recipe import make_parser, parse

@@ -42,7 +42,7 @@ AUGMENTS = {
     "cifar": '{"padded_crop": 4, "flip": 0.5, "policy": "autoaugment", "cutout": 16}',
     "events": '{"flip": 0.5, "roll": 5}',
 }
-"""What `--augment` takes by name: the field's custom for small pictures, and for event frames."""
+"""Presets of `--augment`: the field's usual ones for small pictures, and for event frames."""
 
 PRECISIONS = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 """Short for Lightning's names."""
@@ -69,7 +69,7 @@ KEYS = {
     "lamb": "supervision.init_args.lamb",
     "teacher": "supervision.init_args.teacher",
 }
-"""The recipe's key of each flag that is a value."""
+"""The recipe's key for each flag that takes a value."""
 
 
 def _shown(default: Any) -> Any:
@@ -78,7 +78,7 @@ def _shown(default: Any) -> Any:
 
 
 DEFAULTS = Parameter(negative_iterable=(), show_default=_shown, allow_repeating=True)
-"""Of all options: no flag for an empty list, no default that says nothing, the last value wins."""
+"""For all options: no flag for an empty list, no uninformative default, the last value wins."""
 
 Overrides = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
 """Any keys of a recipe, as `--KEY VALUE`; they come after the short flags."""
@@ -87,7 +87,7 @@ Overrides = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
 @Parameter(name="*", group="Recipe")
 @dataclass(frozen=True, kw_only=True)
 class DataFlags:
-    """Which data, in short flags; a recipe says what they leave open.
+    """Short flags that choose the data; a recipe decides what they leave open.
 
     Args:
         config: a recipe: a YAML file, or the name of one of ESTL's own; a later one overrides.
@@ -95,10 +95,10 @@ class DataFlags:
             cifar10, cifar100, cifar10dvs, dvsgesture or shards.
         data_path: folder of the data.
         T: time steps.
-        batch_size: samples a batch.
-        sensor: of own recordings, height by width: 720x1280.
-        window: time that own recordings are cut into, 300ms.
-        stride: from the start of a window to that of the next.
+        batch_size: samples per batch.
+        sensor: height by width of your own recordings: 720x1280.
+        window: window length for your own recordings, e.g. 300ms.
+        stride: time from one window's start to the next one's.
     """
 
     config: tuple[str, ...] = ()
@@ -111,9 +111,9 @@ class DataFlags:
     stride: str | None = None
 
     def spell_out(self, more: Sequence[str] = ()) -> list[str]:
-        """The flags, and `more` overrides `--KEY VALUE`, as arguments of `training.recipe.parse`.
+        """The flags and `more`, `--KEY VALUE` overrides, as arguments of `training.recipe.parse`.
 
-        Recipes come first, then classes, then values: a class must stand before its arguments, and
+        Recipes come first, then classes, then values: a class must come before its arguments, and
         the command line overrides a recipe.
 
         >>> TrainingFlags(tse=True, tau_f=0.3).spell_out(["--seed", "1"])
@@ -180,22 +180,22 @@ class DataFlags:
 @Parameter(name="*", group="Recipe")
 @dataclass(frozen=True, kw_only=True)
 class TrainingFlags(DataFlags):
-    """Which data, student and supervision, and how it is trained.
+    """Short flags that choose data, student and supervision, and how to train.
 
     Args:
         arch: student: vggsnn, vggsnn-pooled, resnet18, resnet19,
             resnet34, resnet50, spikformer or spikformer-small.
-        init_from: checkpoint or run folder whose weights to begin with.
+        init_from: checkpoint or run folder with the initial weights.
         tse: temporal-self-erasing supervision.
-        tau_f: its fixed threshold.
-        kappa: its dynamic threshold, in standard deviations.
+        tau_f: fixed threshold of TSE.
+        kappa: dynamic threshold of TSE, in standard deviations.
         tet: temporal efficient training.
-        means: value that its second term pulls logits to.
-        lamb: share of that term.
-        teacher: of a guided one: a folder, or a name on the Hub.
+        means: value that TET's second term pulls logits to.
+        lamb: share of TET's second term.
+        teacher: for a guided run: a folder, or a name on the Hub.
         lr: learning rate.
         optimizer: adamw, adam or sgd (momentum 0.9).
-        weight_decay: of the optimizer.
+        weight_decay: weight decay of the optimizer.
         augment: none, cifar (crop, flip, policy, cutout), events (flip, roll), or flip=0.5,roll=5.
         precision: 32, or bf16 or 16 (mixed).
         devices: how many devices, or which: 2, or 0,1.
@@ -227,7 +227,7 @@ ANY = TrainingFlags()
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe: ESTL's own of this name, unless there is a file of the name itself."""
+    """The file of a recipe: ESTL's own of this name, unless `name` itself is a file."""
     own = RECIPES / f"{name}.yaml"
     return own if own.is_file() and not Path(name).is_file() else Path(name)
 
@@ -276,7 +276,7 @@ def _named(
 
 
 def _bridge(key: str, value: str) -> str:
-    """An override of a dataclass: null as JSON, of which jsonargparse makes the text None else.
+    """An override of a dataclass, null as JSON: jsonargparse would turn it into the text None.
 
     >>> _bridge("--bridge.images", "null"), _bridge("--bridge.per_step", "5")
     ('--bridge={"images": null}', '--bridge.per_step=5')

@@ -1,4 +1,4 @@
-"""`estl predict`: classes of event files, and of events as they come."""
+"""`estl predict`: classify event files, and events as they arrive."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from estl.training.predict import Prediction
 
 LAST = 100_000
-"""Latencies that percentiles are of, where events are followed."""
+"""Number of latest latencies that percentiles cover when events are followed."""
 
 
 def predict(
@@ -28,24 +28,25 @@ def predict(
     json_lines: Annotated[bool, Parameter(name="--json", negative="")] = False,
     trust: tuple[str, ...] = (),
 ) -> int:
-    """Class of each event file, or of each window of it, and its probability.
+    """Print the class of each event file, or of each of its windows, and its probability.
 
-    Of a whole file a line for each time step is printed, of a window one line. A file that cannot
-    be read is named on standard error; the others are done, and the status is 2.
+    A whole file gets one line per time step, a window one line. A file that cannot be read is
+    named on standard error; the others are still classified, and the exit status is 2.
 
     Args:
-        files: recordings; for a student of photographs, photographs too.
+        files: recordings; for a student trained on photographs, also photographs.
         ckpt: best*.ckpt or last.ckpt of a run folder.
-        window: time that recordings are cut into, 300ms.
-        stride: from the start of a window to that of the next.
-        sensor: height by width, 720x1280, of recordings that do not tell it.
-        follow: events as they come, by windows, in place of files: of a file that grows, of
-            standard input (-), or of packets at udp://HOST:PORT. Ctrl-C ends it.
-        carry: go on from window to window, with all that was seen since the start.
-        until_sure: stop at this probability, such as 0.95 (`estl calibrate` chooses one); latencies
-            of the steps follow.
-        json_lines: a line of JSON a file, or a window.
-        trust: a module that the checkpoint may name beside ESTL's own.
+        window: cut recordings into windows of this length: 300ms.
+        stride: time from one window's start to the next one's.
+        sensor: height by width of recordings that lack it: 720x1280.
+        follow: instead of files, classify events as they arrive, by
+            windows: from a growing file, standard input (-), or
+            packets at udp://HOST:PORT. Ctrl-C ends it.
+        carry: carry the state from window to window: an answer rests on all events since the start.
+        until_sure: stop at a probability such as 0.95 (`estl calibrate`
+            chooses one); step latencies are printed at the end.
+        json_lines: print one line of JSON per file, or per window.
+        trust: a module that the checkpoint may name besides ESTL's own.
     """
     if follow is not None:
         if files:
@@ -116,7 +117,7 @@ def _follow(
 
 
 def as_line(found: "Prediction") -> str:
-    """A window's time, in seconds, and what the student says of it."""
+    """A window's time, in seconds, and the student's prediction for it."""
     name, probability = found.steps[-1]
     begin, end = (f"{time / 1e6:.3f} s" for time in found.span or (0, 0))
     return f"  {begin} to {end}  {name}  {probability:.3f}"

@@ -28,10 +28,10 @@ def keep_freed_memory() -> None:
 def wait_without_spinning_long() -> None:
     """Let the threads of GNU OpenMP sleep after 10,000 turns of waiting, instead of 300,000.
 
-    Where another process wants the same cores, spinning threads keep each other from working: with
-    ten other processes a training step on two threads took 0.22 to 2.4 s, with this 0.15 to 0.19,
-    on an idle machine 39 ms with both (docs/log.md). An environment variable of the user that says
-    how to wait leaves everything as it is. To be called before PyTorch is imported.
+    If another process wants the same cores, spinning threads keep each other from working: beside
+    ten other processes, a training step on two threads took 0.22 to 2.4 s without this and 0.15 to
+    0.19 s with it; on an idle machine, 39 ms either way (docs/log.md). An environment variable of
+    the user that says how to wait leaves everything as it is. Call this before importing PyTorch.
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "10000"

@@ -12,13 +12,13 @@ def report(
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
     figures: Path | None = None,
 ) -> None:
-    """What runs learned, as one HTML file that opens anywhere, without a network.
+    """Write what runs learned as one HTML file that opens anywhere, without a network.
 
     Args:
-        run: a run folder, or that of an ablation or a comparison.
-        runs: further ones, to be laid beside it.
-        output: the file (default: report.html in RUN, or here if there are several).
-        figures: also write the figures for a paper there, as PNG and SVG.
+        run: a run folder, or the folder of an ablation or a comparison.
+        runs: more such folders, to show beside it.
+        output: file to write (default: report.html in RUN, or here if there are several).
+        figures: folder to also write the figures to, for a paper, as PNG and SVG.
     """
     from estl.report.html import write
 

@@ -57,12 +57,12 @@ def run_sweep(
 ) -> bool:
     """Keep the recipe in `folder`, run its variants, write and print their table.
 
-    Under a launcher such as torchrun, the first process runs as many at a time as it has started on
-    this machine. Parts of the recipe named in `without` are left to the variants; those named in
-    `bases` are what the table compares with.
+    Under a launcher such as torchrun, the first process runs as many at a time as the launcher has
+    started processes on this machine. Parts of the recipe named in `without` are left to the
+    variants; those named in `bases` are what the table compares with.
 
     Returns:
-        False in all processes but the first, which have done nothing.
+        True in the first process; False in the others, which have done nothing.
     """
     from estl.experiments.sweep import keep_recipe, sweep
     from estl.report.comparison import write

@@ -15,18 +15,18 @@ def test(
     output_dir: Path | None = None,  # noqa: PT028
     trust: tuple[str, ...] = (),  # noqa: PT028
 ) -> None:
-    """Accuracy of a checkpoint on the test split, after each time step.
+    """Measure a checkpoint's accuracy on the test split after each time step.
 
     Args:
         ckpt: best*.ckpt or last.ckpt of a run folder.
-        data_path: another root of the same layout.
-        attack: also under this attack.
-        eps: of the attacks, a share of each sample's range.
-        noise: also under Gaussian noise, event noise (of counts), and with a frame lost.
-        until_sure: also where samples are answered at this probability (`estl calibrate` chooses it
-            on validation), and after how many steps.
-        output_dir: write test.json there.
-        trust: a module that the checkpoint may name beside ESTL's own.
+        data_path: another root folder with the same layout.
+        attack: also test under this attack.
+        eps: size of the attacks, as a fraction of each sample's range.
+        noise: also test under Gaussian noise, event noise (on counts), and with a frame dropped.
+        until_sure: also report accuracy and mean steps if samples are answered at this probability
+            (`estl calibrate` chooses it on validation).
+        output_dir: folder to write test.json to.
+        trust: a module that the checkpoint may name besides ESTL's own.
     """
     from estl.evaluation.attacks import parse_eps
     from estl.training.run import test as run_test

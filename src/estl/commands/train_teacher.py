@@ -1,4 +1,4 @@
-"""`estl train-teacher`: a CLIP vision tower, where the Hub's is not to be had."""
+"""`estl train-teacher`: a CLIP vision tower, for where the Hub is out of reach."""
 
 from pathlib import Path
 from typing import Literal
@@ -29,14 +29,14 @@ def train_teacher(
         images: further training images, FOLDER/<class>/<name>.png.
         epochs: passes over the images.
         lr: peak learning rate.
-        seed: of weights, batch order and augmentation.
+        seed: seed of weights, batch order and augmentation.
         image_size: side that images are resized to, in pixels.
         patch: side of a patch in pixels.
         dim: width E.
         depth: number of layers.
         heads: attention heads.
-        objective: what it is trained by: class embeddings, or a linear layer.
-        flip: mirrored images are of the same class.
+        objective: what to train with: class embeddings, or a linear layer.
+        flip: mirror half of the training images; their class must not change by it.
     """
     from estl.experiments.train_teacher import train_teacher as run
     from estl.training.recipe import build_data, parse

@@ -26,15 +26,15 @@ def tune(
     """Search tau_f and kappa of TSE on the validation split with Optuna.
 
     Args:
-        output_dir: the study's folder; one that exists is continued.
-        trials: in all, those before included.
-        grid_tau_f: 0.3,0.5,0.7: all pairs, no TPE.
+        output_dir: the study's folder; an existing one is continued.
+        trials: total trials, counting earlier ones.
+        grid_tau_f: grid of values, all pairs, no TPE: 0.3,0.5,0.7.
         grid_kappa: likewise, e.g. 0.5,1,2.
-        storage: URL for Optuna (default: SQLite there).
-        jobs: trials at a time.
-        launcher: local, ray or slurm; --per-run (docs/scale.md).
-        per_run: what a trial asks of the cluster, e.g. num_gpus=1,num_cpus=4.
-        prune: end those below the median.
+        storage: Optuna storage URL (default: SQLite there).
+        jobs: number of trials at a time.
+        launcher: local, ray or slurm (--per-run: docs/scale.md).
+        per_run: resources that a trial asks of the cluster, e.g. num_gpus=1,num_cpus=4.
+        prune: end trials below the median.
     """
     from estl.experiments.sweep import keep_recipe
     from estl.experiments.tune import open_study, work_together

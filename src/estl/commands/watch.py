@@ -4,17 +4,17 @@ import time
 from pathlib import Path
 
 NAMES = ("history.csv", "results.json", "report.npz")
-"""What changes in a folder when there is more to see."""
+"""Files that change in a folder when there is more to see."""
 
 
 def watch(run: Path, *runs: Path, every: float = 10.0) -> None:
-    """Write the report again after every epoch, until the runs are finished; reload it to see more.
+    """Rewrite the report after every epoch, until the runs are finished; reload it to see more.
 
-    It ends when they are, and nothing has changed since the last look.
+    The command ends when they are and nothing has changed since the last look.
 
     Args:
-        run: a run folder that estl fit is filling, or that of an ablation or a comparison.
-        runs: further ones, to be laid beside it.
+        run: a run folder that estl fit is filling, or the folder of an ablation or a comparison.
+        runs: more such folders, to show beside it.
         every: seconds between two looks at the folders.
     """
     from estl.report.html import write

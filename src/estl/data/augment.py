@@ -1,6 +1,6 @@
 """Augmentation of a whole batch on its device: image and event frames together, and mixing.
 
-Each sample draws its own transform, all at once: no loop over them, and no GPU that is waited for.
+Samples draw their own transforms all at once: no loop over them, and no waiting for a GPU.
 """
 
 import math
@@ -29,7 +29,7 @@ _RANGES = {
     "mixup": (0.0, math.inf),
     "cutmix": (0.0, math.inf),
 }
-"""Of the options that are no probability or share, which are in [0,1]."""
+"""Ranges of the options that are not probabilities or shares; those are in [0,1]."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Augment:
     normalized coordinates, in which a side runs from -1 to 1 whatever its number of pixels, so that
     a place in the image stays the same place in the frames. Images are read bilinearly and repeat
     their border beyond it. Event frames take the nearest pixel and are empty beyond the border, so
-    that counts stay counts and frames as sparse as they were (docs/log.md). What is seen larger has
+    that counts stay counts and frames as sparse as they were (docs/log.md). What is enlarged has
     more events, in proportion to its area, as on a sensor. What leaves the frame is lost.
 
     **Event-only**, on counts (normalize afterwards): the three of EventDrop (Gu et al., IJCAI
-    2021), each drawn for itself, where the paper applies one of them or none; then polarity, noise.
+    2021), each drawn by itself, while the paper applies one of them or none; then polarity, noise.
 
     **RGB-only**, on pictures in [0,1]: the image, and events that are a picture themselves (three
     channels, a static set).
@@ -64,7 +64,7 @@ class Augment:
         drop_area: largest side of a rectangle erased in all steps, share of the side, in [0,1].
         drop_events: largest share of events lost, each with the same probability, in [0,1].
         polarity: probability that ON and OFF are exchanged, in [0,1].
-        noise: expected number of background events a pixel and step, half of them ON, >= 0.
+        noise: expected number of background events per pixel and step, half of them ON, >= 0.
         padded_crop: pixels of zeros around a picture that is cut back to its size at a random place
             (static sets), >= 0.
         roll: largest roll of event frames in whole pixels along each axis, >= 0.
@@ -176,7 +176,7 @@ class Augment:
         return batch
 
     def _erase(self, batch: Batch) -> Batch:
-        """The policy, then Cutout, of events that are pictures."""
+        """The policy, then Cutout, on events that are pictures."""
         if not self.cutout and self.policy == "none":
             return batch
         x = batch.events
@@ -264,7 +264,7 @@ class Augment:
 
 
 def _each(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
-    """`change` of (B,S,C,H,W): of the events, for directly coded ones S = 1, and of the image."""
+    """Apply `change` as (B,S,C,H,W) to the events, S = 1 if directly coded, and to the image."""
     events, image = batch.events, batch.image
     if is_static(events):
         events = direct_code(change(events[:, :1])[:, 0], events.shape[1])

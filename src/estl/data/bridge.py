@@ -26,7 +26,7 @@ class Bridge:
         images: a folder of images `<class>/<name>.png` or .jpg; class and name only serve to refuse
             what is held out. Or "unused", the images of the training items that `per_class` leaves
             out; or None for those of the training pairs, a control.
-        per_step: images a batch, on each process.
+        per_step: images per batch, on each process.
         augment: random changes of them, or None for none.
         recordings: "drawn" by the supervision (see `EdgeGuidedDistillation`), or "simulated" by
             `estl.data.simulator`, a control.
@@ -53,7 +53,7 @@ class Bridge:
             )
 
     def items(self, pairs: Sequence[Item], unused: list[Item]) -> list[Item]:
-        """Those that are none of the training `pairs`; none if the images are the pairs' own."""
+        """Its items that are not training `pairs`; none if the images are the pairs' own."""
         if self.images is None:
             return []
         if str(self.images) == "unused":

@@ -1,4 +1,4 @@
-"""A set's items, decoded once and kept on disk memory-mapped: later epochs copy, not decode.
+"""A set's items, decoded once and kept memory-mapped on disk: later epochs copy, not decode.
 
 A cache is a folder `cache/<key>/`. The key is a hash of everything that decides what it holds: the
 function that loads and its arguments, the items' names, sizes, first bytes and times of change, the
@@ -34,7 +34,7 @@ from estl.data.loader import end_alone
 from estl.types import is_static
 
 Load = Callable[[Item], tuple[Tensor, Tensor | None]]
-"""An item to its event frames (T,C,H,W) and its image (3,h,w), None in a set without images."""
+"""Maps an item to event frames (T,C,H,W) and an image (3,h,w), None in a set without images."""
 
 Content = Callable[[Item], Iterable[bytes]]
 
@@ -73,9 +73,9 @@ class Cache:
     def read(
         self, items: Sequence[Item], *, images: bool = True
     ) -> list[tuple[Tensor, Tensor | None]]:
-        """Frames and image of each item, all copied at once: a third of the time of one by one.
+        """Frames and image of each item, all copied at once, in a third of the time of one by one.
 
-        Without `images` these are None.
+        Without `images`, the images are None.
         """
         rows = [self.row[item.label, item.number] for item in items]
         wanted = [name for name in self.columns if images or name != "images"]
@@ -102,8 +102,8 @@ def open_cache(
 ) -> Cache:
     """The cache of `items` below `folder`, built if there is none or a damaged one.
 
-    A cache becomes visible by one renaming, whole or not at all. Of several processes that want the
-    same one, the first builds and the others wait; on a file system without locks all build, and
+    A cache becomes visible by one rename, whole or not at all. If several processes want the same
+    one, the first builds and the others wait; on a file system without locks all build, and
     the first to finish is kept.
 
     Args:
@@ -238,7 +238,7 @@ def attempt(item: Item, load: Callable[[Item], Any]) -> Any:
 def _write(
     part: Path, samples: Iterable[tuple[Item, Any]], most: int, load: str, skip_broken: bool
 ) -> None:
-    """Fill the folder `part` with `most` items or fewer; its `cache.json` is written last."""
+    """Fill the folder `part` with at most `most` items; its `cache.json` is written last."""
     names: list[tuple[str, str]] = []
     broken: dict[str, Exception] = {}
     columns: dict[str, Column] = {}

@@ -1,4 +1,4 @@
-"""One row a data set: its names, where its files lie, and where they are fetched from.
+"""One row per data set: its names, where its files lie, and where they are fetched from.
 
 Readers, `estl data prepare`, `check` and `show`, the names that `--dataset` takes and the tables of
 docs/data.md follow from it. The command line reads it first, so it imports nothing heavy.
@@ -14,7 +14,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 RECORDING_SUFFIXES = (
     *(".bin", ".aedat", ".aedat4", ".raw", ".dat", ".es", ".h5", ".hdf5", ".npz", ".csv"),
 )
-"""Of files that are looked into; what is in them tells how they are read."""
+"""Suffixes of files that are looked into; their content tells how to read them."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Files:
         return f"no {self.what} {name} in {root} ({places}): point {option} at {self.source}"
 
     def roots(self, path: Path) -> Iterator[Path]:
-        """The folders from which `path`, `<place>/<class>/<name>`, is one of these files."""
+        """The root folders for which `path`, `<place>/<class>/<name>`, is one of these files."""
         if not any(path.match(pattern) for pattern in self.patterns):
             return
         above = path.parent.parent
@@ -105,7 +105,7 @@ class DataSet:
         files: where its files lie, as "train" and "test" if it has a test split of its own.
         archives: what `estl data prepare` fetches.
         init_args: arguments of the class that make it this set.
-        also: its further names in papers, in small letters without hyphens.
+        also: its other names in papers, in lower case without hyphens.
     """
 
     name: str
@@ -289,7 +289,7 @@ CATALOG = (
     ),
     DataSet("shards", "stream.Shards", {"all": Files("index", (".",), ("index.json",), "shards")}),
 )
-"""All of them. Where the files of several lie in a folder, the first is meant."""
+"""All data sets. If a folder holds the files of several, the first is meant."""
 
 BY_NAME = {row.name: row for row in CATALOG}
 

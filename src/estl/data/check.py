@@ -1,8 +1,7 @@
 """What may be wrong with a data set: empty splits, broken files, one thing in two splits.
 
-`refuse_leaks` is the quick part, run before every training, and `refuse_seen` what it is for a
-teacher; `check` also decodes all items and
-looks for pictures that are nearly the same.
+`refuse_leaks` is the quick part, run before every training, and `refuse_seen` its counterpart for a
+teacher; `check` also decodes all items and looks for pictures that are nearly the same.
 """
 
 from collections import Counter
@@ -46,10 +45,10 @@ TITLES = {
 def refuse_leaks(data: EventData) -> list[Group]:
     """Raise ValueError if one thing is in two splits; else return what is repeated within one.
 
-    Looked for are an item (class, number) in two splits, and a file of an item, image or recording,
-    that is a file of another split or has its bytes. A set with a `content` of its own is compared
-    by that. Whole files are read only where sizes, starts and ends agree. Shards were looked
-    through when they were written.
+    It looks for an item (class, number) in two splits, and a file of an item, image or recording,
+    that is a file of another split or has the bytes of one. A set with a `content` of its own is
+    compared by that. Whole files are read only if sizes, starts and ends agree. Shards were checked
+    when they were written.
     """
     if not isinstance(data, ItemData):
         return []
@@ -69,7 +68,7 @@ def refuse_seen(data: EventData, trained_on: Collection[str], teacher: str) -> N
     """Raise ValueError if a `teacher` was trained on images of `data` that are held out.
 
     Args:
-        data: the set. Of shards nothing is known.
+        data: the set. Nothing is known about shards.
         trained_on: `image_key` of the teacher's training images.
         teacher: its name, for the message.
     """
@@ -88,10 +87,9 @@ def refuse_seen(data: EventData, trained_on: Collection[str], teacher: str) -> N
 def lacking(data: ItemData) -> dict[str, str]:
     """What is wrong with the splits' items and classes, by split.
 
-    No training items, which is in order where the folder holds the test split alone; no validation
-    items, which is in order where `val_fraction` is 0; no test items, which is never in order, as
-    `estl fit` ends with the test; and classes of validation or test that cannot be learned, as they
-    have no training items.
+    No training items, unless the folder holds only the test split; no validation items, unless
+    `val_fraction` is 0; no test items (always wrong, as `estl fit` ends with the test); and classes
+    of validation or test that cannot be learned, as they have no training items.
     """
     classes = {name: {item.label for item in items} for name, items in data.splits.items()}
     known, found = classes["train"], {}
@@ -120,12 +118,12 @@ class Report:
         no_recording: images without a recording, which are not used.
         nested: own recordings that lie too deep, which are not used.
         unnamed: own recordings that a table of labels does not name, which are not used.
-        bare: folders beside those of the classes, which have none.
+        bare: folders beside those of the classes, without a recording.
         unreadable: error by item.
         same: exact repetitions, within splits and across.
         near: pictures that look the same, across splits.
         measures: microseconds and events of each of the own recordings that were decoded.
-        paired: whether images are used: those that are left out are listed, and not wrong.
+        paired: whether images are used: if not, missing ones are listed but not wrong.
     """
 
     counts: dict[str, Counter[str]]
@@ -165,7 +163,7 @@ class Report:
         }
 
     def lines(self, shown: int | None = _SHOWN) -> Iterator[str]:
-        """The report as text, with so many of each kind that was found, or all (None)."""
+        """The report as text, with at most `shown` findings of each kind, or all (None)."""
         classes = set().union(*self.counts.values())
         for split, counts in self.counts.items():
             if not counts:
@@ -206,15 +204,15 @@ def check(
     """Decode the items of `data`, from their files and not from the cache, and compare them.
 
     Near duplicates are pictures whose `perceptual_hash` differs in at most `distance` bits (the
-    number is always even: half of the bits are set). They stop nothing: a picture may look like
-    another and be another.
+    number is always even: half of the bits are set). They stop nothing: two pictures may look
+    alike and yet be different.
 
     Args:
         data: the set.
         root: its folder, in which partners are looked for (`missing_partners`).
         limit: decode this many items of each split, chosen evenly; all if None.
         distance: bits, 0 to 64.
-        same: what `refuse_leaks` has returned of these data; looked for if None.
+        same: what `refuse_leaks` has returned for these data; looked for if None.
     """
     data = with_items(data)
     own = data if isinstance(data, Recordings) else None

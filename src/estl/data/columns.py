@@ -59,7 +59,7 @@ class Column:
         self.rows = self._create(shape)
 
     def write(self, i: int, x: Tensor) -> None:
-        """Write row i, after those before it have been widened if it needs that."""
+        """Write row i; if it needs wider numbers, the rows before it are widened first."""
         code, numbers = narrowest(x, self.codes)
         if code != self.codes[0]:
             old, narrow = self.codes[0], self.rows

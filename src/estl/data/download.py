@@ -112,7 +112,7 @@ def write_digits(images: Path, labels: Path, folder: Path, first: int = 1) -> No
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
     """The bytes of a gzipped idx file: 0, 0, 8, dimensions, their sizes (big endian), the array.
 
-    Of another file the ValueError names it.
+    For any other file, a ValueError names it.
     """
     try:
         with gzip.open(path) as file:

@@ -1,4 +1,4 @@
-"""The random numbers of an epoch: their seed, and that they are no one else's."""
+"""The random numbers of an epoch: their seed, and their isolation from all others."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -22,10 +22,10 @@ def drawn(
     seed: int,
     device: torch.device,
 ) -> Iterator[Batch]:
-    """`change` of each batch on a device, by random numbers of PyTorch's from `seed` on.
+    """Apply `change` to each batch on a device, with PyTorch's random numbers from `seed` on.
 
-    What others draw between two batches makes no difference to these, nor these to others: the
-    generators of the CPU and of the device are lent to `change`, and given back as they were.
+    Random numbers that others draw between two batches do not affect these, nor these the others:
+    the generators of the CPU and of the device are lent to `change`, and given back as they were.
 
     >>> def noisy(batch: Batch) -> Batch:
     ...     return Batch(batch.events + torch.rand(1), batch.label)

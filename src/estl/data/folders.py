@@ -10,15 +10,15 @@ from pathlib import Path
 
 @contextmanager
 def only_one(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Have no other process do the same in a folder, made if it is missing, within the block.
+    """Hold the lock of a folder, made if it is missing, within the block: one process at a time.
 
     The lock is the system's: it ends with this process, however that ends, and processes forked
-    from it, which may outlive it for seconds, do not have it. Where the file system knows no locks
-    it is gone on without.
+    from it, which may outlive it for seconds, do not hold it. On a file system without locks, the
+    block runs without one.
 
     Args:
-        folder: which; the lock is that of `.lock` in it.
-        wait: for the other process to end.
+        folder: the folder; the lock is on `.lock` in it.
+        wait: whether to wait for the other process to end.
 
     Raises:
         ValueError: another process is at work, and is not to be waited for.
@@ -42,7 +42,7 @@ def only_one(folder: Path, *, wait: bool = False) -> Iterator[None]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Have an error of a full disk that names no file name `path`, which is written."""
+    """Add `path`, the file being written, to an error of a full disk that names no file."""
     try:
         yield
     except OSError as error:

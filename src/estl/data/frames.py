@@ -22,7 +22,7 @@ class Standard:
         std: of each channel, > 0.
 
     Raises:
-        ValueError: not as many of both, or a deviation that is not above 0.
+        ValueError: unequal numbers of the two, or a deviation that is not above 0.
     """
 
     mean: tuple[float, ...]
@@ -126,7 +126,7 @@ def normalize(
         "std":     f / sqrt(mean (f - mean f)^2)
         Standard:  (f_c - mean_c) / std_c, with the set's own figures of each channel c
 
-    By the first three nothing is subtracted, so that a pixel without events stays 0. A sample
+    The first three subtract nothing, so that a pixel without events stays 0. A sample
     without any events is left as it is. Directly coded frames, one step expanded over time, are
     scaled as that one step.
 

@@ -97,8 +97,8 @@ def find_pairs(
 def missing_partners(root: Path) -> tuple[list[Path], list[Path]]:
     """Recordings below `root` without their image, and images without their recording.
 
-    Looked into are the folders of the catalog where both a recording and a folder of images lie;
-    of one folder, where any image lies beside its recording.
+    It looks into those folders of the catalog that hold both a recording and a folder of images; if
+    the two are one folder, only if any image lies beside its recording.
     """
     found = [
         (recordings.places == images.places, find_pairs(recordings, root, missing="skip"))

@@ -22,7 +22,7 @@ _COLUMNS = ("recording", "start", "end", "class")
 _HEAD = re.compile(r"(recording|class|start|end)|(start|end)_(us|ms|s)")
 _UNIT = "name the column start_us, start_ms or start_s, or write 1.5s"
 _BEHIND = 10
-"""A stretch may reach behind the last event with one part in so many: sensors rest at the end."""
+"""A stretch may reach past the last event by one part in this many: sensors rest at the end."""
 
 
 class _Row(NamedTuple):
@@ -51,8 +51,8 @@ def read_table(root: Path) -> list[Item]:
     semicolons 1,5 is 1.5. Recordings are not opened.
 
     Raises:
-        ValueError: not such a table; a file that is not there, two of the same name, a time that is
-            none, an end before its start, two stretches of a file that overlap; the text names the
+        ValueError: not such a table; a file that is not there, two of the same name, an invalid
+            time, an end before its start, two stretches of a file that overlap; the text names the
             table and the line.
     """
     path = root / TABLE
@@ -89,7 +89,7 @@ def read_table(root: Path) -> list[Item]:
 
 
 def recording_of(item: Item) -> Item:
-    """The recording that a stretch, or a window of it, is of.
+    """The recording that a stretch, or a window of it, belongs to.
 
     >>> str(recording_of(Item("chair", "session1/walk/0-end")))
     'session1/walk'
@@ -107,7 +107,7 @@ def span_of(item: Item, t: np.ndarray) -> Span:
 
     Raises:
         ValueError: a stretch that is not in the recording, or has no events; a tenth of it may lie
-            behind the last event, and is left out.
+            past the last event, and is left out.
 
     >>> span_of(Item("chair", "walk/4-end"), np.array([10, 14, 19]))
     (4, 10)

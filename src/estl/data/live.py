@@ -1,4 +1,4 @@
-"""Events as they come: of a file that grows, of standard input, of packets in the network."""
+"""Events as they arrive: from a growing file, from standard input, from network packets."""
 
 import os
 import re
@@ -23,17 +23,17 @@ _POLL = 0.01
 
 
 class Live:
-    """Events of a source as they come, in pieces; each has some, and they are in order.
+    """Events of a source as they arrive, in pieces that are not empty and are in order.
 
-    A file is read from its start, and for ever; a pipe and standard input end when they are closed.
-    Packets are sent by UDP, events of `PACKET` each; one that comes after a later one is left out.
+    A file is read from its start and never ends; a pipe and standard input end when closed.
+    UDP packets hold events of type `PACKET`; a packet that arrives after a later one is left out.
 
     Args:
         source: a file's path, "-", or "udp://host:port".
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: an address that is none; on iterating, what `read_pieces` refuses.
+        ValueError: an invalid address; on iterating, what `read_pieces` refuses.
     """
 
     def __init__(self, source: str) -> None:
@@ -54,7 +54,7 @@ class Live:
         return self.pieces
 
     def _bytes(self) -> Iterator[bytes]:
-        """What is written to the source; when it was is noted."""
+        """What is written to the source; the time of its arrival is noted."""
         if self.source == "-":
             while data := os.read(sys.stdin.fileno(), 1 << 16):
                 self.arrived = time.perf_counter()

@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 
 def end_alone(_: int) -> None:
-    """End a process that loads if the one that has started it is gone; a `worker_init_fn`.
+    """End a loader worker if the process that started it is gone; a `worker_init_fn`.
 
-    PyTorch's own watch takes whoever is the parent when it begins for the one to follow: where that
-    was killed while the process started, the process would wait for work for ever.
+    PyTorch's own watchdog follows whichever process is the parent when the watchdog begins: if the
+    real one was killed while the worker started, the worker would wait for work forever.
     """
     parent = multiprocessing.parent_process()
     if parent is not None and os.getppid() != parent.pid:
@@ -23,7 +23,7 @@ def end_alone(_: int) -> None:
 
 
 def batch_share(batch_size: int, world_size: int) -> int:
-    """Samples of a batch that one of so many processes has."""
+    """Samples of a batch that each of `world_size` processes has."""
     if batch_size % world_size:
         raise ValueError(
             f"batch_size={batch_size} is shared by {world_size} processes: "
@@ -38,12 +38,12 @@ class Shares(DistributedSampler[Any]):
     Process r of R has every R-th sample from the r-th on, in PyTorch's order for (seed, epoch).
     PyTorch's own class (which Lightning wants to see) fills up uneven shares with samples of
     others. Here none is read twice: the shares of a last batch that does not divide evenly differ
-    by one. But all processes need as many batches: to validate on, those that get none of a last
-    batch read one of the first samples again.
+    by one. But all processes need equally many batches: in validation, those that get none of the
+    last batch read one of the first samples again.
 
     Args:
         size: of the split.
-        batch_size: samples a batch, over all processes.
+        batch_size: samples per batch, over all processes.
         R: number of processes.
         rank: number of this one.
         shuffle: for training: in an order drawn from (`seed`, epoch), and without a last batch of
@@ -52,7 +52,7 @@ class Shares(DistributedSampler[Any]):
         seed: of the order.
 
     Raises:
-        ValueError: fewer samples than processes, to train on.
+        ValueError: fewer training samples than processes.
 
     >>> [list(Shares(11, batch_size=8, R=2, rank=rank)) for rank in (0, 1)]
     [[0, 2, 4, 6, 8, 10], [1, 3, 5, 7, 9]]
@@ -111,7 +111,7 @@ class Loader(DataLoader[Any]):
 
 
 def at_epoch(loader: DataLoader[Any], epoch: int) -> DataLoader[Any]:
-    """`loader`, of which the next pass is that of `epoch`, whatever a trainer says."""
+    """`loader`, whose next pass is that of `epoch`, whatever a trainer says."""
     if isinstance(loader, Loader):
         loader.begin = None
     for part in (loader.sampler, loader.dataset):

@@ -1,4 +1,4 @@
-"""What a data set is to the trainer: facts, and batches; and what a set of items is beside that.
+"""What a data set is to the trainer: facts, and batches; and what a set of items adds to that.
 
 The sets are subclasses of `estl.data.splits.SplitData`, whose `__init__` list their items and name
 the function that loads one (see `sets/nmnist.py`).
@@ -29,7 +29,7 @@ from estl.types import Batch
 
 
 class EventData(L.LightningDataModule):
-    """What a trainer needs of a data set; a subclass's `loader` makes the batches.
+    """What a trainer needs from a data set; a subclass's `loader` makes the batches.
 
     The order of training batches is a function of `seed` and the epoch alone, so a run that is
     killed and resumed sees the same batches as an unbroken one.
@@ -40,8 +40,8 @@ class EventData(L.LightningDataModule):
         T: number of frames.
         frame_size: (H,W) of the frames.
         in_channels: C of the frames.
-        batch_size: samples a batch, over all processes: each has its equal share.
-        seed: of the order of the training batches.
+        batch_size: samples per batch, over all processes: each has its equal share.
+        seed: seed of the order of the training batches.
         num_workers: processes that load.
         augment: random changes of the training batches, on the device; None for none.
         normalize: how frames are scaled (`estl.data.frames.normalize`): when they are loaded, or,
@@ -86,7 +86,7 @@ class EventData(L.LightningDataModule):
     ) -> DataLoader[Sample]:
         """Batches of a split as they are loaded; by default all of it, in the order of its items.
 
-        In a loop of one's own, train on `batches`: these are not augmented, a trainer does that.
+        In your own loop, train on `batches`: a loader's are not augmented, a trainer does that.
 
         Args:
             split: "train", "val" or "test".
@@ -124,11 +124,11 @@ class EventData(L.LightningDataModule):
     def batches(
         self, epoch: int, *, device: torch.device | str = "cpu", rank: int = 0, world_size: int = 1
     ) -> Iterator[Batch]:
-        """Training batches of an epoch as the steps of `estl fit` get them, for one's own loop.
+        """Training batches of an epoch as the steps of `estl fit` get them, for your own loop.
 
         They are shuffled and augmented by (`seed`, epoch), then normalized, with a bridge's images,
-        on `device`; `rank` and `world_size` as for `loader`. The program's own random numbers stay
-        what they are, so that a step that draws some gets the same batches.
+        on `device`; `rank` and `world_size` as for `loader`. The program's own random numbers are
+        not affected, so that a step that draws some gets the same batches.
 
         >>> from estl import Digits
         >>> data = Digits(T=3, size=16, per_class=4, augment=Augment(flip=0.5), normalize="max")

@@ -115,7 +115,7 @@ def extent(events: np.ndarray) -> tuple[int, int]:
 def read_cifar10dvs(item: Item, T: int, size: int, by: Slicing) -> tuple[Frames, None]:
     """Event counts of a recording of CIFAR10-DVS, binned from 128×128 into `size` × `size`.
 
-    Of an `.aedat` file, as jAER shows it, rows and columns are exchanged: SpikingJelly's conversion
+    Rows and columns of an `.aedat` file, as jAER shows it, are swapped: SpikingJelly's conversion
     to `.npz`, on which most published figures rest, lays them out so, and a recording gives the
     same frames from either file.
     """
@@ -146,7 +146,7 @@ def read_labels(recording: Path) -> list[tuple[str, Between]]:
     """Gestures of `user01_led.aedat` and when they were made, from `user01_led_labels.csv`.
 
     Below the head "class,startTime_usec,endTime_usec" each line holds one gesture's number, 1 to
-    11, and the interval, its end excluded, by the recording's clock. Of a line that does not, the
+    11, and the interval, its end excluded, by the recording's clock. For any other line, the
     ValueError names the file and the number.
     """
     path = recording.with_name(f"{recording.stem}_labels.csv")
@@ -214,7 +214,7 @@ def events_of(item: Item, events: np.ndarray) -> np.ndarray:
 
 
 def read_kept(path: Path) -> tuple[np.ndarray, tuple[int, int] | None]:
-    """`read_recording`, which keeps the last file: not to be changed."""
+    """`read_recording`, which keeps the last file: do not change what it returns."""
     return _kept(path, _changed(path))
 
 

@@ -1,7 +1,7 @@
-"""Files as a data set would make frames of them: whole, or by windows of time.
+"""Files turned into frames as a data set would do it: whole, or by windows of time.
 
-For `estl predict`: what a checkpoint says of its data set decides T, the grid and the slicing, the
-file's content its format. A set's own files give the very frames of its items.
+For `estl predict`: what a checkpoint says about its data set decides T, the grid and the slicing;
+the file's content decides its format. A set's own files give exactly the frames of its items.
 """
 
 import inspect
@@ -43,7 +43,7 @@ class View:
         T: number of frames.
         size: (H,W) of the frames.
         by: frames of equal event count or of equal time.
-        sensor: (H,W) of recordings that do not tell it; None if that is not known either.
+        sensor: (H,W) of recordings that do not state it; None if that is not known either.
     """
 
     T: int
@@ -71,7 +71,7 @@ def view_of(
         sensor: (H,W), "720x1280", in place of the set's own.
 
     Raises:
-        ValueError: a set of other things than events, or of one's own.
+        ValueError: a set that is not of events, or a user's own.
 
     >>> view_of("x.bin", "estl.data.NMNISTPairs", {"T": 5, "by": "time"})
     View(T=5, size=(34, 34), by='time', sensor=(34, 34))
@@ -121,8 +121,8 @@ def read_parts(
         class_path: of the data set that the student was trained on.
         init_args: its arguments.
         window: length in microseconds; the whole file if None.
-        stride: from the start of a window to that of the next; a window's length if None.
-        sensor: (H,W), "720x1280", of a file that does not tell it.
+        stride: time from one window's start to the next one's; a window's length if None.
+        sensor: (H,W), "720x1280", of a file that does not state it.
 
     Raises:
         FileNotFoundError: no such file.

@@ -41,7 +41,7 @@ _FORMAT = 3
 
 @dataclass
 class _Shard:
-    """What an index says of a shard."""
+    """What an index says about a shard."""
 
     file: str
     samples: int
@@ -82,8 +82,8 @@ def write_shards(
     Args:
         data: any data set but `Shards`; its `num_workers` processes decode.
         folder: made if it is not there.
-        shard_size: samples a shard; a reader holds one shard in memory.
-        seed: of the order of the training items.
+        shard_size: samples per shard; a reader holds one shard in memory.
+        seed: seed of the order of the training items.
 
     Returns:
         What the index holds.
@@ -195,7 +195,7 @@ def pack_sample(item: Item, frames: Float[Tensor, "T C H W"], image: Tensor | No
 def unpack_sample(
     parts: Mapping[str, bytes], T: int, *, images: bool = True
 ) -> tuple[Item, Float[Tensor, "T C H W"], Float[Tensor, "3 h w"] | None]:
-    """The item, frames and image that `pack_sample` was given; without `images` None for it."""
+    """The item, frames and image that `pack_sample` was given; without `images`, None for it."""
     item = json.loads(parts["item.json"])
     frames = torch.from_numpy(np.load(io.BytesIO(parts["frames.npy"]), allow_pickle=False)).float()
     if len(frames) == 1:

@@ -44,14 +44,14 @@ _CHINESE = (
     *("Source Han Sans CN", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Droid Sans Fallback"),
     *("PingFang SC", "Hiragino Sans GB", "Heiti SC", "Microsoft YaHei", "SimHei"),
 )
-"""Fonts that have Chinese letters, of Linux, macOS and Windows."""
+"""Fonts that have Chinese characters, on Linux, macOS and Windows."""
 
 
 @contextmanager
 def any_letters() -> Iterator[None]:
-    """Figures that are drawn and saved within have Chinese letters if any font here has them.
+    """Let figures that are drawn and saved within show Chinese characters, if a font here has them.
 
-    If none has, boxes stand for them, without matplotlib's warning for each.
+    If none does, boxes stand for them, without matplotlib's warning for each.
     """
     import matplotlib as mpl
 

@@ -1,8 +1,8 @@
 """Still images to events: a simulated event camera looks at an image in three saccades.
 
-So N-MNIST and N-Caltech101 were recorded (Orchard et al. 2015, "Converting static image datasets to
-spiking neuromorphic datasets using saccades"): the camera turns along a triangle in front of a
-screen, 100 ms a side. The pixels follow ESIM (Rebecq et al. 2018).
+This is how N-MNIST and N-Caltech101 were recorded (Orchard et al. 2015, "Converting static image
+datasets to spiking neuromorphic datasets using saccades"): the camera turns along a triangle in
+front of a screen, 100 ms a side. The pixels follow ESIM (Rebecq et al. 2018).
 """
 
 import math

@@ -28,7 +28,7 @@ class SplitData(ItemData):
         val: those of the validation split, likewise.
         cut: what an item is cut into once it is in a split, such as the windows of a recording;
             lists, fractions and `per_class` know the items before that.
-        listed: whom lists name in place of an item: all items that belong to it.
+        listed: what lists name in place of an item: all items that belong to it are meant.
         left_out: names that published lists may hold although they are no items.
         splits: published lists in place of fractions (`read_lists`): a YAML or JSON file, a folder
             of text files, or the name of a list of the package. In a folder that holds the set's
@@ -36,13 +36,13 @@ class SplitData(ItemData):
         val_fraction: share of each class, outside the test split, that is the validation split.
         test_fraction: share of each class that is the test split, 0.2 if None; refused where the
             set has a test split of its own.
-        per_class: training items a class, all if None; the rest is unused.
-        split_seed: of the choice of test, validation and `per_class` items.
+        per_class: training items per class, all if None; the rest is unused.
+        split_seed: seed of the choice of test, validation and `per_class` items.
         loading: arguments of `ItemData` and `EventData`.
 
     Attributes:
-        group: in a subclass, whom an item belongs to: all items of one are in the same split, where
-            that is drawn.
+        group: in a subclass, what an item belongs to: where splits are drawn, all items of a group
+            are in the same one.
         extra: what `splits` lists as "extra" (`estl.data.sets.photographs`), or None.
 
     Raises:
@@ -122,9 +122,9 @@ def split_items(
 
     Of n items of a class, the second part takes those with the smallest hashes: floor(fraction n +
     1/2), but at least one where n > 1 and `fraction` > 0. An item listed twice is a ValueError.
-    With `group`, the items of a group go together: of the groups that hold a class the second part
-    takes that many, of those with the smallest hashes, but never the last one that the first part
-    has of a class.
+    With `group`, the items of a group go together: of the groups that hold a class, the second part
+    takes that many, those with the smallest hashes, but never the last group of a class that the
+    first part has.
 
     >>> rest, part = split_items([Item("cat", str(i)) for i in range(10)], fraction=0.2)
     >>> len(rest), len(part), set(rest) & set(part)

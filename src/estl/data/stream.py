@@ -1,4 +1,4 @@
-"""Shards as a data set that is streamed: every sample once an epoch, whoever reads.
+"""Shards as a data set that is streamed: every sample once per epoch, whoever reads.
 
 `estl.data.shards` writes them.
 """
@@ -22,7 +22,7 @@ from estl.data.shards import Parts, read_index, read_shard, unpack_sample
 
 
 class Stream(IterableDataset[Sample]):
-    """One split's part of one process, in a new order each epoch if it is shuffled.
+    """One process's part of a split, in a new order each epoch if it is shuffled.
 
     The shards, in an order drawn from (seed, epoch), are one line of n samples. Of R processes,
     process r takes the r-th of R pieces of n // R (training: up to R - 1 leftover samples are

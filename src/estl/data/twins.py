@@ -79,7 +79,7 @@ def repeated(data: ItemData, unreadable: Collection[Item] = ()) -> list[Group]:
 
 
 def alike(what: str, members: Sequence[Member], *keys: Callable[[Member], Hashable]) -> list[Group]:
-    """Members of which all keys are equal; one that is alone is left out before the next key."""
+    """Groups of members whose keys are all equal; lone members are left out before the next key."""
     groups = [list(members)]
     for key in keys:
         parts = defaultdict(list)

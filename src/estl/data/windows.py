@@ -54,8 +54,8 @@ def sensor_shape(size: str | Size | list[int] | None) -> Size | None:
 def windows(t: np.ndarray, window: int, stride: int, within: Span | None = None) -> list[Span]:
     """Windows of time [start, stop) since the first event, in microseconds, that have events.
 
-    Window k starts at k `stride` and is as long as `window`; what is left at the end is too short
-    for one and is left out. A recording shorter than a window is one. The same holds `within` a
+    Window k starts at k `stride` and is as long as `window`; a remainder at the end that is too
+    short for one is left out. A recording shorter than a window is one. The same holds `within` a
     stretch of it, which no window leaves.
 
     Args:

@@ -2,9 +2,9 @@
 
 The rungs are those of the written design: (1) events only, (2) fixed CLIP distillation, (3) edges
 and fusion, (4) alignment, (5) contrastive learning; (2s) and (2w) beside (3), the edges of a fixed
-filter and those that nothing but the other terms defines; and (6) the bridge. (2b) is the bridge on
-(2) alone; (2k) and (2bk) distill the classes that a probe of the teacher has into the mean over
-time, (2kt) and (2bkt) into each time step, (1t) asks each for the label. The controls of (6)
+filter and those that only the other terms define; and (6) the bridge. (2b) is the bridge on
+(2) alone; (2k) and (2bk) distill the classes of a probe of the teacher into the mean over time,
+(2kt) and (2bkt) into each time step; (1t) trains each time step on the label. The controls of (6)
 and (2bk): (x) twice the steps without a bridge, (s) Sobel edges, (m) the simulator, (j) jittered
 copies of the pairs' own images.
 """
@@ -21,9 +21,8 @@ GUIDED = public_path(EdgeGuidedDistillation)
 
 
 class Rung(NamedTuple):
-    """One rung: what it is, which edges it has, which terms, what it does to the bridge (None has
-    none; else what it changes in `data.init_args.bridge`), and its target where that is not the
-    recipe's.
+    """One rung: what it is, its edges, its terms, its bridge (None for none, otherwise what it
+    changes in `data.init_args.bridge`), and its target if that is not the recipe's.
     """
 
     what: str
@@ -73,7 +72,7 @@ RUNGS = {
 """By name."""
 
 TWICE = ("6x", "6kx")
-"""Rungs of twice the recipe's epochs."""
+"""Rungs that train for twice the recipe's epochs."""
 
 EACH_STEP = ("2kt", "2bkt")
 """Rungs that distill the teacher's classes into each time step."""
@@ -83,9 +82,9 @@ def rungs(recipe: dict[str, Any], names: Sequence[str] = ()) -> list[Variant]:
     """The rungs of a recipe whose supervision is the guided distillation.
 
     Every rung keeps the recipe's own arguments (teacher, temperature, weights) and differs in the
-    edges, in which terms are there, and in the bridge. A term without a weight has that of
-    `WRITTEN`, or 1; terms of the recipe that are on no rung (edge_reg, target_cls) are on
-    those with learned edges.
+    edges, in which terms are there, and in the bridge. A term without a weight gets that of
+    `WRITTEN`, or 1; the recipe's further terms (edge_reg, target_cls) are kept on rungs with
+    learned edges.
 
     Args:
         recipe: plain values of the last rung.
@@ -122,7 +121,7 @@ def rungs(recipe: dict[str, Any], names: Sequence[str] = ()) -> list[Variant]:
 
 
 def _overlay(recipe: dict[str, Any], name: str) -> dict[str, Any]:
-    """What a rung changes; a part that it lacks has no learning rate."""
+    """What a rung changes in the recipe; parts that it lacks have no learning rate."""
     rung = RUNGS[name]
     arguments = recipe["supervision"].get("init_args", {})
     given = WEIGHTS | (arguments.get("weights") or {})

@@ -2,7 +2,7 @@
 
 Five of the experiments are those of the comparison script: plain cross-entropy, TET, and TSE with
 its default, aggressive and conservative thresholds. TRE and the sum of TSE and TET run when named,
-and so do supervisions of one's own, which a file describes.
+and so do a user's own supervisions, each described by a file.
 """
 
 import re
@@ -21,7 +21,7 @@ from estl.training.results import CheckpointResults, Results
 from estl.training.run import test
 
 MEAN = {"reduction": "mean"}
-"""As TET's loss: rows differ in what is supervised, and not in the size of a step of SGD too."""
+"""As in TET's loss: rows differ in what is supervised, and not also in SGD's step size."""
 
 EXPERIMENTS: dict[str, tuple[str, type, dict[str, Any]]] = {
     "plain": ("cross-entropy of the mean over time", MeanCE, {}),
@@ -50,7 +50,7 @@ MORE: dict[str, tuple[str, type, dict[str, Any]]] = {
 
 
 FILES = (".yaml", ".yml")
-"""What the name of a row ends in that a file describes."""
+"""Suffixes of names that are files, each describing a row."""
 
 ITS_OWN = ("seed", "output_dir")
 """Keys of a recipe that a sweep gives every run."""
@@ -91,9 +91,9 @@ def experiments(names: Sequence[str] = (), recipe: dict[str, Any] | None = None)
 def described(path: Path, recipe: dict[str, Any] | None = None) -> Variant:
     """The variant that a file describes: keys of a recipe, its `supervision` among them.
 
-    Its name is the file's without the ending; what it is, the first line of the file that begins
-    with `#`, or else the class path of its supervision. As in the experiments of this module,
-    `part_lr` of the recipe counts for parts of the student alone: others are of its supervision.
+    Its name is the file's without the suffix; its description is the file's first line that begins
+    with `#`, or else the class path of its supervision. As in the experiments of this module, only
+    the rates of the student's parts in the recipe's `part_lr` count: others are its supervision's.
 
     Raises:
         ValueError: a file that cannot be read or holds no keys, one without a supervision (that of
@@ -153,8 +153,8 @@ def robustness(
 ) -> dict[str, list[CheckpointResults]]:
     """Every finished run of a sweep under attacks and noise, by variant.
 
-    The final weights are tested, once: what a run folder already holds of them for this `eps` is
-    not computed again.
+    The final weights are tested only once: results that a run folder already holds for this `eps`
+    are not computed again.
 
     Args:
         variants: the rows.

@@ -1,4 +1,4 @@
-"""Jobs of a sweep, each a command of `estl` in a process of its own, and how they are done here."""
+"""Jobs of a sweep, each a command of `estl` in a process of its own, and how they run here."""
 
 import fcntl
 import os
@@ -23,8 +23,8 @@ class Job(NamedTuple):
 
     Args:
         name: for the screen.
-        folder: of its log; of `fit`, the run folder, in which a run is continued.
-        args: of the command line, beginning with the command.
+        folder: folder of its log; for `fit` the run folder, in which a run is continued.
+        args: arguments of the command line, beginning with the command.
         place: folder that paths in it are relative to.
     """
 
@@ -41,7 +41,7 @@ Ended = Generator[tuple[Job, str], None, None]
 def local(jobs: Sequence[Job], at_once: int) -> Ended:
     """Jobs on this machine: each has its share of the cores, and its GPU where there are several.
 
-    The environment variable OMP_NUM_THREADS wins. They end with this process.
+    The environment variable OMP_NUM_THREADS takes precedence. The jobs end with this process.
     """
     threads = str(max(1, (os.cpu_count() or 1) // at_once))
     gpu_of = SimpleQueue[dict[str, str]]()
@@ -74,12 +74,12 @@ def complete(
     shown: bool = False,
     started: list[subprocess.Popen[bytes]] | None = None,
 ) -> str:
-    """Do a job in a process of its own, or go on with it; return what went wrong, "" if nothing.
+    """Run or resume a job in a process of its own; return what went wrong, "" if nothing.
 
     Args:
-        job: what to do; nothing if its folder has results.
+        job: the job; nothing is done if its folder has results.
         environment: of the process; None takes this one's, without what a launcher has set.
-        shown: its lines are on the screen, and only its errors in the log.
+        shown: whether its output is on the screen, and only its errors in the log.
         started: holds the process while it runs.
     """
     running = [] if started is None else started
@@ -117,8 +117,8 @@ def complete(
 def _only(folder: Path) -> Iterator[int]:
     """Wait until nobody else works on a folder; gives the lock, held as long as it is open.
 
-    A machine that was believed lost, or is, may have left its process running. That inherits the
-    lock, so that the one which takes its place begins when it has ended.
+    A machine that is lost, or believed to be, may have left its process running. That process
+    inherits the lock, so that its replacement begins only when it has ended.
     """
     lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
     try:
@@ -131,10 +131,10 @@ def _only(folder: Path) -> Iterator[int]:
 
 @contextmanager
 def _deaf() -> Iterator[None]:
-    """Processes that are started here do not hear SIGUSR2.
+    """Let processes that are started within ignore SIGUSR2.
 
-    SLURM sends it to all of a job's, for submitit to requeue the job at the end of its time, and
-    it would kill the run before.
+    SLURM sends it to all processes of a job, so that submitit requeues the job at the end of its
+    time, and it would kill the run before that.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
     try:
@@ -144,7 +144,7 @@ def _deaf() -> Iterator[None]:
 
 
 def gpus(jobs: int) -> list[dict[str, str]]:
-    """Environments of so many runs at a time: each has one GPU, if there are several.
+    """Environments for `jobs` runs at a time: each has one GPU, if there are several.
 
     A run alone has them all.
     """

@@ -1,6 +1,6 @@
-"""Where the jobs of a sweep are done: here, on the machines of a Ray cluster, or as SLURM's jobs.
+"""Where the jobs of a sweep run: here, on the machines of a Ray cluster, or as SLURM jobs.
 
-A launcher takes jobs, has each done in a process of its own, and yields each that has ended with
+A launcher takes jobs, runs each in a process of its own, and yields each that has ended with
 what went wrong. On a cluster all machines need the same Python environment and a file system with
 the folders of the jobs and of the data, under the same paths.
 """
@@ -21,7 +21,7 @@ from estl.experiments.jobs import Ended, Job, complete, local
 from estl.training.resume import epochs
 
 RETRIES = 10
-"""How often a job is begun once more, or gone on with, after its machine was lost."""
+"""How often a job is restarted, or resumed, after its machine was lost."""
 
 EVERY = 60.0
 """Seconds between two lines that say how far the jobs are."""
@@ -30,14 +30,14 @@ EVERY = 60.0
 def launch(
     launcher: str, jobs: Sequence[Job], folder: Path, at_once: int = 0, per_run: str = ""
 ) -> Iterator[Job]:
-    """Have jobs done; yield each that has ended.
+    """Run jobs; yield each one when it has ended.
 
     Args:
         launcher: local, ray or slurm.
-        jobs: that are not done yet.
-        folder: of the sweep.
+        jobs: those that are not done yet.
+        folder: the sweep's.
         at_once: how many at a time; 0 is one here, and on a cluster as many as there is room for.
-        per_run: what each asks of the cluster, as `num_gpus=1,num_cpus=4`.
+        per_run: resources that each asks of the cluster, such as `num_gpus=1,num_cpus=4`.
 
     Raises:
         ValueError: a job failed (the text names its log), the launcher's package is missing, or no
@@ -85,7 +85,7 @@ def ray(jobs: Sequence[Job], at_once: int, per_run: Mapping[str, Any]) -> Ended:
 
     Each has one GPU, if the cluster has any when the jobs begin, and one CPU; `per_run` is given to
     `ray.remote` (num_cpus, num_gpus, memory, accelerator_type, ...). Where a node or its process is
-    lost, the job goes on elsewhere. They end with this process.
+    lost, the job goes on elsewhere. The jobs end with this process.
 
     Raises:
         ValueError: no Ray, no cluster, or an option that Ray does not know.
@@ -136,19 +136,19 @@ def ray(jobs: Sequence[Job], at_once: int, per_run: Mapping[str, Any]) -> Ended:
 
 
 class Work:
-    """A job as submitit wants it: a call, and what is to be called when its time was not enough."""
+    """A job as submitit wants it: a call, and what to call when its time has run out."""
 
     def __call__(self, job: Job) -> str:
         """What went wrong, "" if nothing did."""
         return complete(job)
 
     def checkpoint(self, job: Job) -> Any:
-        """The same: a run folder is gone on with."""
+        """The same call: a run folder is resumed."""
         return import_module("submitit.helpers").DelayedSubmission(self, job)
 
 
 def slurm(jobs: Sequence[Job], folder: Path, at_once: int, per_run: Mapping[str, Any]) -> Ended:
-    """Jobs as an array of SLURM's, through submitit, which keeps its files in `folder/slurm`.
+    """Jobs as a SLURM array, through submitit, which keeps its files in `folder/slurm`.
 
     Each has a GPU and a day; `per_run` is given to submitit's `update_parameters` (timeout_min,
     cpus_per_task, gpus_per_node, mem_gb, slurm_partition, slurm_account, ...). One whose time is up

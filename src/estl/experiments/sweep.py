@@ -33,7 +33,7 @@ class Variant:
 
     Args:
         name: of the row and of its folder.
-        what: it is, in a few words.
+        what: what it is, in a few words.
         overlay: values that are merged into the recipe (`training.recipe.merge`).
     """
 
@@ -43,8 +43,8 @@ class Variant:
 
 
 def rates_of_the_student(recipe: dict[str, Any]) -> dict[str, Any]:
-    """What leaves a recipe the rates of its student's parts alone: others are of a supervision that
-    is replaced.
+    """An overlay that keeps a recipe's rates only for the student's parts: the others belong to a
+    supervision that is replaced.
 
     >>> rates_of_the_student({"learner": {"part_lr": {"student.head": 0.1, "fusion": 0.2}}})
     {'learner': {'part_lr': {'student.head': 0.1}}}
@@ -57,7 +57,7 @@ def rates_of_the_student(recipe: dict[str, Any]) -> dict[str, Any]:
 def keep_recipe(args: Sequence[str], folder: Path, without: Sequence[str] = ()) -> dict[str, Any]:
     """Write what a command line gives, without defaults, as `folder/recipe.yaml`; return it.
 
-    Parts named in `without` are left out. A recipe that no run has come to a checkpoint with is
+    Parts named in `without` are left out. A recipe with which no run has reached a checkpoint is
     overwritten: it may have been wrong.
 
     Raises:
@@ -91,7 +91,7 @@ def sweep(
     """Run what has not finished yet; return the results of every run, by variant.
 
     Before the first run, every variant that is not finished is rehearsed: one that cannot be built
-    or trained is known before the others have taken hours.
+    or trained is found before the others have taken hours.
 
     Args:
         recipe: plain values that all share.
@@ -100,7 +100,7 @@ def sweep(
         folder: one folder per variant is made below it, with its overlay, its whole recipe, and a
             run folder per seed.
         jobs: how many runs at a time, 0 for one, or on a cluster for as many as it has room for.
-        launcher: where they run, and
+        launcher: where they run.
         per_run: what each asks for there (`experiments.launch`).
 
     Raises:
@@ -150,7 +150,7 @@ def rehearse_all(
     """Two training steps of every variant with runs to do; print how long these will take.
 
     Args:
-        recipe: as for `sweep`, and the rest too.
+        recipe: as for `sweep`, like the other arguments.
         variants: what differs.
         seeds: of the runs.
         folder: of the sweep.
@@ -195,7 +195,7 @@ def _tried(config: Namespace, given: Namespace) -> tuple[float, str]:
 
 @contextmanager
 def _named(variant: Variant) -> Iterator[None]:
-    """Have an error say of which variant it is."""
+    """Let an error name the variant that it comes from."""
     try:
         yield
     except (ValueError, RuntimeError, OSError) as error:
@@ -207,7 +207,7 @@ def _results(folder: Path, seed: int) -> Path:
 
 
 def _refuse_changed(variant: Variant, folder: Path) -> None:
-    """Raise ValueError if a folder holds runs of a variant that was another one then."""
+    """Raise ValueError if a folder holds runs of a variant that has changed since."""
     path = folder / "overlay.yaml"
     started = path.exists() and any(taken(run) for run in folder.glob("seed*"))
     if started and yaml.safe_load(path.read_text()) != variant.overlay:
@@ -226,7 +226,7 @@ def _write(recipe: dict[str, Any], variant: Variant, folder: Path) -> None:
 
 
 def _put(path: Path, text: str) -> None:
-    """Write a file of a sweep: half of one would be taken for another row's, or recipe's."""
+    """Write a file of a sweep, whole: half of it would be taken for another row's or recipe's."""
     with aside(path) as file:
         file.write(text.encode())
 

@@ -35,13 +35,13 @@ class TeacherRecord(Json):
     """`teacher.json` beside a teacher's weights.
 
     Args:
-        of: what the figures stand on.
+        of: what the figures rest on.
         tower: arguments of `ClipTower`.
         images: folder of further training images, or None.
         flip: whether training images were mirrored.
         epochs: passes over the images.
         lr: peak learning rate.
-        image_accuracy: on the images of the validation and, if there are any, the test split.
+        image_accuracy: accuracy on images of the validation and, if there are any, the test split.
     """
 
     of: Provenance
@@ -75,7 +75,7 @@ def train_teacher(
             out what the teacher has learned, `trained_on.txt`.
         tower: arguments of `ClipTower`, without `classes`.
         images: a folder of further training images, see `Photographs`.
-        flip: whether mirrored images are of the same class: half of them are mirrored then.
+        flip: whether mirrored images are of the same class; if so, half of the images are mirrored.
         epochs: passes over the images.
         lr: peak learning rate of AdamW, weight decay 0.05, a cosine with two epochs of warm-up.
         seed: of weights, batch order and augmentation.

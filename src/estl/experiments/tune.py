@@ -90,8 +90,8 @@ def tune(
 ) -> None:
     """Search tau_f and kappa; a study that has trials is continued up to `trials` of them in all.
 
-    Several processes may work on one study, on machines of their own too: give each the same
-    storage and `folder`. What is under way in one when the others have done `trials` is finished.
+    Several processes may work on one study, even on different machines: give each the same storage
+    and `folder`. A trial that is under way when the others have done `trials` is still finished.
 
     Args:
         study: from `open_study`; at the end `study.best_trial` is the best.
@@ -99,7 +99,7 @@ def tune(
         folder: holds the run folders.
         trials: finished or pruned trials after which the search ends.
         grid: values of `tau_f` and `kappa` to try, every pair once; None searches `RANGES` by TPE.
-        seed: of the sampler. Every trial trains with the seed of the recipe.
+        seed: seed of the sampler. Every trial trains with the seed of the recipe.
 
     Raises:
         ValueError: `trials` below 1, a grid without values, a study that has tried others, or data
@@ -173,7 +173,7 @@ def _refuse_other_values(study: optuna.Study, grid: dict[str, list[float]]) -> N
 
 
 def _again(study: optuna.Study, number: int) -> None:
-    """Have the pair of an interrupted trial tried again; to its sampler a failed one is done."""
+    """Queue the pair of an interrupted trial again: its sampler counts a failed trial as done."""
     kept = study.get_trials(deepcopy=False)[number].system_attrs
     waiting = optuna.trial.TrialState.WAITING
     study.add_trial(optuna.create_trial(state=waiting, system_attrs=kept))
@@ -183,7 +183,7 @@ def _again(study: optuna.Study, number: int) -> None:
 def open_study(
     folder: Path, storage: str | None = None, prune: bool = True
 ) -> Iterator[optuna.Study]:
-    """The study of a folder, made if it is not there, until the end of the block.
+    """The study of a folder, made if it is not there, open until the end of the block.
 
     Args:
         folder: holds the study (SQLite), unless `storage` is given, and names it.
@@ -211,8 +211,8 @@ def open_study(
                 direction="maximize",
                 load_if_exists=True,
             )
-        # A version of Optuna that the study is not of is a RuntimeError, a table without its rows
-        # a KeyError.
+        # RuntimeError for a study of another version of Optuna, KeyError for a table that lacks
+        # rows.
         except (SQLAlchemyError, OptunaError, ImportError, RuntimeError, KeyError) as error:
             raise ValueError(
                 f"the study in {shown} cannot be opened ({_reason(error)}): give another "
@@ -248,7 +248,7 @@ def work_together(
     prune: bool,
     per_run: str,
 ) -> None:
-    """Have processes of `estl tune` do the trials of a study, as many at a time as `workers`.
+    """Run the trials of a study in processes of `estl tune`, `workers` at a time.
 
     They read the recipe that is kept in the folder. The other arguments are those of `tune`,
     `open_study` and `experiments.launch.launch`.

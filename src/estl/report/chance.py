@@ -5,22 +5,21 @@ from collections.abc import Sequence
 from scipy.stats import binomtest
 
 LEVEL = 0.05
-"""Of the test, for all accuracies together."""
+"""Significance level of the test, over all accuracies together."""
 
 
 def chance_warning(accuracies: Sequence[float], samples: int, classes: int | None) -> str:
     """A line that warns if the best accuracy is not above chance, or "".
 
-    With n samples and K classes the best accuracy a is at chance where round(a n) right answers or
-    more are what guessing gives, Binomial(n, 1/K), with a probability above 5 % / m: the best of m
-    rows that all guess is better than one guess (Bonferroni). A mean over seeds counts as n
-    samples, which the seeds share. Where classes are not equally large, always naming the largest
-    may pass.
+    With n samples and K classes, the best accuracy a is at chance if guessing, Binomial(n, 1/K),
+    gives round(a n) or more right answers with a probability above 5 % / m: the best of m rows that
+    all guess is better than one guess (Bonferroni). A mean over seeds counts as n samples, which
+    the seeds share. If classes are not equally large, always naming the largest may pass.
 
     Args:
         accuracies: in [0,1], one a row; m of them.
         samples: n, of the split.
-        classes: K; None, in files that do not say, warns never.
+        classes: K; None, in files that do not say, never warns.
 
     >>> chance_warning([0.13, 0.09], samples=100, classes=10)
     'AT CHANCE: 13.00 % of 100 samples is no more than guessing one of 10 classes (10.00 %) may give

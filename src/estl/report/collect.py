@@ -31,9 +31,9 @@ class Collector:
     """Sees every test batch and keeps figures of all samples, and pictures of a few.
 
     Args:
-        samples: of different classes, spread evenly over the classes, whose pictures are kept.
-        mistakes: the most confident ones, likewise.
-        most: the samples of which TSE would erase most, likewise.
+        samples: number of samples, spread evenly over the classes, whose pictures are kept.
+        mistakes: number of the most confident mistakes, likewise.
+        most: number of samples of which TSE would erase most, likewise.
     """
 
     def __init__(self, samples: int = 8, mistakes: int = 8, most: int = 4) -> None:
@@ -58,7 +58,7 @@ class Collector:
 
     @torch.no_grad()
     def see(self, parts: Parts, output: Output, batch: Batch) -> None:
-        """The same, with its errors."""
+        """The same, but errors are raised."""
         K = output.logits.shape[-1]
         if not self.facts:
             self.facts = {"classes": np.array(parts.data.classes, dtype=np.str_)}

@@ -43,11 +43,11 @@ def write(
 
     Args:
         found: what a sweep returned.
-        what: each variant is, by its name.
+        what: what each variant is, by its name.
         folder: the sweep's.
-        title: of table and plot.
-        command: that makes them.
-        bases: variants that the others are compared with, where they are there; else the first.
+        title: title of table and plot.
+        command: the command that makes them.
+        bases: variants that the others are compared with, if present; otherwise the first.
     """
     text = markdown(found, what, title=title, command=command, bases=bases)
     (folder / "results.md").write_text(text)
@@ -142,7 +142,7 @@ def _diagnoses(runs: Sequence[Results]) -> list[str]:
 
 
 def _uncounted(found: Found) -> str:
-    """The line that says what an energy with `*` is without, empty if there is none."""
+    """The line that says which layers an energy with `*` leaves out, empty if there is none."""
     rows: dict[str, list[str]] = {}
     for name, runs in found.items():
         if layers := dict.fromkeys(layer for run in runs for layer in run.uncounted):

@@ -13,7 +13,7 @@ from estl.report.words import Text
 
 CELL = 140  # pixels, the height of a row
 VEIL = [[0, "rgba(0,158,115,0)"], [1, "rgba(0,158,115,0.82)"]]
-"""Of maps over pictures: nothing at 0."""
+"""Color scale of maps over pictures: transparent at 0."""
 
 
 def png(picture: np.ndarray) -> str:
@@ -38,7 +38,7 @@ def heat_map(
     Args:
         values: (h,w).
         cell: of the square, counted from 1.
-        over: see the picture below, the better the nearer a value is to 0.
+        over: show the picture below, the more so the nearer a value is to 0.
         bar: options of a color bar below all squares; without, there is none.
     """
     h, w = values.shape
@@ -61,10 +61,10 @@ def heat_map(
 def times_even(
     values: np.ndarray, cell: int, octaves: int, bar: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The same of an attention in multiples of even attention, which is in the middle of the scale.
+    """The same for an attention map in multiples of even attention, the middle of the scale.
 
-    From 2^-octaves to 2^octaves, logarithmic, so that one that is almost even and one that is all
-    on a few places can be read beside each other; what is less is drawn as the least.
+    The scale is logarithmic from 2^-octaves to 2^octaves, so that a map that is almost even and one
+    that is all on a few places can be read side by side; smaller values are drawn as the smallest.
     """
     least = 2.0**-octaves
     trace = heat_map(np.log2(np.maximum(values, least)), cell, bar=bar)
@@ -107,10 +107,10 @@ def axes(cell: int) -> dict[str, str]:
 
 
 def cells(rows: int, columns: int, titles: Sequence[str], below: bool = False) -> dict[str, Any]:
-    """A layout of so many unit squares, from the upper left to the right.
+    """A layout of `rows` by `columns` unit squares, row by row from the upper left.
 
     Args:
-        rows, columns: of squares.
+        rows, columns: numbers of squares.
         titles: of the columns, or with `below` of every cell, "" for none; lines end with "\\n".
         below: whether titles are those of cells.
     """
@@ -180,7 +180,7 @@ def beside(names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def moving(moments: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """What a slider shows at each position: of its traces, those that are not always the same.
+    """What a slider shows at each position: the traces that are not always the same.
 
     >>> moving([[{"z": 1}, {"z": 2}], [{"z": 1}, {"z": 3}]])[1]
     {'name': '1', 'data': [{'z': 3}], 'traces': [1]}
@@ -194,7 +194,7 @@ def moving(moments: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def spread(classes: int, n: int) -> list[int]:
-    """At most `n` of so many classes, spread evenly.
+    """The numbers of at most `n` of `classes` classes, spread evenly.
 
     >>> spread(10, 4), spread(3, 8)
     ([0, 3, 6, 9], [0, 1, 2])
@@ -205,7 +205,7 @@ def spread(classes: int, n: int) -> list[int]:
 def picture_grid(
     name: str, kinds: Sequence[np.ndarray], titles: Sequence[str], caption: Text
 ) -> Figure:
-    """Pictures (n,H,W,3) of several kinds: a column a sample with its title, a row a kind.
+    """Pictures (n,H,W,3) of several kinds: one column per sample with its title, one row per kind.
 
     More than four samples take two rows of columns, so that a narrow screen shows them.
     """

@@ -15,7 +15,7 @@ from estl.report.words import Text, say
 from estl.training.files import aside
 
 SECTIONS = (overview, learning, steps, errors, guidance, erasing, data)
-"""In their order; one that has nothing to say of these runs is left out."""
+"""In their order; one that has nothing to say about these runs is left out."""
 
 
 def write(paths: Sequence[Path], output: Path, figures: Path | None = None) -> None:
@@ -86,7 +86,7 @@ def figures(sections: Sequence[Section]) -> dict[str, Any]:
 
 
 def once(value: Any, pictures: dict[str, int]) -> Any:
-    """The same with each picture's place in `pictures` for it: a page holds every picture once.
+    """`value` with each picture replaced by its place in `pictures`: a page holds each once.
 
     >>> pictures = {}
     >>> once([{"source": "a"}, {"source": "b", "z": [1]}, {"source": "a"}], pictures)

@@ -49,8 +49,8 @@ def pooled(right: float, samples: float) -> Interval:
 def estimate(shares: Sequence[float], samples: int) -> Interval:
     """Mean accuracy of several seeds in percent, or that of one run, with its interval.
 
-    One run has that of `share`, of its samples. With S seeds, of standard deviation s over seeds,
-    and p the mean of their shares in [0,1] of N samples, it is
+    One run has the interval of `share`, of its samples. With S seeds, of standard deviation s over
+    seeds, and p the mean of their shares in [0,1] of N samples, the interval is
 
         100 p ± t(0.975, df) sqrt(s^2 / S + v),    v = 100^2 q (1 - q) / (N + 4)
 
@@ -74,9 +74,9 @@ def estimate(shares: Sequence[float], samples: int) -> Interval:
 
 
 def axis(intervals: Iterable[Interval | float], least: float = 1.0) -> tuple[float, float]:
-    """From where to where an axis runs so that no interval touches its end.
+    """The range of an axis such that no interval touches its ends.
 
-    A tenth of the whole is left free on both sides, and `least` at least.
+    A tenth of the whole is left free on both sides, but at least `least`.
 
     >>> axis([Interval(90.0, 85.0, 94.0), Interval(96.0, 92.0, 105.0)])
     (83.0, 107.0)
@@ -98,9 +98,10 @@ def difference(values: Sequence[Accuracy], base: Sequence[Accuracy], comparisons
 
         mean(d) ± t(1 - 0.025 / m, df) sqrt(v_S / S + v_N / N)
 
-    for m comparisons (Bonferroni) and df by Welch and Satterthwaite. Both the scatter of seeds and
-    that of the samples are in it: what is left of d_si counts in both, so that it is rather too
-    wide. Without samples, v_N is left out; one seed has v_N alone, and neither has no interval.
+    for m comparisons (Bonferroni) and df by Welch and Satterthwaite. The interval covers the
+    scatter of both seeds and samples: the remainder of d_si counts in both, so that it is rather
+    too wide. Without samples, v_N is left out; with one seed, v_N stands alone; with neither, there
+    is no interval.
 
     >>> a = [Accuracy((x,), 100) for x in (0.02, 0.04, 0.06)]
     >>> b = [Accuracy((x,), 100) for x in (0.01, 0.02, 0.03)]

@@ -12,7 +12,7 @@ from estl.report.words import Text, joined, say
 
 GRID = "#E3E6EA"
 MAP = "Viridis"
-"""Of maps that have no sign; told apart by the color-blind, and in gray."""
+"""Color scale of maps without a sign; readable by the color-blind, and in gray."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ class Figure:
         data, layout: of plotly.js.
         caption: what is shown, and on which scale.
         texts: what is written in the plot, by the layout's key.
-        keys: of its legend, none where one trace needs none.
+        keys: lines of its legend, none if a single trace needs none.
         frames: what the positions of its slider show, if it has one.
         steps: what the slider says at each.
         start: the position that `data` shows.
         height: in pixels.
-        wide: whether it has a row of the page for itself.
+        wide: whether it has a row of the page to itself.
         aspect: of pictures, the rows over the columns of their grid, which narrows with the screen.
-        width: of pictures, in pixels, on a screen that is wide enough.
+        width: for pictures, in pixels, on a screen that is wide enough.
         least: a width in pixels; a narrower screen scrolls the figure sideways.
     """
 
@@ -110,7 +110,7 @@ class Line:
     """A curve, or points with intervals.
 
     Args:
-        label: lines of one label share a line of the legend.
+        label: lines with the same label share a line of the legend.
         color: of the line.
         x, y: its points.
         spread: their intervals, or none.
@@ -137,7 +137,7 @@ def plain(text: object) -> str:
 
 
 def numbers(values: Sequence[float] | np.ndarray, digits: int = 5) -> list[float | None]:
-    """Plain numbers of so many significant digits, None where there is none.
+    """Plain numbers of `digits` significant digits, None where there is no number.
 
     >>> numbers([1 / 3, float("nan")])
     [0.33333, None]

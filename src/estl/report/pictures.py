@@ -28,13 +28,13 @@ LARGEST = 96
 class Pictures(Callback):
     """Writes `pictures/epoch_NNN.npz` in the run folder every `every` epochs of a guided run.
 
-    Of samples of the validation split, or of training where there is no validation, each of
+    The samples are from the validation split, or from training if there is no validation, each of
     another class and the same on every page (`choose`); `page` says what is kept of them. The
     report draws it. A supervision without guidance has nothing to show and is left alone.
 
     Args:
         every: epochs between two pages; the last epoch always has one.
-        samples: of a page.
+        samples: samples per page.
     """
 
     def __init__(self, every: int = 10, samples: int = 4) -> None:
@@ -72,7 +72,7 @@ def guided_part(supervision: Supervision) -> EdgeGuidedDistillation | None:
 
 
 def choose(data: EventData, split: str, n: int) -> Batch:
-    """At most `n` samples of a split, of different classes where it has so many.
+    """At most `n` samples of a split, of different classes if it has that many.
 
     The first of each class, the classes chosen evenly from the split (`one_a_class`). A stream is
     read from its start until it has given `n` classes, or all.
@@ -111,8 +111,8 @@ def one_a_class(labels: Sequence[Hashable], n: int) -> list[int]:
 def first_saccade(events: Tensor) -> Tensor:
     """Counts (B,2,H,W) of the first third of the steps of events (B,T,2,H,W).
 
-    That is one saccade: later ones draw the same edges the other way. Of direct-coded events, that
-    are pictures (B,T,3,H,W), the first step.
+    That is one saccade: later ones draw the same edges the other way. For direct-coded events,
+    which are pictures (B,T,3,H,W), it is the first step.
     """
     if events.shape[2] != 2:
         return events[:, 0]

@@ -16,7 +16,7 @@ def finish(folder: Path, collector: Collector | None = None) -> Path | None:
 
     Returns:
         The report; None, and a line on standard error, where it could not be written: a finished
-        run is not lost for it.
+        run is not lost over it.
     """
     from estl.report.html import write
 

@@ -1,4 +1,4 @@
-"""What run folders hold, for a report: each file is read, or it is said why it could not be."""
+"""What run folders hold, for a report: each file is read, or the reason it could not be is kept."""
 
 import csv
 import json
@@ -67,11 +67,11 @@ class Run:
 
     @property
     def seed(self) -> int | None:
-        """Of the run, if that is known."""
+        """The run's seed, if it is known."""
         return self.config.get("seed") if self.results is None else self.results.of.seed
 
     def accuracy(self, weights: Any = "final") -> Accuracy | None:
-        """On the test split, or else on validation; None where neither was read."""
+        """Accuracy on the test split, or else on validation; None if neither was read."""
         if self.results is None:
             return None
         return (self.results.test or self.results.val).get(weights)
@@ -83,8 +83,8 @@ class Variant:
 
     Args:
         name: of the row.
-        what: it is, in a few words, or "".
-        color: in every figure.
+        what: what it is, in a few words, or "".
+        color: its color in every figure.
         runs: one a seed, at least one.
     """
 
@@ -99,7 +99,7 @@ class Variant:
         return f"{self.name}: {self.what}" if self.what else self.name
 
     def accuracies(self, weights: str = "final") -> list[Accuracy]:
-        """Of the runs that have one."""
+        """Accuracies of the runs that have one."""
         found = (run.accuracy(weights) for run in self.runs)
         return [accuracy for accuracy in found if accuracy is not None]
 
@@ -112,7 +112,7 @@ class Variant:
         return [run for run in self.runs if has(run)]
 
     def first(self, has: Callable[[Run], object]) -> Run | None:
-        """The first of them."""
+        """The first run of which `has` is true."""
         return next(iter(self.those(has)), None)
 
 
@@ -211,7 +211,7 @@ def sweep_command(run: Run) -> str:
 
 
 def _what(stem: Path) -> str:
-    """What the first line of a variant's `overlay.yaml` says that it is."""
+    """What a variant is, as the first line of its `overlay.yaml` says."""
     try:
         first = (stem / "overlay.yaml").read_text().partition("\n")[0]
     except (OSError, ValueError):
@@ -256,7 +256,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    """Of a YAML or a JSON file, which is YAML too, but read faster as what it is."""
+    """The keys in a YAML or a JSON file; JSON is YAML too, but faster to read as JSON."""
     text = path.read_text()
     if path.suffix == ".yaml" and not text.endswith("\n"):  # half a YAML file is often one too
         raise ValueError("it is cut off")
@@ -284,7 +284,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def lacks(runs: Iterable[Run]) -> dict[tuple[tuple[Path, ...], str], list[str]]:
-    """The files that are not as they should be, by the runs of which, and what is wrong."""
+    """The files that are not as they should be, by their runs and what is wrong with them."""
     folders: dict[tuple[str, str], list[Path]] = {}
     for run in runs:
         for missing in run.missing:

@@ -23,7 +23,7 @@ class Start(Callback):
 
     It holds what `collect.sample` keeps, of the weights that the training starts from and of the
     samples that `Collector` will keep at its end. Shards are left out: their samples would have to
-    be looked for. What goes wrong here is one line on standard error, and ends no run.
+    be looked for. An error here becomes one line on standard error, and does not end the run.
 
     Args:
         samples: as many as `Collector` keeps.
@@ -45,7 +45,7 @@ class Start(Callback):
             print(f"the report will show no maps of the start: {reason}", file=sys.stderr)
 
     def write(self, learner: Learner, data: ItemData, folder: Path) -> None:
-        """The same, with its errors."""
+        """The same, but errors are raised."""
         chosen = firsts([item.label for item in data.splits["test"]], data.classes, self.samples)
         if not chosen:
             return
@@ -61,7 +61,7 @@ class Start(Callback):
 
 
 def firsts(labels: list[str], classes: tuple[str, ...], n: int) -> list[int]:
-    """Where the first of each of `n` classes is, which are spread evenly over all classes.
+    """Where the first item of each of `n` classes is; these are spread evenly over all classes.
 
     >>> firsts(["a", "a", "b", "c"], ("a", "b", "c"), 2)
     [0, 3]

@@ -5,7 +5,7 @@ from statistics import mean, stdev
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; a `|` in a cell is written so that it ends none.
+    """A Markdown table; a `|` in a cell is escaped.
 
     >>> print(table(["", "t=1"], [["plain", "90.1"]]))
     |       | t=1  |

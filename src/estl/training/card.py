@@ -1,4 +1,4 @@
-"""What somebody has to know who makes a student's frames without ESTL: part of `card.json`."""
+"""What anyone who makes a student's frames without ESTL has to know: part of `card.json`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,15 +28,15 @@ STANDARD = "counts f of channel c as (f - mean_c) / std_c, by the figures of nor
 
 @dataclass(frozen=True)
 class Frames:
-    """How frames (T,C,H,W) are made of events, see `estl.data.frames`.
+    """How frames (T,C,H,W) are made from events; see `estl.data.frames`.
 
     Args:
-        T: frames of a recording, or of a window of it.
+        T: number of frames of a recording, or of a window of it.
         by: slices of equal "count" or "time".
         steps: the same as a formula.
         window: microseconds that recordings were cut into; None if they were taken whole.
-        stride: microseconds from the start of a window to that of the next.
-        sensor: (H,W) of recordings that do not tell it; None where each tells its own.
+        stride: microseconds from one window's start to the next one's.
+        sensor: (H,W) of recordings that do not state it; None if each states its own.
         size: (H,W) of the frames.
         bins: the pixel that an event is counted at.
         channels: in their order: of darker (polarity 0) and brighter (1) pixels.
@@ -58,7 +58,7 @@ class Frames:
 def frames_of(class_path: str, init_args: Mapping[str, Any]) -> Frames | None:
     """The frames that a student of a data set sees, None if its recipe does not say.
 
-    It does not where they are shards, which were written elsewhere, images or a set of one's own.
+    It does not for shards (written elsewhere), for images, and for a user's own set.
 
     >>> frames = frames_of("estl.data.NMNISTPairs", {"T": 5, "by": "count", "normalize": "max"})
     >>> frames.by, frames.sensor, frames.size, frames.channels

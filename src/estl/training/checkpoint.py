@@ -18,8 +18,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """A checkpoint of `estl fit` as plain tensors and values (no code in it is run).
 
     `state_dict` is the student's, `classes` the class names in the order of the labels, `recipe`
-    the configuration it was trained with. Every part of the file is held against the checksum that
-    `torch.save` has put beside it, which `torch.load` does not do.
+    the configuration it was trained with. Every part of the file is checked against the checksum
+    that `torch.save` has put beside it, which `torch.load` does not do.
 
     Raises:
         ValueError: no such file, damaged, or not a checkpoint of ESTL.
@@ -76,7 +76,7 @@ def load_student(path: str | Path, trust: Sequence[str] = ()) -> nn.Module:
 
     Args:
         path: a checkpoint of `estl fit`.
-        trust: modules that the checkpoint may name beside ESTL's own, such as "mine" for a student
+        trust: modules that the checkpoint may name besides ESTL's own, such as "mine" for a student
             `mine.Tiny`. Naming a class imports its module.
 
     Raises:
@@ -116,10 +116,10 @@ def new_student(part: dict[str, Any], path: str | Path, trust: Sequence[str] = (
 
 
 def load_weights(student: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
-    """Have `student` begin with the weights of another training, for fine-tuning.
+    """Initialize `student` with the weights of another training, for fine-tuning.
 
-    Parameters and buffers are copied by name, statistics of norms with them. Of a module named
-    `head` what has another first dimension, the number of classes, is left as it is.
+    Parameters and buffers are copied by name, including the statistics of norms. In a module named
+    `head`, tensors with another first dimension, the number of classes, are left as they are.
 
         student = VGGSNN(classes=101, pooled=True)
         load_weights(student, load_student("runs/first/last.ckpt").state_dict())
@@ -129,10 +129,10 @@ def load_weights(student: nn.Module, weights: Mapping[str, Tensor]) -> list[str]
         weights: the whole `state_dict` of such a student.
 
     Returns:
-        Names of what was left, in their order.
+        Names of the tensors that were left as they are, in their order.
 
     Raises:
-        ValueError: a name that only one side has, or another shape; the text tells the first.
+        ValueError: a name that only one side has, or another shape; the text names the first.
 
     >>> from estl.students import VGGSNN
     >>> ten, three = (VGGSNN(classes, layers=(8,), pooled=True) for classes in (10, 3))

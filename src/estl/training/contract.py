@@ -1,7 +1,7 @@
-"""What a training needs of its options, and of what student and supervision return.
+"""What a training requires of its options, and of what student and supervision return.
 
-The latter is looked at once, in the first step: who writes their own learns more from a line than
-from what goes wrong behind it.
+The latter is checked once, in the first step: those who write their own learn more from one line
+here than from what goes wrong later.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from estl.data.augment import Augment
 from estl.types import Batch, Loss, Output
 
 CHANGING = (_BatchNorm, _DropoutNd)
-"""Layers that answer otherwise in training."""
+"""Layers that behave differently in training."""
 
 REPEATING = ("flip", "drop_time", "drop_area", "drop_events", "polarity", "noise")
 """Options of `Augment` that make an image one of two, or leave it as it is."""
@@ -50,11 +50,11 @@ def check_choice(name: str, value: str, known: Sequence[str]) -> None:
 
 
 def check_student(student: nn.Module, output: Any, batch: Batch, classes: int = 0) -> None:
-    """Refuse an `output` of `student` for `batch` that is none, or has other shapes than `Output`
-    says, or whose logits are not what its head makes of the features although it says so.
+    """Refuse an `output` of `student` for `batch` that is no `Output`, has other shapes than it
+    documents, or claims that its head reads pooled features although its logits differ.
 
     Args:
-        classes: K of the data; 0 where nobody knows it.
+        classes: K of the data; 0 if it is not known.
 
     Raises:
         ValueError: with what is there, and what has to be.
@@ -94,8 +94,8 @@ def _check_head(student: nn.Module, output: Output) -> None:
     """Refuse a student whose head does not read the mean of its features although it says so:
     TSE and TRE would train another function than the one that predicts.
 
-    A head that answers anew each time (dropout), or changes by being asked (batch norm), is taken
-    at its word.
+    A head that is random (dropout), or that changes when it is called (batch norm), is taken at
+    its word.
     """
     head = getattr(output.classify, "__self__", output.classify)
     modules = head.modules() if isinstance(head, nn.Module) else ()
@@ -113,14 +113,14 @@ def _check_head(student: nn.Module, output: Output) -> None:
 
 
 def _near(logits: Tensor, others: Tensor) -> bool:
-    """Whether they are the same but for roundings."""
+    """Whether they are the same up to rounding."""
     if logits.shape != others.shape:
         return False
     return bool((logits - others).abs().mean() <= 0.1 * others.abs().mean() + 0.01)
 
 
 def check_kept_images(*augments: Augment | None) -> None:
-    """Refuse augmentation by which images are new in every epoch (a flip makes two of each).
+    """Refuse augmentation that makes new images in every epoch (a flip only makes two of each).
 
     Raises:
         ValueError: such an option, named.

@@ -1,8 +1,8 @@
 """A trained student for other frameworks and runtimes, each file read back before it is trusted.
 
-What is written gives the logits (B,T,K) of every step; the answer after step t is the softmax of
-their mean over the steps 1..t. The batch is free, the number of steps is that of the data. What is
-written stepwise takes one frame and a state, and gives the frame's logits and the next state.
+A file returns the logits (B,T,K) of every step; the answer after step t is the softmax of their
+mean over the steps 1..t. The batch size is free, the number of steps is that of the data. A
+stepwise file takes one frame and a state, and returns the frame's logits and the next state.
 """
 
 import json
@@ -47,7 +47,7 @@ TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class Card(Json):
-    """What somebody has to know who uses the files: `card.json` beside them.
+    """What a user of the files has to know: `card.json` beside them.
 
     Args:
         student: its class path.
@@ -58,7 +58,7 @@ class Card(Json):
         protocol: how that was found.
         license: of the weights.
         differs: by format, the largest difference from PyTorch's logits when it was read back; None
-            where what reads it was not installed.
+            if its reader was not installed.
         samples: recordings that were compared.
         state: numbers in the state of a stream, where a stepwise format was written.
         frames: how events become that input; None where the checkpoint's recipe does not say.
@@ -92,14 +92,14 @@ def export(
 
     Args:
         path: the checkpoint.
-        formats: which.
+        formats: which ones.
         folder: made if it is missing.
-        data_path: another root of the data, whose test split is what the files are compared on.
+        data_path: another root of the data, on whose test split the files are compared.
         license: of the weights, for the card.
         samples: number of recordings that are compared.
-        flips: of these, how many may differ by more than `TOLERANCE`: a potential within rounding
-            of its threshold can spike otherwise.
-        trust: modules that the checkpoint may name beside ESTL's own.
+        flips: how many of these may differ by more than `TOLERANCE`: a potential within rounding
+            of its threshold can spike in one and not in the other.
+        trust: modules that the checkpoint may name besides ESTL's own.
 
     Raises:
         ValueError: a student that a format cannot express, a package that is missing, a file that
@@ -145,8 +145,8 @@ def _differences(
 ) -> tuple[Float[Tensor, " N"], float]:
     """Largest difference from PyTorch's logits on each recording, and on one in a batch of its own.
 
-    What is stepwise sees all recordings end to end besides, as one stream of N*T frames, of which
-    PyTorch gets the whole at once.
+    A stepwise file also gets all recordings end to end, as one stream of N*T frames, which PyTorch
+    gets as a whole.
     """
 
     def off(given: Tensor) -> Tensor:

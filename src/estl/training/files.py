@@ -11,10 +11,10 @@ from typing import IO
 
 @contextmanager
 def unstopped() -> Iterator[None]:
-    """Have Ctrl-C and SIGTERM wait for the end of the block.
+    """Defer Ctrl-C and SIGTERM to the end of the block.
 
-    What their handlers raise within `torch.save` aborts the process at times: its writer in C++
-    would complete the file when that is closed.
+    An exception from their handlers within `torch.save` sometimes aborts the process: its C++
+    writer would complete the file when it is closed.
     """
     if threading.current_thread() is not threading.main_thread():  # which is where they are heard
         yield
@@ -56,7 +56,7 @@ def aside(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _refusal(error: BaseException | None) -> OSError | None:
-    """What the system refused, where that is behind `error`: torch.save raises one of its own."""
+    """The system's error behind `error`, if there is one: torch.save raises an error of its own."""
     while error is not None and not isinstance(error, OSError):
         error = error.__context__
     return error

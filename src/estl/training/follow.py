@@ -1,4 +1,4 @@
-"""Classes of events as they come, a prediction a window."""
+"""Classify events as they arrive, with one prediction per window."""
 
 import math
 import time
@@ -23,23 +23,23 @@ def follow(
     until_sure: float | None = None,
     trust: Sequence[str] = (),
 ) -> Iterator[Prediction]:
-    """What a student says of each window of a stream of events, as soon as an event after it comes.
+    """A student's prediction for each window of an event stream, once an event after it arrives.
 
     A window is cut, framed and answered as `predict` does it for the finished recording, with the
     same logits. Its frames go through the student one by one (`step`). A window starts from a state
     that has seen nothing, as training does; with `carry` it starts from where the last one ended,
-    and the answer is that of all that was seen since the start.
+    and the answer rests on all that was seen since the start.
 
     Args:
         path: the checkpoint.
         source: a file that grows, "-" for standard input, or "udp://host:port" (`Live`).
         window: length, "300ms"; that of the training if None.
-        stride: from the start of a window to that of the next; a window's length if None, or that
-            of the training where the window is.
-        sensor: height and width in pixels, "720x1280", where the source does not tell them.
-        carry: whether windows go on from each other; they must not overlap then.
+        stride: time from one window's start to the next one's; a window's length if None, or that
+            of the training if the window is.
+        sensor: height and width in pixels, "720x1280", where the source does not state them.
+        carry: whether each window continues from the last one; they must not overlap then.
         until_sure: probability at which no further step of a window is computed.
-        trust: modules that the checkpoint may name beside ESTL's own.
+        trust: modules that the checkpoint may name besides ESTL's own.
 
     Raises:
         ValueError: no checkpoint of ESTL, no window or sensor, a source that cannot be read so.

@@ -1,11 +1,11 @@
 """A student as a graph, for `torch.export` and ONNX: of a whole recording, or of one frame.
 
-Of a whole recording: `events` (B,T,C,H,W) to `logits` (B,T,K), from neurons at rest. Of one frame:
+For a whole recording: `events` (B,T,C,H,W) to `logits` (B,T,K), from neurons at rest. For a frame:
 
     logits (B,K), state (B,S) = graph(frame (B,C,H,W), state)
 
-where the state is what `estl.step` carries, the potentials of all neurons in one row a stream. It
-is zeros where a stream begins; the answer is the mean of the logits since then.
+where the state is what `estl.step` carries, the potentials of all neurons in one row per stream. It
+is zero where a stream begins; the answer is the mean of the logits since then.
 """
 
 import io
@@ -41,7 +41,7 @@ Run = Callable[[Tensor], Tensor]
 
 
 class Logits(nn.Module):
-    """The student as a function of tensors alone, which is what a graph can be of."""
+    """The student as a function of tensors only, as a graph requires."""
 
     def __init__(self, student: nn.Module) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Logits(nn.Module):
 
 
 class Step(nn.Module):
-    """One frame and the state before it to the frame's logits and the state after it.
+    """Map one frame and the state before it to the frame's logits and the state after it.
 
     Args:
         student: in eval mode; its neurons are `LIF`.
@@ -99,15 +99,15 @@ class Step(nn.Module):
 
 
 def to_program(student: nn.Module, events: Tensor, *, stepwise: bool) -> Any:
-    """The `ExportedProgram` of a student in eval mode, with a free batch.
+    """The `ExportedProgram` of a student in eval mode, with a free batch size.
 
     Args:
         student: which.
         events: an example (B,T,C,H,W), whose number of steps is that of a whole recording.
-        stepwise: whether of one frame.
+        stepwise: whether the graph is of one frame.
 
     Raises:
-        ValueError: a student that is no graph.
+        ValueError: a student that cannot be expressed as a graph.
     """
     plain = deepcopy(student)
     for weight in plain.parameters():  # files hold plain rows, not channels last
@@ -135,11 +135,12 @@ def to_program(student: nn.Module, events: Tensor, *, stepwise: bool) -> Any:
 def write_program(student: nn.Module, events: Tensor, file: Path, *, stepwise: bool) -> None:
     """Write a student for `torch.export.load`; see `to_program`.
 
-    Operators of other packages, such as SpikingJelly's neurons, are written as what they are made
-    of: a process that has not imported the package could not load the file otherwise.
+    Operators of other packages, such as SpikingJelly's neurons, are decomposed: otherwise a process
+    that has not imported the package could not load the file.
 
     Raises:
-        ValueError: a student that is no graph, or an operator that is made of nothing else.
+        ValueError: a student that cannot be expressed as a graph, or an operator that cannot be
+            decomposed.
     """
     program = to_program(student, events, stepwise=stepwise)
     if _foreign(program):
@@ -183,7 +184,7 @@ torch.save(logits.clone(), folder + "/logits")
 
 
 def read_program(file: Path, *, stepwise: bool) -> Run:
-    """A program as a process of its own runs it, which does not import ESTL."""
+    """A program, run by a process of its own that does not import ESTL."""
 
     def run(events: Tensor) -> Tensor:
         with tempfile.TemporaryDirectory() as folder:
@@ -218,7 +219,7 @@ def read_onnx(file: Path, *, stepwise: bool, threads: int = 0) -> Run:
     Args:
         file: which.
         stepwise: whether it is of one frame.
-        threads: of an operation; 0 for one each core.
+        threads: threads per operation; 0 for one per core.
     """
     import onnxruntime
 

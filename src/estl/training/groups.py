@@ -34,7 +34,7 @@ def part_of(name: str, part_lr: Mapping[str, float]) -> str:
 def parameter_groups(
     learner: nn.Module, lr: float, weight_decay: float, part_lr: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """Per part of the learner its learning rate; norms and biases are without weight decay.
+    """Each part of the learner with its learning rate; norms and biases without weight decay.
 
     Raises:
         ValueError: a frozen student; a part in `part_lr` that no parameter belongs to.

@@ -1,4 +1,4 @@
-"""One line an epoch, on the screen and in `history.csv`."""
+"""One line per epoch, on the screen and in `history.csv`."""
 
 import csv
 import io
@@ -26,7 +26,7 @@ SHOWN = ("train/", "watch/", "gradient/")
 
 
 class History(Callback):
-    """Prints a line an epoch, and writes it to `history.csv` in `folder`.
+    """Prints a line per epoch, and writes it to `history.csv` in `folder`.
 
     Its columns: `epoch`, counted from 1; `train/NAME` for every weighted term; `watch/NAME` for
     every metric of the supervision, such as the correlations of the edges; `gradient/PART`, the
@@ -37,7 +37,7 @@ class History(Callback):
     step, its data included; `memory_mib`, the most that the process has held so far, on the GPU if
     there is one.
 
-    A resumed run writes over the epochs that it trains again. The first process alone writes.
+    A resumed run overwrites the epochs that it trains again. Only the first process writes.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -122,7 +122,7 @@ def shares(batch_size: int, processes: int) -> str:
 
 
 def write(row: dict[str, float], path: Path) -> None:
-    """Put the row into the file, in the place of its epoch and of all later ones.
+    """Write the row into the file, in place of the rows of its epoch and of all later ones.
 
     The file is replaced as a whole, so that a run that is killed leaves no half of a line.
     """

@@ -1,4 +1,4 @@
-"""A student on the Hugging Face Hub, or in a folder laid out as there."""
+"""A student on the Hugging Face Hub, or in a folder with the same layout."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +19,10 @@ class Pretrained(nn.Module, PyTorchModelHubMixin, library_name="estl"):
         student = Pretrained.from_pretrained("me/my-student").student
 
     Args:
-        part: of the recipe: the student's `class_path` and `init_args`.
+        part: the recipe's entry for the student: its `class_path` and `init_args`.
         classes: names in the order of the logits.
-        data: of the recipe: what frames are made of.
-        trust: modules that `part` may name beside ESTL's own.
+        data: the recipe's entry for the data: how frames are made.
+        trust: modules that `part` may name besides ESTL's own.
 
     Raises:
         ValueError: a class that is not trusted.

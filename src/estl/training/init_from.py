@@ -14,13 +14,13 @@ from estl.training.recipe import Parts
 
 
 def with_weights(config: Namespace, parts: Parts) -> Parts:
-    """The parts of a new run, their student with the weights that the configuration begins with.
+    """The parts of a new run, with the student's weights taken from the checkpoint `init_from`.
 
-    Only tensors are read, so that no class has to be trusted. The checksum of the file goes into
-    the recipe; where the configuration has one, the file must have it. The screen has a line.
+    Only tensors are read, so that no class has to be trusted. The file's checksum goes into the
+    recipe; if the configuration already has one, the file must match it. A line is printed.
 
     Raises:
-        ValueError: no such checkpoint, or another than that of the checksum; one of another
+        ValueError: no such checkpoint, one that does not match the checksum, or one of another
             student (`load_weights`).
     """
     if config.init_from is None:
@@ -51,7 +51,7 @@ def read_weights(path: Path) -> tuple[dict[str, Any], list[str] | None]:
     """The tensors of a checkpoint, or of `student.safetensors` of `estl export`, and its classes.
 
     Raises:
-        ValueError: as `read_checkpoint`. The latter file says no classes.
+        ValueError: as `read_checkpoint`. `student.safetensors` states no classes.
     """
     if path.suffix != ".safetensors":
         saved = read_checkpoint(path)
@@ -67,7 +67,7 @@ def read_weights(path: Path) -> tuple[dict[str, Any], list[str] | None]:
 
 
 def _head(fresh: list[str], classes: list[str] | None, parts: Parts) -> str:
-    """What is to be said of the head."""
+    """What there is to say about the head."""
     if fresh:
         K = len(parts.data.classes)
         return f", but for {', '.join(fresh)}, which start fresh: {K} classes here"

@@ -11,7 +11,7 @@ from estl.training.rates import lengths
 
 
 class Best(ModelCheckpoint):
-    """Keeps the weights best on validation, named by their epoch as counted from 1."""
+    """Keeps the weights that are best on validation, named by their epoch, counted from 1."""
 
     def format_checkpoint_name(self, metrics: dict[str, Tensor], *args: Any, **kwargs: Any) -> str:
         """File name of a checkpoint."""
@@ -30,26 +30,26 @@ class ValidateLast(Callback):
 
 
 class WholeEpochs(Callback):
-    """Has a run that ends after a number of steps be continued at the start of an epoch, as others.
+    """Lets a run that ends after a number of steps resume at the start of an epoch, as others do.
 
-    With `max_steps` Lightning takes the epoch that a checkpoint ends for one that is not over: the
-    next one would have no start, nor what is done there.
+    With `max_steps`, Lightning takes the epoch that a checkpoint completes for an unfinished one:
+    the next epoch would have no start, and what is done there would be skipped.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Have the loops not know the number of steps while they are restored."""
+        """Hide the number of steps from the loops while they are restored."""
         self.max_steps = trainer.max_steps
         trainer.fit_loop.epoch_loop.max_steps = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell them."""
+        """Give it back to them."""
         trainer.fit_loop.epoch_loop.max_steps = self.max_steps
 
 
 class Here(Callback):
-    """Has a run folder that was moved, copied or mounted elsewhere continued as the same one.
+    """Lets a run folder that was moved, copied or mounted elsewhere be continued as the same one.
 
-    Checkpoints name the best one by its path, and Lightning forgets its score where that changed.
+    Checkpoints name the best one by its path, and Lightning forgets its score if that has changed.
 
     Args:
         last: the callback whose folder is the run's.
@@ -61,7 +61,7 @@ class Here(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Put the folder as it is called now into what the callbacks are about to read."""
+        """Put the folder's present path into the states that the callbacks are about to read."""
         states = checkpoint["callbacks"]
         old = states.get(self.last.state_key, {}).get("dirpath")
         if old is not None and self.last.dirpath is not None:
@@ -69,7 +69,7 @@ class Here(Callback):
 
 
 def moved(values: Any, old: str, new: str) -> Any:
-    """Nested values with each path in the folder `old` as the one in the folder `new`.
+    """Nested values, with every path in the folder `old` moved to the folder `new`.
 
     >>> moved({"best": "/a/r/x.ckpt", "scores": {"/a/r/x.ckpt": 1, "/a/r2": 2}}, "/a/r", "/b")
     {'best': '/b/x.ckpt', 'scores': {'/b/x.ckpt': 1, '/a/r2': 2}}

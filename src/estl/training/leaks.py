@@ -8,7 +8,7 @@ from estl.training.recipe import Parts
 
 
 def without_leaks(parts: Parts) -> Parts:
-    """`parts`, which then say what is repeated within a split; as they are with `allow_leaks`.
+    """`parts`, with what is repeated within a split added; unchanged with `allow_leaks`.
 
     Raises:
         ValueError: one thing is in two splits, or an image that is held out is one that the

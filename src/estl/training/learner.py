@@ -45,7 +45,7 @@ class Learner(LightningModule):
         lr: learning rate of the student and of every part not named in `part_lr`.
         weight_decay: applied to weights of two or more dimensions; not to biases and norms.
         schedule: "cosine" to zero over the run, or "constant".
-        warmup: epochs over which the rate rises to that first; may be a fraction.
+        warmup: epochs at the start over which the rate rises to `lr`; may be a fraction.
         part_lr: learning rates of named parts of the supervision, such as
             `{edge_detector: 1e-3}`, or of modules of the student, as `{student.head: 1e-2}`.
         compile: whether the student's training steps run through `torch.compile`, which fuses batch
@@ -56,7 +56,7 @@ class Learner(LightningModule):
             a deep student; nothing is saved where one block is most of it.
         recipe: the resolved configuration, kept in the checkpoint.
         classes: class names in the order of the labels, kept in the checkpoint.
-        fingerprint: of the data, kept in the checkpoint.
+        fingerprint: fingerprint of the data, kept in the checkpoint.
 
     Raises:
         ValueError: an option outside its range, or `compile` with `recompute`; when training
@@ -119,12 +119,12 @@ class Learner(LightningModule):
         self.stepped = 0
 
     def on_fit_start(self) -> None:
-        """Train a student that was last used to predict."""
+        """Put the student in training mode, in case it was last used to predict."""
         if not self.student.training:
             self.student.train()
 
     def on_train_start(self) -> None:
-        """Let the supervision prepare itself, on batches as a step gets them; or go on."""
+        """Let the supervision prepare itself on batches as a step gets them; or resume a run."""
         if self.trainer.global_step == 0:
             self.supervision.prepare(islice(self._batches(), self.preparing))
             return
@@ -220,7 +220,7 @@ class Learner(LightningModule):
             self.log("val/rank", rank, batch_size=size, sync_dist=True, logger=False)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """The same of the test split; `evaluate` has the accuracy after each time step."""
+        """The same for the test split; `evaluate` gives the accuracy after each time step."""
         self._evaluate(batch, "test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -1,8 +1,8 @@
 """Class paths: the names under which recipes and checkpoints know classes.
 
-ESTL's own classes go by the package that shows them (`estl.students.VGGSNN`), so that files can
-move. A checkpoint may name these, and what lies in modules that the user trusts by name: naming a
-class imports its module, and importing runs code.
+ESTL's own classes are named by the package that exports them (`estl.students.VGGSNN`), so that
+files can move. A checkpoint may name these, and classes in modules that the user has trusted by
+name: naming a class imports its module, and importing runs code.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ HOMES = ("estl.data", "estl.students", "estl.supervision", "estl.neurons")
 
 
 def public_path(thing: Any) -> str:
-    """The class path of a class or function, for one of ESTL the public one.
+    """The class path of a class or function; for ESTL's own, the public one.
 
     >>> from estl.students import VGGSNN
     >>> public_path(VGGSNN)
@@ -49,7 +49,7 @@ def refuse_strangers(part: Any, trust: Sequence[str] = ()) -> None:
 
     Args:
         part: of a checkpoint's recipe, plain values.
-        trust: modules whose classes are allowed beside ESTL's own.
+        trust: modules whose classes are allowed besides ESTL's own.
 
     >>> refuse_strangers({"class_path": "os.system"})
     Traceback (most recent call last):

@@ -2,7 +2,7 @@
 
 A neuron of NIR follows tau dv/dt = v_leak - v + r i and is reset to v_reset where v reaches the
 threshold. In steps of `DT`, v = (1 - DT/tau) v + r DT/tau i: our decay and gain give tau and r. It
-fires at the threshold, ours of TET above it; a potential is exactly there in rare cases only.
+fires at the threshold, our TET neuron above it; a potential is exactly there only in rare cases.
 """
 
 import io
@@ -36,14 +36,14 @@ class _Graph:
         self.shapes: dict[str, Shape] = {"input": shape}
 
     def add(self, sources: list[str], node: Any, shape: Shape) -> list[str]:
-        """`node` behind `sources`, whose outputs are added; as the source of what follows."""
+        """Add `node` after `sources`, whose outputs are summed; return it as the next source."""
         name = f"{type(node).__name__.lower()}_{len(self.nodes)}"
         self.nodes[name], self.shapes[name] = node, shape
         self.edges += [(source, name) for source in sources]
         return [name]
 
     def follow(self, module: nn.Module, sources: list[str]) -> list[str]:
-        """A module behind `sources`."""
+        """Add a module after `sources`."""
         if isinstance(module, nn.Identity):
             return sources
         if isinstance(module, nn.Sequential):

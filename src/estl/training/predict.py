@@ -1,4 +1,4 @@
-"""Classes of event files by a checkpoint. Lightning, which takes seconds, is not imported."""
+"""Classify event files with a checkpoint. Lightning, which takes seconds, is not imported."""
 
 import sys
 import time
@@ -23,12 +23,12 @@ from estl.training.names import refuse_strangers
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a student says of a file, or of a window of a recording.
+    """A student's prediction for a file, or for a window of a recording.
 
     Args:
         file: the recording, or the source that it came from.
         steps: the class and its probability after every time step that was computed.
-        seconds: the computation took, without reading the file: of all steps at once, or of each.
+        seconds: duration of the computation, without reading the file: of all steps, or of each.
         span: when what was seen begins and ends, in microseconds since the recording's first
             event; None for an image.
         latency: seconds from the arrival of a window's last events to its answer; None for files.
@@ -43,7 +43,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Predictor:
-    """A student with what its checkpoint says of its data.
+    """A student with what its checkpoint says about its data.
 
     Args:
         path: the checkpoint.
@@ -111,18 +111,18 @@ def predict(
 
     Args:
         path: the checkpoint.
-        files: recordings, or for a student of images, photographs.
-        trust: modules that the checkpoint may name beside ESTL's own.
+        files: recordings, or photographs for a student of images.
+        trust: modules that the checkpoint may name besides ESTL's own.
         until_sure: probability at which no further step is computed; None for all steps.
         window: time that recordings are cut into, "300ms", as the data set `Recordings` cuts them.
-        stride: from the start of a window to that of the next; a window's time if None.
+        stride: time from one window's start to the next one's; a window's length if None.
         sensor: height and width in pixels, "720x1280", of files that do not tell them.
-        failed: is called with the error of a file that cannot be read, and the next one follows;
+        failed: called with the error of each file that cannot be read, which is then skipped;
             None to raise it.
 
     Raises:
         ValueError: no checkpoint of ESTL, a class that is not trusted, a broken file, a threshold
-            that is no probability, a time that is none.
+            that is no probability, an invalid time.
     """
     check_threshold(until_sure)
     if window is None and stride is not None:

@@ -1,4 +1,4 @@
-"""Which of several processes this is, and what the launcher that started them has to do with it."""
+"""Which of several processes this is, and how it relates to the launcher that started them."""
 
 import os
 import re
@@ -18,8 +18,8 @@ class Launched(NamedTuple):
 
     Args:
         rank: its number.
-        size: how many they are.
-        here: how many of them on this machine.
+        size: how many there are.
+        here: how many of them are on this machine.
     """
 
     rank: int
@@ -46,12 +46,12 @@ def rank() -> int:
 
 
 def restarted() -> bool:
-    """Whether a launcher has started this again, after a process or a machine was lost."""
+    """Whether a launcher has restarted this process after a process or a machine was lost."""
     return any(int(os.environ.get(name, 0)) > 0 for name in _RESTARTS)
 
 
 def stale_store() -> str:
-    """What to do if processes that were started again look for those before them; "" otherwise.
+    """What to do if restarted processes look for those that they replace; "" otherwise.
 
     torchrun's store of addresses outlives a restart, and a process may read an old address there
     before the new one has been written. With the variable it makes a store for each start.

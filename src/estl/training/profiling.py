@@ -34,7 +34,7 @@ class Clock(Callback):
     """Notes the seconds of each part of every step; a part within another counts on its own.
 
     Args:
-        learner: whose student, supervision and the parts of that are watched.
+        learner: its student, its supervision and the supervision's parts are watched.
 
     >>> from estl.students import VGGSNN
     >>> from estl.supervision import TET
@@ -124,9 +124,9 @@ def profiled(config: Namespace, given: Namespace, steps: int = 20) -> dict[str, 
     """Median seconds of each part of a run's training step, the longest first. Nothing is written.
 
     Args:
-        config: of the run.
-        given: what of it was given.
-        steps: that are counted.
+        config: configuration of the run.
+        given: the part of it that was given explicitly.
+        steps: number of steps that are counted.
 
     Raises:
         ValueError: what `training.run.fit` would raise, before the training or in its first steps.

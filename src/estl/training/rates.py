@@ -8,7 +8,7 @@ from lightning import Trainer
 
 
 def constant(step: int, total: int, warmup: int) -> float:
-    """Factor on the learning rate at `step`: a line up over `warmup` steps, then 1.
+    """Factor on the learning rate at `step`: a linear rise over `warmup` steps, then 1.
 
     >>> [constant(s, total=4, warmup=3) for s in range(5)]
     [0.25, 0.5, 0.75, 1.0, 1.0]
@@ -17,7 +17,7 @@ def constant(step: int, total: int, warmup: int) -> float:
 
 
 def cosine(step: int, total: int, warmup: int) -> float:
-    """The same line, then half a cosine down to 0.
+    """The same rise, then half a cosine down to 0.
 
     >>> [round(cosine(s, total=4, warmup=0), 2) for s in range(5)]
     [1.0, 0.85, 0.5, 0.15, 0.0]
@@ -28,7 +28,7 @@ def cosine(step: int, total: int, warmup: int) -> float:
 
 
 def lengths(trainer: Trainer) -> tuple[int, int]:
-    """Optimizer steps of a run and of an epoch; the run is one where nobody knows the latter."""
+    """Optimizer steps of a run and of an epoch; a run of unknown epoch length is one epoch."""
     total, batches = int(trainer.estimated_stepping_batches), trainer.num_training_batches
     known = math.isfinite(batches)
     return total, math.ceil(batches / trainer.accumulate_grad_batches) if known else total
@@ -37,8 +37,8 @@ def lengths(trainer: Trainer) -> tuple[int, int]:
 def steps_done(trainer: Trainer) -> int:
     """Steps that a run has behind it, counted as those of the present batch size.
 
-    Where an epoch had other steps before the run was continued, its epochs tell; not of a run that
-    ends after a number of steps.
+    If epochs had another number of steps before the run was continued, its epochs are counted; but
+    not in a run that ends after a number of steps.
     """
     total, each = lengths(trainer)
     whole = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
@@ -47,8 +47,8 @@ def steps_done(trainer: Trainer) -> int:
 
 
 def go_on(trainer: Trainer, groups: Sequence[Mapping[str, Any]]) -> None:
-    """Have a run that is continued go on with the rates and the weight decay of its options, at its
-    place in the schedule: the checkpoint brings those that it had before.
+    """Let a resumed run use the rates and the weight decay of its present options, at its place in
+    the schedule: the checkpoint brings back those that it had before.
 
     Args:
         trainer: its state is that of the checkpoint.

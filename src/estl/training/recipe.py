@@ -53,8 +53,8 @@ RANGES = {
         "trainer.val_check_interval": "",
     },
 }
-"""What numbers of a recipe have to be, with their short flags: Lightning and loaders fail late, or
-train on in silence, where they are not."""
+"""Valid ranges of a recipe's numbers, with their short flags: outside them, Lightning and loaders
+fail late, or train on in silence."""
 
 
 @functools.cache  # it does not change, and takes longer to make than a recipe to be read
@@ -69,13 +69,13 @@ def make_parser() -> ArgumentParser:
         "--output_dir", type=str | None, default=None, help="Run folder (default: a new one)."
     )
     parser.add_argument(
-        "--keep_checkpoints", type=int, default=2, help="How many of the last epochs' are kept."
+        "--keep_checkpoints", type=int, default=2, help="Last epochs' checkpoints to keep."
     )
     parser.add_argument(
         "--init_from",
         type=str | None,
         default=None,
-        help="Checkpoint whose weights are begun with.",
+        help="Checkpoint with the initial weights.",
     )
     parser.add_argument(
         "--init_from_sha256", type=str | None, default=None, help="Its checksum; null: any."
@@ -113,11 +113,11 @@ def make_parser() -> ArgumentParser:
 def parse(
     args: Sequence[str], parts: Sequence[str] = ("data", "student")
 ) -> tuple[Namespace, Namespace]:
-    """The complete configuration of `--config FILE` and `--KEY VALUE`, and what of it was given.
+    """The complete configuration of `--config FILE` and `--KEY VALUE`, and the part that was given.
 
     Args:
-        args: of the command line.
-        parts: that have to be chosen.
+        args: arguments of the command line.
+        parts: parts that have to be chosen.
 
     Raises:
         ValueError: an unknown key, a wrong type, a number out of range, a missing part.
@@ -135,7 +135,7 @@ def parse(
 
 
 def parse_recipe(recipe: dict[str, Any]) -> tuple[Namespace, Namespace]:
-    """The complete configuration of a recipe's plain values, and what of it they give.
+    """The complete configuration of a recipe's plain values, and the part that they give.
 
     Raises:
         ValueError: as `parse`.
@@ -176,7 +176,7 @@ def plain(config: Namespace) -> dict[str, Any]:
 
 
 def merge(recipe: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
-    """`recipe` with the values of `overlay`; another class takes the place of the old arguments.
+    """`recipe` with the values of `overlay`; another class drops the old arguments.
 
     >>> merge({"student": {"class_path": "x", "init_args": {"p": 1}}, "learner": {"lr": 1}},
     ...       {"student": {"class_path": "y"}, "learner": {"warmup": 3}})
@@ -229,7 +229,7 @@ def build(config: Namespace, given: Namespace) -> Parts:
 
 
 def networks(config: Namespace, given: Namespace, data: EventData) -> tuple[nn.Module, Supervision]:
-    """The student and the supervision of a configuration, for data of these facts.
+    """The student and the supervision of a configuration, for the facts of `data`.
 
     Raises:
         ValueError: as `build`.
@@ -268,7 +268,7 @@ def make_callbacks(config: Namespace) -> list[Callback]:
 
 
 def build_data(config: Namespace, given: Namespace) -> EventData:
-    """The data of a configuration alone; the run's seed is theirs where they have none."""
+    """Only the data of a configuration; they take the run's seed if they have none."""
     if "seed" not in _written(given, "data"):
         config.data.init_args.seed = config.seed
     data: EventData = make(make_parser(), "data", config.data)
@@ -281,9 +281,9 @@ def _written(given: Namespace, part: str) -> Namespace:
 
 
 def _fill(name: str, part: Namespace, written: Namespace, facts: dict[str, Any], of: str) -> None:
-    """Put `facts` into the arguments of a part that are left out; refuse those that differ.
+    """Fill in arguments of a part that are left out from `facts`; refuse those that differ.
 
-    So in each of the supervisions of a `Sum`.
+    The same is done in each of the supervisions of a `Sum`.
     """
     accepted = part.get("init_args", Namespace())
     for key in [key for key in facts if key in accepted]:

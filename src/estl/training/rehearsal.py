@@ -1,4 +1,4 @@
-"""A rehearsal of a run: its parts on their real shapes for two steps, and what all of it takes."""
+"""A rehearsal of a run: two steps of its parts on their real shapes, and what a whole run takes."""
 
 import math
 import time
@@ -33,13 +33,13 @@ class Rehearsal:
     """What a run is made of and how long it takes, as far as two steps can tell.
 
     Args:
-        parts: of the run, as `training.recipe.build` made them; their weights have been trained on.
-        learner: which trained them.
-        output: of the student for the last training batch.
-        loss: of the supervision for it.
-        step_seconds: of the second training step, its data included: the first one compiles.
-        steps: of an epoch.
-        epochs: of the run, the last of which `max_steps` may end.
+        parts: the run's, as `training.recipe.build` made them; their weights have been trained.
+        learner: the one that trained them.
+        output: the student's, for the last training batch.
+        loss: the supervision's, for that batch.
+        step_seconds: time of the second training step with its data: the first one compiles.
+        steps: steps per epoch.
+        epochs: epochs of the run; `max_steps` may cut the last one short.
         memory_mib: the most that the process held, on the GPU if there is one.
     """
 

@@ -39,10 +39,10 @@ def reopen(
 
     Args:
         path: the checkpoint.
-        data_path: another root of the same layout, or None. Where published lists that the recipe
-            names do not fit it, its whole test split counts.
-        split: that must not be empty.
-        trust: modules that the checkpoint may name beside ESTL's own.
+        data_path: another root of the same layout, or None. If the published lists that the recipe
+            names do not fit it, its whole test split is used.
+        split: the split that must not be empty.
+        trust: modules that the checkpoint may name besides ESTL's own.
 
     Raises:
         ValueError: no checkpoint of ESTL, a class that is not trusted, data of other classes, an

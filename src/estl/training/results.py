@@ -1,4 +1,4 @@
-"""What a run found, and what its figures stand on: typed here, JSON in the run folder."""
+"""What a run found, and what its figures rest on: typed here, JSON in the run folder."""
 
 import os
 import platform
@@ -68,7 +68,7 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a figure has to stand with.
+    """What has to accompany a figure.
 
     `command` began the run, and `resumed` are those that it was continued with, in their order.
     `init_from` is the checkpoint that the student began with: its `path` and `sha256`.
@@ -96,18 +96,18 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Results(Json):
-    """Of a training run: `results.json` in its folder.
+    """Results of a training run: `results.json` in its folder.
 
     Args:
-        of: what the figures stand on.
-        epochs: that were trained.
-        train_seconds: spent in training, without the test.
+        of: what the figures rest on.
+        epochs: number of epochs that were trained.
+        train_seconds: time spent in training, without the test.
         peak_memory_mib: the most memory that the process held, on the GPU if there is one.
         val: accuracy on the validation split, by weights; empty where there is no such split.
             Without one, or where no epoch was validated, the final weights are the only ones.
         test: accuracy on the test split, read once at the end; None where it was not read.
         diagnosis: `evaluation.diagnostics.summary` of the final weights on the test split.
-        uncounted: layers with weights that are not in its energy, which is too low by them.
+        uncounted: layers with weights that its energy leaves out; it is too low by their share.
     """
 
     of: Provenance
@@ -122,10 +122,10 @@ class Results(Json):
 
 @dataclass(frozen=True)
 class CheckpointResults(Json):
-    """Of a test of a checkpoint: `test.json`, where it was asked for.
+    """Results of testing a checkpoint: `test.json`, where it was asked for.
 
     Args:
-        of: what the figures stand on.
+        of: what the figures rest on.
         checkpoint: the file.
         test: accuracy on the test split.
         eps: size of the attacks, a share of each sample's range.
@@ -141,7 +141,7 @@ class CheckpointResults(Json):
     early: EarlyExit | None = None
 
     def since(self, run: Results) -> bool:
-        """Whether it is a test of what this run ended with, and not of before it was trained on."""
+        """Whether this tests what `run` ended with, not a state before it was trained further."""
         return _time(self.of.finished) >= _time(run.of.finished)
 
 
@@ -152,7 +152,7 @@ def _time(finished: str) -> datetime:
 def command_line() -> str:
     """The command that this process was started with, on one line, quoted as a shell needs it.
 
-    A password in it, of the database that `--storage` names, is left out.
+    The password of a database that `--storage` names is left out.
     """
     words = [" ".join(word.split()) for word in ["estl", *sys.argv[1:]]]
     return shlex.join(map(without_password, words))
@@ -174,9 +174,9 @@ def provenance(
     recipe: dict[str, Any],
     commands: Sequence[str] = (),
 ) -> Provenance:
-    """What figures of `student` on `data` stand with, here and now.
+    """What has to accompany figures of `student` on `data` made here and now.
 
-    `commands` made them, the first first; this process's alone if there are none.
+    `commands` are those that made them, in order; only this process's if there are none.
     """
     command, *resumed = commands or [command_line()]
     names = ("estl", "torch", "lightning", "numpy")

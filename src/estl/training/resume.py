@@ -17,18 +17,18 @@ from estl.training.processes import rank, restarted
 from estl.training.results import Results, command_line
 
 STATE = ("epoch", "loops", "optimizer_states", "lr_schedulers", "supervision")
-"""What a checkpoint has for going on, beside what `load_student` needs."""
+"""What a checkpoint needs for resuming, besides what `load_student` needs."""
 
 FREE = ("root", "cache", "num_workers", "batch_size", "buffer", "teacher", "allow_leaks")
-"""Arguments of data and supervision with which a run can be continued although they differ."""
+"""Arguments of data and supervision that may differ when a run is continued."""
 
 
 class Aside(TorchCheckpointIO):
-    """Writes checkpoints `aside`: Lightning's own go through the folder for temporary files, from
-    where they are copied if that is another file system, and a kill leaves half of one.
+    """Writes checkpoints `aside`: Lightning writes its own to the folder for temporary files, from
+    where they are copied if it is another file system, and a kill leaves half a checkpoint.
 
     Args:
-        keep: how many of the last epochs' checkpoints there are, `last.ckpt` among them.
+        keep: how many of the last epochs' checkpoints to keep, `last.ckpt` among them.
     """
 
     def __init__(self, keep: int = 1) -> None:
@@ -52,7 +52,7 @@ def keep_before(last: Path, epoch: int, keep: int) -> None:
     Args:
         last: the file.
         epoch: number of its epoch, counted from 1: that of the next one, counted from 0.
-        keep: how many checkpoints there are to be when it has been replaced; older ones go.
+        keep: how many checkpoints to have once it has been replaced; older ones are removed.
     """
     if keep > 1 and last.exists():
         kept = last.with_name(f"epoch-{epoch:03d}.ckpt")
@@ -71,9 +71,9 @@ def keep_before(last: Path, epoch: int, keep: int) -> None:
 
 @contextmanager
 def going_on(folder: Path) -> Iterator[None]:
-    """Where a run is stopped, or the disk refuses to write, have the error say how it goes on.
+    """If a run is stopped, or the disk refuses to write, let the error say how to continue it.
 
-    Lightning makes a SystemExit of a KeyboardInterrupt, and forgets which of its kinds it was.
+    Lightning turns a KeyboardInterrupt into a SystemExit, and forgets of which kind it was.
     """
     try:
         yield
@@ -89,7 +89,7 @@ def going_on(folder: Path) -> Iterator[None]:
 def kept_recipe(folder: Path) -> Path:
     """The recipe of a run that is to be continued, written anew from a checkpoint if it is damaged.
 
-    Where it only differs from what the run was trained with so far, the screen says in what.
+    If it merely differs from what the run was trained with so far, the differences are printed.
 
     Raises:
         ValueError: no run folder, or one without a whole recipe.
@@ -124,11 +124,11 @@ def kept_recipe(folder: Path) -> Path:
 def note_command(folder: Path, *, new: bool) -> None:
     """Add this process's command line to those that a run was trained with, in `commands.txt`.
 
-    A launcher that starts a run again gives no other command.
+    A launcher that restarts a run does not add another command.
 
     Args:
         folder: the run's.
-        new: whether the run begins here, so that what the file holds is of none before it.
+        new: whether the run begins here; what the file held before is then dropped.
     """
     kept, line = [] if new else commands(folder), command_line()
     if not (restarted() and kept[-1:] == [line]):
@@ -138,7 +138,7 @@ def note_command(folder: Path, *, new: bool) -> None:
 
 
 def commands(folder: Path) -> list[str]:
-    """The commands that a run was trained with, the first first; empty where none were kept."""
+    """The commands that a run was trained with, in order; empty if none were kept."""
     path = folder / "commands.txt"
     return path.read_bytes().decode().splitlines() if path.exists() else []
 
@@ -164,8 +164,8 @@ Saved = tuple[Path, dict[str, Any]]
 def newest_whole(folder: Path) -> Saved | None:
     """The newest checkpoint of a run that can be continued, and what it holds.
 
-    That is `last.ckpt`; where it is damaged or gone, the whole one of the latest epoch, and the
-    screen says so. None, which the screen says too, where the run has not come to a checkpoint.
+    That is `last.ckpt`; if it is damaged or gone, the whole one of the latest epoch, which the
+    screen reports. None, also reported, if the run has not reached its first checkpoint.
 
     Raises:
         ValueError: checkpoints were written, and none is whole.
@@ -240,7 +240,7 @@ def refuse_another(old: dict[str, Any], new: dict[str, Any], folder: Path) -> No
 
 
 def _optimized(recipe: dict[str, Any]) -> dict[str, Any]:
-    """What the state of an optimizer is of, of a recipe's learner; rates may change."""
+    """The options of a recipe's learner that determine an optimizer's state; rates may change."""
     learner = recipe.get("learner") or {}
     parts = sorted(learner.get("part_lr") or {})
     return {"optimizer": learner.get("optimizer"), "part_lr": ", ".join(parts) or None}
@@ -285,7 +285,7 @@ def refuse_finished(start: Saved, recipe: dict[str, Any]) -> None:
 
 
 def _has_results(folder: Path, epochs: int) -> bool:
-    """Whether a run's results are there and are those after so many epochs."""
+    """Whether a run's results exist and are those after this many epochs."""
     with suppress(OSError, ValueError):
         return Results.read(folder / "results.json").epochs >= epochs
     return False

@@ -96,9 +96,9 @@ def fit(
         given: the part of it that was written down, by file or flag.
         resume: a run folder to continue from its `last.ckpt`, or from another checkpoint there
             where that is damaged (`training.resume`).
-        callbacks: of Lightning, beside the run's own and the recipe's.
+        callbacks: Lightning callbacks besides the run's own and the recipe's.
         test: whether the test split is read at the end, and the student diagnosed on it.
-        see: is called with what the final weights make of every batch of the test split.
+        see: called with the final weights' output for every batch of the test split.
 
     Returns:
         The run folder and what its `results.json` holds; None in all processes but the first.
@@ -106,7 +106,7 @@ def fit(
     Raises:
         ValueError: a mistake in the configuration, or a run that cannot be continued so; nothing
             has been written then.
-        KeyboardInterrupt: it was stopped; the text says how to go on.
+        KeyboardInterrupt: the run was stopped; the text says how to continue it.
     """
     seed_everything(config.seed, verbose=False)
     parts = build(config, given)
@@ -267,11 +267,11 @@ def test(
     Args:
         path: the checkpoint.
         data_path: the other root, or None; see `reopen`.
-        attacks: names of `attacks.attack`, under which accuracy is measured besides.
+        attacks: names of `attacks.attack`, under which accuracy is measured as well.
         eps: their size, a share of each sample's range.
         noisy: whether it is also measured under noise and with a frame dropped.
         until_sure: probability at which a sample is answered early, for a second accuracy.
-        trust: modules that the checkpoint may name beside ESTL's own.
+        trust: modules that the checkpoint may name besides ESTL's own.
 
     Raises:
         ValueError: no checkpoint of ESTL, a class that is not trusted, data of other classes, a

@@ -45,9 +45,9 @@ def progress_bars() -> list[ProgressBar]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep off the screen what Lightning, torch and transformers say to programmers.
+    """Keep off the screen what Lightning, torch and transformers tell programmers.
 
-    That is advice on workers and hardware, advertisements, and what they deprecate in each other.
+    That is advice on workers and hardware, advertising, and deprecation warnings about each other.
     Warnings about the training itself stay. Also a decorator: `@quiet()`.
     """
     loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]

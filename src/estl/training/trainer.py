@@ -27,8 +27,8 @@ def make_trainer(options: dict[str, Any], **own: Any) -> Trainer:
     """A trainer, over all processes if a launcher such as torchrun has started several.
 
     Args:
-        options: of the recipe.
-        own: arguments of `Trainer` beside these.
+        options: the recipe's.
+        own: further arguments of `Trainer`.
 
     Raises:
         ValueError: no such device, a logger that is not installed, options that Lightning refuses.
@@ -82,11 +82,11 @@ def _refuse_missing(logger: Logging | None) -> None:
 
 @contextmanager
 def plainly() -> Iterator[None]:
-    """Turn what ends a training into errors of one line.
+    """Turn whatever ends a training into errors of one line.
 
     Raises:
-        ValueError: options that Lightning complains of; what a process that loads says of the data.
-        OSError: the same of a file; a process is gone, of those that load or those that train.
+        ValueError: options that Lightning rejects; an error in the data, from a loader worker.
+        OSError: an error in a file, from a loader worker; a worker or training process is gone.
     """
     try:
         yield
@@ -109,7 +109,7 @@ def plainly() -> Iterator[None]:
 
 
 def _handed_over(error: ConnectionError) -> bool:
-    """Whether it came of taking a batch from another process."""
+    """Whether the error came from taking a batch from another process."""
     places = traceback.extract_tb(error.__traceback__)
     return any("multiprocessing" in place.filename for place in places)
 
@@ -119,7 +119,7 @@ def _gone(what: str) -> str:
 
 
 def _of_loader(text: str) -> str | None:
-    """The message of an error of a process that loads, out of the traceback that comes with it.
+    """The message of a loader worker's error, out of the traceback that comes with it.
 
     >>> _of_loader("Caught OSError in DataLoader worker process 0.\\nOriginal Traceback (most "
     ...            "recent call last):\\n  File ...\\nOSError: no file x\\n")

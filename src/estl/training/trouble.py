@@ -1,4 +1,4 @@
-"""Trouble while a student is trained: what is not finite, layers that do not compute any more."""
+"""Trouble while a student is trained: non-finite values, layers that no longer compute."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -22,7 +22,7 @@ SATURATED = 0.99
 
 
 class NotFiniteError(FloatingPointError):
-    """Of a loss or gradient, with the batch that it is of."""
+    """A loss or gradient that is not finite, with the batch that it came from."""
 
     def __init__(self, what: str, batch: Batch | None = None) -> None:
         super().__init__(
@@ -32,7 +32,7 @@ class NotFiniteError(FloatingPointError):
         self.batch = batch
 
     def kept(self, folder: Path) -> FloatingPointError:
-        """The error of a run that keeps the batch in its folder, as tensors by their names."""
+        """The error for a run that keeps the batch in its folder, as tensors by name."""
         if self.batch is None:
             return self
         path = folder / (f"not-finite-{rank()}.pt" if rank() else "not-finite.pt")
@@ -57,7 +57,7 @@ class _Asked(NamedTuple):
 class FiniteCheck:
     """Watches losses and gradients for values that are not finite, without making a GPU wait.
 
-    Its answer is fetched beside the work, and is read while the next step is computed.
+    Its answer is fetched asynchronously, and is read while the next step is computed.
 
     >>> check = FiniteCheck()
     >>> for value in (1.0, float("nan")):
@@ -94,10 +94,10 @@ class FiniteCheck:
         self.asked.append(_Asked(what, names, bad, self.batch, known))
 
     def stop(self, late: int = 0) -> None:
-        """Raise NotFiniteError if what was seen is not, but for the last `late` ones on a GPU.
+        """Raise NotFiniteError if what was seen is not finite, except the last `late` on a GPU.
 
         The text names the terms of the first loss that was not finite, or the parameter nearest to
-        the loss, from where the rest of a bad gradient comes.
+        the loss, from which the other bad gradients come.
         """
         while self.asked and (self.asked[0].known is None or len(self.asked) > late):
             one = self.asked.pop(0)
@@ -116,7 +116,7 @@ class FiniteCheck:
 class Firing(Callback):
     """Warns, once a run, of spiking layers that were silent or saturated for a whole epoch.
 
-    They are looked at in the steps that are logged; not in compiled ones, which have no layers.
+    They are looked at in logged steps, but not in compiled ones, which have no layers.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Archives of others, unpacked safely into one folder."""
+"""Archives from others, unpacked safely into one folder."""
 
 import errno
 import stat

@@ -17,7 +17,7 @@ _NAMES = {
 }
 _METAVISION = "xypt"
 _BOM = "\xef\xbb\xbf"
-"""What Excel puts before UTF-8, as Latin-1."""
+"""What Excel puts before UTF-8 text, read as Latin-1."""
 
 
 def from_columns(

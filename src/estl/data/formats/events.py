@@ -11,7 +11,7 @@ EVENT = np.dtype([("t", np.int64), ("x", np.int16), ("y", np.int16), ("p", np.in
 """One event: time in microseconds, column, row (down), polarity (1 = ON, brighter; 0 = OFF)."""
 
 MAX_BYTES = 4 << 30
-"""Of the largest recording. Reading takes up to thirteen times the file in memory: 8 GB for 150
+"""Size limit of a recording. Reading takes up to thirteen times the file in memory: 8 GB for 150
 million events in an EVT 2 file of 600 MB."""
 
 
@@ -58,7 +58,7 @@ def finish(
     place: Callable[[int], str],
     period: int | None = None,
 ) -> tuple[np.ndarray, tuple[int, int] | None]:
-    """Events and the sensor's (H,W), once they are known to be some, in order, and inside.
+    """Events and the sensor's (H,W), once it is known that there are some, in order and inside.
 
     `place` says where an event is; a clock that wraps at `period` is undone.
     """

@@ -116,7 +116,7 @@ def header_size(path: Path, head: dict[str, str]) -> tuple[int, int] | None:
 
 
 def _last(chosen: np.ndarray) -> np.ndarray:
-    """Of each word the number of the last chosen one up to it, -1 if there is none."""
+    """For each word, the number of the last chosen one up to it, -1 if there is none."""
     number: np.ndarray = np.arange(len(chosen), dtype=np.int32)
     return np.maximum.accumulate(np.where(chosen, number, np.int32(-1)))
 

@@ -75,7 +75,8 @@ def _columns(file: Any, path: Path) -> dict[str, np.ndarray]:
 def _affordable(path: Path, data: Any) -> None:
     """Raise ValueError for a data set that is too large, or packed by a filter that is not here.
 
-    Or of no numbers: of others HDF5 follows addresses in the file, and bad ones end the process.
+    Or one that holds no numbers: for such data HDF5 follows addresses in the file, and bad ones end
+    the process.
     """
     kinds = [data.dtype[name] for name in data.dtype.names or ()] or [data.dtype]
     if data.ndim != 1 or data.nbytes > MAX_BYTES or any(k.kind not in "iubf" for k in kinds):

@@ -26,7 +26,7 @@ BROKEN = (
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs is said in the error
 
 LARGEST = 1 << 25
-"""Pixels of an image: those of a screen of 8K. As floats they take 400 MB."""
+"""Largest number of pixels of an image: an 8K screen's. As floats they take 400 MB."""
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -44,7 +44,7 @@ def read_rgb(path: Path, size: int | None = None, box: Box | None = None) -> Flo
     """An image file as RGB in [0,1], resized (bicubic, not keeping its aspect) to a square.
 
     It is turned as its EXIF orientation says. Gray values of 16 bits are divided by 65535, then
-    rounded to 8 bits. What is transparent is laid on white, or on black where what is seen of the
+    rounded to 8 bits. Transparent images are laid on white, or on black if the visible part of the
     image is bright (its luma, weighted by opacity, above the middle): a white logo stays visible.
 
     Args:
@@ -90,7 +90,7 @@ def _orientation(file: Image.Image) -> int:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """The image; of one with gray values of 16 bits, those of 8 that are nearest."""
+    """The image, with gray values of 16 bits rounded to the nearest of 8 bits."""
     if not image.mode.startswith("I;16"):
         return image
     return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))

@@ -26,7 +26,7 @@ class Bytes:
         self.rest, self.data = head, data
 
     def take(self, n: int) -> bytes | None:
-        """The next n bytes, None where so many do not come."""
+        """The next n bytes, None if fewer come."""
         while len(self.rest) < n:
             some = next(self.data, None)
             if some is None:

@@ -1,8 +1,8 @@
 """Recordings that come in pieces, as a camera writes them.
 
-Each reader is a generator that keeps what the next piece needs of those before, and gives the
-events that the whole file would give. What is left of an event at the end is left out: a stream
-ends anywhere.
+Each reader is a generator that keeps what the next piece needs from those before, and gives the
+events that the whole file would give. An incomplete event at the end is left out: a stream may end
+anywhere.
 """
 
 import re
@@ -174,7 +174,7 @@ def _evt(name: str, head: bytes, data: Iterator[bytes]) -> tuple[tuple[int, int]
 
 
 def _evt_2(name: str, pieces: Pieces, version: str) -> Pieces:
-    """Before each piece the last word of type 8 is put again: the upper part of the time."""
+    """Repeat the last word of type 8, the upper part of the time, before each piece."""
     read, shift = (read_2, 28) if version == "2" else (read_21, 60)
     clock = Clock(name, 1 << 34)
     high = None
@@ -188,7 +188,7 @@ def _evt_2(name: str, pieces: Pieces, version: str) -> Pieces:
 
 
 def _evt_3(name: str, pieces: Pieces) -> Pieces:
-    """Before each piece the words that still count are put again: time, row, vectors' start."""
+    """Repeat the words that still count, time, row and vectors' start, before each piece."""
     kept: np.ndarray = np.empty(0, "<u2")
     passed = 0  # turns of the upper part of the time, before the pieces that are at hand
     for words in pieces:

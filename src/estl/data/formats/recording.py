@@ -53,7 +53,7 @@ SUFFIXES: dict[str, Read] = {
     ".npz": _npz,
     ".csv": read_csv,
 }
-"""Whose error is shown where the first bytes are of no format; of ATIS any bytes may be."""
+"""Readers whose error is shown if the first bytes fit no format; ATIS may begin with any bytes."""
 
 KNOWN = (
     "ATIS (.bin), AEDAT 2.0, 3.1 and 4, EVT 2.0, 2.1 and 3.0 (.raw), DAT, Event Stream (.es), "
@@ -66,8 +66,8 @@ def read_recording(path: str | Path) -> tuple[np.ndarray, tuple[int, int] | None
 
     The format is told by the first bytes: AEDAT 2.0 and 3.1 (`read_aedat`) and 4 (`read_aedat4`),
     EVT 2.0, 2.1 and 3.0 (`read_evt`), DAT (`read_dat`), Event Stream (`read_event_stream`), HDF5
-    (`read_hdf5`), arrays t, x, y, p in `.npz` (`read_npz`), columns in CSV (`read_csv`). What
-    begins like none of them is ATIS (`read_events`), which has no head, if it can be read so.
+    (`read_hdf5`), arrays t, x, y, p in `.npz` (`read_npz`), columns in CSV (`read_csv`). A file
+    that begins like none of them is read as ATIS (`read_events`), which has no head, if it can be.
 
     Raises:
         FileNotFoundError: no such file.
@@ -89,7 +89,7 @@ def read_recording(path: str | Path) -> tuple[np.ndarray, tuple[int, int] | None
 
 
 def told(head: bytes) -> Read | None:
-    """The reader of a file that begins so, None if it may be of any format without a head."""
+    """The reader of a file with these first bytes, None if it may be any format without a head."""
     for start, read in _STARTS.items():
         if head.startswith(start):
             return read

@@ -40,7 +40,7 @@ class CIFAR(SplitData):
         root: the folder that holds the batches.
         classes: 10 or 100.
         T: number of time steps.
-        images: whether `Batch.image` is the image in [0,1]; None without.
+        images: whether `Batch.image` is the image in [0,1]; otherwise it is None.
         standardize: whether events are (x - `MEAN`) / `STD` of each color, or in [0,1]. It comes
             after augmentation, which is of pictures in [0,1].
         loading: arguments of `SplitData`, `ItemData` and `EventData`.

@@ -18,7 +18,7 @@ class ImageFolder(SplitData):
     """Photographs in one folder a class, each with its simulated recording, or without events.
 
     The photograph is resized to a square of twice `size`, the sensor; its recording (`simulate`)
-    is counted in cells of 2x2 pixels. Image and frames so share one field of view. Both are
+    is counted in cells of 2x2 pixels. Image and frames thus share one field of view. Both are
     squashed to a square, as CLIP-sized students expect, rather than cropped or padded: nothing of a
     photograph is lost, and no border makes events.
 

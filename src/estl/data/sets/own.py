@@ -18,7 +18,7 @@ from estl.data.splits import SplitData
 from estl.data.windows import sensor_shape
 
 _ROUNDED = 1e-3
-"""What an image's values may be outside of [0,1]: less than half of a step of 8 bits."""
+"""How far an image's values may lie outside [0,1]: less than half a step of 8 bits."""
 
 
 class FromDataset(SplitData):
@@ -35,12 +35,12 @@ class FromDataset(SplitData):
     are for `augment`.
 
     Args:
-        dataset: what is trained on, and what splits are drawn from that are not given.
+        dataset: the training samples, from which splits that are not given are drawn.
         val: the validation split.
         test: the test split.
         classes: names of the classes 0, 1, ...; the labels themselves if None.
-        T: number of frames that events are binned into; 10 if None, of frames their number.
-        size: height and width of these; 48 if None, of frames their own.
+        T: number of frames that events are binned into; if None, 10, or the frames' own number.
+        size: height and width of these; if None, 48, or the frames' own.
         by: frames of equal event "count" or of equal "time".
         sensor: height and width in pixels, "720x1280".
         loading: arguments of `SplitData`, `ItemData` and `EventData`, but no `cache`.
@@ -100,7 +100,7 @@ class FromDataset(SplitData):
 
 
 def load_sample(item: Item, read: Load, shape: str) -> tuple[Tensor, Tensor | None]:
-    """What `read` gives of an item, if it has this shape and all its values are finite."""
+    """What `read` gives for an item, if it has this shape and all its values are finite."""
     frames, image = read(item)
     if (own := _shape(frames, image)) != shape:
         raise ValueError(

@@ -21,14 +21,14 @@ _SPLITS = ("train", "val", "test")
 
 
 class Recordings(SplitData):
-    """Own recordings `root/<class>/<name>.<format>`, alone or each with its image.
+    """A user's own recordings `root/<class>/<name>.<format>`, alone or each with its image.
 
     Where `root` holds `train/<class>`, and `val/<class>` or `test/<class>`, these are the splits.
-    Otherwise, and for what is not there, shares of each class are drawn by the recordings' names.
+    Otherwise, and for a missing split, shares of each class are drawn by the recordings' names.
 
     The format of a file is told by its content (`read_recording`). Events are binned from the
     sensor straight into the grid; an image is taken to show what the sensor saw, and both are
-    squashed to squares. Image and recording go by the same name.
+    squashed to squares. Image and recording have the same name.
 
     Where `root` has a table `labels.csv` (`read_table`), it says instead which stretch of which
     recording below `root` is of which class:
@@ -48,18 +48,18 @@ class Recordings(SplitData):
         size: height and width of the frames.
         rgb: height and width of the images.
         by: frames of equal event "count" or of equal "time".
-        sensor: height and width in pixels, "720x1280", of files that do not tell them.
-        window: cut recordings, or each stretch, into items of this time, "300ms"; whole ones if
+        sensor: height and width in pixels, "720x1280", of files that do not state them.
+        window: cut recordings, or each stretch, into items this long, "300ms"; whole ones if
             None. All windows of a recording are in one split: fractions, `per_class` and lists are
             of recordings, or stretches.
-        stride: time from the start of a window to that of the next; a window's if None.
+        stride: time from one window's start to the next one's; a window's length if None.
         images: a folder of images `<class>/<name>.png` or .jpg, or whether they lie beside the
-            recordings; None to see for yourself, by whether any does.
+            recordings; None to decide by whether any does.
         loading: arguments of `SplitData`, `ItemData` and `EventData`.
 
     Attributes:
-        places: the folders that hold those of the classes: `root`, or one a split; with a table
-            none.
+        places: the folders that hold those of the classes: `root`, or one per split; none
+            with a table.
         table: the table of labels, or None.
 
     Raises:

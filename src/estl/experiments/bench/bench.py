@@ -1,4 +1,4 @@
-"""Run comparisons, and write what came out beside the machine that it came out on."""
+"""Run comparisons, and write their results beside a description of the machine."""
 
 import json
 import os
@@ -23,7 +23,7 @@ PACKAGES = ("estl", "torch", "transformers", "numpy", "spikingjelly", "snntorch"
 
 @dataclass(frozen=True)
 class Result:
-    """What came out of one comparison.
+    """The result of one comparison.
 
     Args:
         comparison: what was compared.
@@ -36,7 +36,7 @@ class Result:
     memory: dict[str, float | None]
 
     def ratio(self, bound: Bound) -> float | None:
-        """What a bound is on; None where a candidate or its memory is missing."""
+        """The ratio that a bound limits; None if a candidate or its memory is missing."""
         if not bound.memory:
             return self.timed.ratio(bound.of, bound.over)
         of, over = self.memory.get(bound.of), self.memory.get(bound.over)
@@ -89,9 +89,9 @@ def bench(names: Sequence[str], rounds: int, threads: int, folder: Path | None) 
     """Run comparisons one after the other; print each when it is done.
 
     Args:
-        names: of `COMPARISONS`; all if empty.
-        rounds: turns of each candidate.
-        threads: of every operation.
+        names: keys of `COMPARISONS`; all if empty.
+        rounds: number of turns of each candidate.
+        threads: threads of every operation.
         folder: gets `bench.md` and `bench.json`, rewritten after each comparison; or None.
 
     Raises:
@@ -126,7 +126,7 @@ def bench(names: Sequence[str], rounds: int, threads: int, folder: Path | None) 
 
 
 def machine() -> dict[str, Any]:
-    """What figures stand with."""
+    """What has to accompany figures: command, processor, load, versions, date."""
     versions = {}
     for name in PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""Live bytes of tensors, counted as operations make them: of fake tensors as of real ones."""
+"""Live bytes of tensors, counted as operations make them, for fake tensors and real ones alike."""
 
 import weakref
 from typing import Any
@@ -12,10 +12,10 @@ class LiveBytes(TorchDispatchMode):
     """Counts the memory that operations within the block take, until its last user is gone.
 
     What autograd keeps for the backward pass is counted as long as it keeps it. What an operation
-    takes for itself and gives back (the workspace of a convolution) is not seen.
+    only takes while it runs (the workspace of a convolution) is not seen.
 
     Args:
-        block: bytes that an allocator gives at a time; CUDA's gives 512.
+        block: bytes in which an allocator gives memory; 512 for CUDA's.
 
     Attributes:
         live: bytes now.
@@ -49,7 +49,7 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def see(self, x: Tensor) -> None:
-        """Count the memory of `x`, unless it is counted, or there is none behind it."""
+        """Count the memory of `x`, unless it is already counted or `x` has none."""
         storage = x.untyped_storage()
         key = id(storage)  # its own as long as it lives
         if x.is_meta or key in self._sizes:

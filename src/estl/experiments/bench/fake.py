@@ -1,6 +1,6 @@
 """A recipe's training step on tensors that have shapes and no memory, and what it would hold.
 
-Data and teachers are not read: what is needed of them are sizes.
+Data and teachers are not read: only their sizes are needed.
 """
 
 import os
@@ -32,8 +32,8 @@ SETS: dict[str, tuple[int, int | str, int | str, int | str | None]] = {
     "CIFAR10DVS": (2, 10, "size", None),
     "DVSGesture": (2, 11, "size", None),
 }
-"""Of each set channels, number of classes, side of frames and of images, or the argument that says
-it."""
+"""For each set: channels, number of classes, side of the frames and of the images, or the name of
+the argument that sets it."""
 
 SMALL: dict[str, Any] = {
     "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -49,13 +49,13 @@ TOWERS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a step is told of the data.
+    """What a step needs to know about the data.
 
     Args:
         data: their facts, without any item.
-        image: side of the images, None without.
+        image: side of the images, None if there are none.
         static: whether all steps of a recording are one image.
-        unpaired: images of the bridge.
+        unpaired: number of images of the bridge.
     """
 
     data: EventData
@@ -65,10 +65,10 @@ class Sizes:
 
     @classmethod
     def of(cls, config: Namespace) -> "Sizes":
-        """What a recipe's arguments say.
+        """The sizes that a recipe's arguments give.
 
         Raises:
-            ValueError: a set of which they say too little.
+            ValueError: a set whose sizes they do not give.
         """
         name, args = config.data.class_path.rpartition(".")[2], config.data.init_args
         if name not in SETS:
@@ -87,7 +87,7 @@ class Sizes:
         return cls(data, image if args.get("images", True) else None, name == "CIFAR", unpaired)
 
     def batch(self, size: int) -> Batch:
-        """So many recordings, and the bridge's images."""
+        """A batch of `size` recordings, with the bridge's images."""
         C, T, (H, W) = self.data.in_channels, self.data.T, self.data.frame_size
         if self.static:
             events = direct_code(torch.rand(size, C, H, W), T)
@@ -105,8 +105,8 @@ class FakeStep:
     """The training step of a recipe, as `estl fit` takes it on a GPU.
 
     Args:
-        config: of the run.
-        given: what of it was given.
+        config: configuration of the run.
+        given: the part of it that was given explicitly.
         fake: whether tensors have no memory; otherwise steps are run as they are.
         block: see `LiveBytes`.
 
@@ -139,7 +139,7 @@ class FakeStep:
         return x
 
     def peak(self, size: int, *, bfloat16: bool = False) -> int:
-        """The most bytes that a step of so many recordings holds."""
+        """The most bytes that a step of `size` recordings holds."""
         with ExitStack() as modes:
             if self.tensors is not None:
                 modes.enter_context(as_compiled())
@@ -187,8 +187,8 @@ def teacher(name: str) -> ClipTeacher:
 
 @contextmanager
 def as_compiled() -> Iterator[None]:
-    """Every `LIF` takes a fused scan, as on CUDA, and of that only what compiled code allocates:
-    what it returns, if that is no tensor that it was given.
+    """Let every `LIF` take a fused scan, as on CUDA, which allocates only what compiled code does:
+    what it returns, unless that is a tensor that it was given.
     """
 
     def outputs(function: Callable[..., Any], *args: Any) -> Any:

@@ -57,8 +57,8 @@ KINDS: dict[str, dict[str, Any] | None] = {
     "fixed CLIP, kept, bridge": _KEPT | {"weights": _STAY},
     "all terms, kept, bridge": _KEPT | _ALL | {"weights": _ALL["weights"] | _STAY},
 }
-"""What guides a step. With the bridge fixed CLIP is the default of `EdgeGuidedDistillation`. Where
-it is kept the teacher has seen the images before, and the edges are those of the warm-up.
+"""What guides a step. With the bridge, fixed CLIP is the default of `EdgeGuidedDistillation`. Where
+"kept", the teacher has seen the images before, and the edges are those of the warm-up.
 """
 
 

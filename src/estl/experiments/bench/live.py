@@ -49,10 +49,10 @@ def frames(kind: Literal["ESTL", "folded"]) -> Work:
 
 
 def exported_frames(kind: Runtime) -> Work:
-    """What is exported stepwise over all frames.
+    """The stepwise export over all frames.
 
     Raises:
-        ImportError: what reads it is not installed.
+        ImportError: its runtime is not installed.
     """
     student, seen = _student(), _events(1, FRAMES)
     if kind == "ONNX Runtime":
@@ -108,10 +108,10 @@ def whole() -> Work:
 
 
 def exported_whole(kind: Runtime | Literal["NIR"]) -> Work:
-    """What is exported on recordings one after the other; NIR in SpikingJelly.
+    """The export of whole recordings, one recording after the other; NIR in SpikingJelly.
 
     Raises:
-        ImportError: what reads it is not installed.
+        ImportError: its runtime is not installed.
     """
     student = _student()
     if kind == "torch.export":

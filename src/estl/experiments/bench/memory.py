@@ -33,11 +33,11 @@ WHAT = (
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes of a training step as a line of the batch size.
+    """Bytes of a training step as a linear function of the batch size.
 
     What is held at any one moment of a step grows in proportion to the batch, or faster, and the
-    most of several such moments is convex: between `small` and `large` it is at most what the line
-    says.
+    maximum over several such moments is convex: between `small` and `large` it is at most what the
+    line says.
 
     Args:
         held: between two steps.
@@ -55,7 +55,7 @@ class Needs:
         return (self.large[1] - self.small[1]) / (self.large[0] - self.small[0])
 
     def batch(self, card: float) -> int:
-        """The largest batch that fits a GPU of so many GiB, 0 if it is less than `small`.
+        """The largest batch that fits a GPU of `card` GiB, 0 if it is less than `small`.
 
         >>> Needs(0, (2, 4 * GIB), (10, 12 * GIB)).batch(8)    # of (8 - 0.5) * 0.9 = 6.75 GiB
         4
@@ -65,7 +65,7 @@ class Needs:
 
 
 def room(card: float) -> float:
-    """Bytes that a step may take of a GPU of so many GiB."""
+    """Bytes of a GPU of `card` GiB that a step may take."""
     return (card - CONTEXT) * (1 - RESERVE) * GIB
 
 

@@ -1,4 +1,4 @@
-"""Candidates that take turns in one process, so that what else a machine does meets all alike."""
+"""Candidates that take turns in one process, so that other load on a machine affects all alike."""
 
 import os
 import subprocess
@@ -39,15 +39,15 @@ class Bound:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Candidates that compute the same, or what one of them costs more.
+    """Candidates that compute the same, or of which one computes more, to see what that costs.
 
     Args:
-        name: on the command line.
-        what: is computed, with shapes.
+        name: its name on the command line.
+        what: what is computed, with shapes.
         candidates: by name; the first is what the table's ratios are against.
         bounds: on ratios.
-        memory: whether the peak memory of each is measured, in a process of its own; where a bound
-            is on it, in three.
+        memory: whether each candidate's peak memory is measured, in a process of its own; in three
+            processes if there is a bound on it.
     """
 
     name: str
@@ -59,9 +59,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Timed:
-    """Seconds of each round by candidate, of the clock and of the process; names that are absent
-    say why.
-    """
+    """Seconds of each round by candidate, wall clock and process; why candidates are absent."""
 
     wall: dict[str, list[float]]
     cpu: dict[str, list[float]]
@@ -132,10 +130,10 @@ print(peak() - before)
 
 
 def mebibytes(comparison: str, candidate: str, threads: int, times: int = 1) -> float | None:
-    """What the highest resident size of a process of its own grows by in two repetitions, in MiB;
-    the least of so many processes, which differ by a few percent.
+    """How much the peak resident size of a process of its own grows in two repetitions, in MiB; the
+    least of `times` processes, which differ by a few percent.
 
-    None where the system does not tell.
+    None if the system does not report it.
     """
     if not os.path.exists("/proc/self/status"):
         return None

@@ -80,7 +80,7 @@ def step(
 def peer_step(
     layers: Sequence[Layer], size: tuple[int, int, int], *, bfloat16: bool = False
 ) -> Work:
-    """The same of a pooled VGGSNN that is built of SpikingJelly's layers, in multi-step mode.
+    """The same for a pooled VGGSNN that is built from SpikingJelly's layers, in multi-step mode.
 
     Raises:
         ImportError: SpikingJelly is not installed.

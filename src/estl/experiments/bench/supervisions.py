@@ -1,4 +1,4 @@
-"""What supervisions cost over plain, and `tse_loss` and the fusion over literal ones."""
+"""What supervisions cost beyond plain, and `tse_loss` and the fusion against literal versions."""
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +72,7 @@ def tse(sizes: tuple[int, int, int, int, int], literal: bool) -> Work:
 
 
 class LiteralFusion(nn.Module):
-    """The fusion as it is written, `query` beside it: forms every edge token and every score."""
+    """The fusion as written, plus the option `query`: forms every edge token and every score."""
 
     def __init__(
         self, clip_dim: int = 768, edge_dim: int = 128, heads: int = 8, query: str = "clip"

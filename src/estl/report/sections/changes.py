@@ -20,12 +20,12 @@ Held = Mapping[str, np.ndarray]
 
 
 class State(NamedTuple):
-    """Weights that were asked.
+    """A set of weights that is compared.
 
     Args:
         name: "before", "after" or "plain".
-        held: their arrays.
-        rows: of the samples in these arrays, by their row in those of "after".
+        held: its arrays.
+        rows: rows of the samples in these arrays, by their row in those of "after".
     """
 
     name: str
@@ -34,7 +34,7 @@ class State(NamedTuple):
 
 
 def changes(variant: Variant, run: Run, variants: Sequence[Variant]) -> Figure | None:
-    """A slider over t: what is erased, and where the true class is seen, of several weights.
+    """A slider over t: what is erased, and where the true class is seen, for sets of weights.
 
     None where the run has no maps of its start, and no plain run of the same samples is beside it.
     """

@@ -26,7 +26,7 @@ SPLITS = ("train", "val", "test")
 
 
 def section(variants: Sequence[Variant]) -> Section | None:
-    """Of the first run that has kept them; the runs of a sweep have the same data."""
+    """The data of the first run that has kept them; all runs of a sweep have the same."""
     run = next((r for v in variants for r in v.runs if r.collected), None)
     if run is None:
         return None

@@ -59,7 +59,7 @@ def shares(found: Found) -> Figure:
 def slides(variant: Variant, run: Run) -> Figure:
     """A slider over t: events, the map of the true class, what is erased, the class activation.
 
-    Of the samples of which most is erased, where anything is: often it is nothing of most of them.
+    It shows the samples with the most erased, if any: often nothing is erased in most of them.
     """
     held, most = _most(run.collected), "most_keep" in run.collected
     erases = "sample_map" in held

@@ -12,7 +12,7 @@ from estl.report.sources import Run, Variant, seeded
 from estl.report.words import same, say
 
 TICKS = 24
-"""Names of classes on an axis, at most; the others show where one points."""
+"""Most class names shown on an axis; the others are shown on hover."""
 
 
 def section(variants: Sequence[Variant]) -> Section | None:

@@ -24,7 +24,7 @@ from estl.report.sources import COLORS, Run, Variant, seeded
 from estl.report.words import joined, same, say
 
 PAGES = 5
-"""Of a run, at most: the first, the last, and between them."""
+"""Most pages shown of a run: the first, the last, and some between them."""
 
 ATTENTION = ("teacher", "student")
 OF_THE_LARGEST = ("counts", "added")

@@ -11,7 +11,7 @@ from estl.report.words import Text, same, say
 
 
 def section(variants: Sequence[Variant]) -> Section | None:
-    """Curves over the epochs; of several runs those that can be laid over each other."""
+    """Curves over the epochs; for several runs, those that can be overlaid."""
     runs = [run for variant in variants for run in variant.runs if run.history]
     if not runs:
         return None
@@ -69,7 +69,7 @@ def terms(run: Run) -> Figure:
 
 
 def shared_terms(variants: Sequence[Variant]) -> list[Figure]:
-    """The weighted terms that more than one variant has, and the sum has more of."""
+    """The weighted terms that more than one variant has; none if the sum has only one term."""
     logged = Counter(
         name.removeprefix("train/")
         for variant in variants
@@ -107,7 +107,7 @@ def gradients(run: Run) -> list[Figure]:
 
 
 def curve(run: Run, column: str, label: Text, color: str, factor: float = 1.0) -> Line:
-    """A column over the epochs, without those that have no number."""
+    """A column over the epochs, without epochs that have no number."""
     y = factor * run.history.get(column, np.empty(0))
     known = np.isfinite(y)
     x = run.history["epoch"][known] if len(y) else y

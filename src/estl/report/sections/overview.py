@@ -48,7 +48,7 @@ def warnings(variants: Sequence[Variant]) -> list[Note]:
 
 
 def unfinished(run: Run) -> Note | None:
-    """How far a run is that has no results yet."""
+    """How far a run without results has come."""
     trainer = run.config.get("trainer")
     wanted = trainer.get("max_epochs") if isinstance(trainer, dict) else None
     if run.results is not None or not run.history:
@@ -95,7 +95,7 @@ def compared(variants: Sequence[Variant]) -> Table:
 
 
 def sample(variant: Variant) -> Text:
-    """On how many samples of which split accuracies are."""
+    """How many samples of which split the accuracies are on."""
     run = variant.first(lambda run: run.accuracy())
     accuracy = run.accuracy() if run else None
     if run is None or run.results is None or accuracy is None:

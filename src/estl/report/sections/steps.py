@@ -12,7 +12,7 @@ from estl.report.sources import Run, Variant
 from estl.report.words import joined, same, say
 
 Found = Sequence[tuple[Variant, Sequence[Run]]]
-"""Variants, and of each the runs that have what a figure shows: it is their mean."""
+"""Variants, each with the runs that have what a figure shows, which is their mean."""
 
 
 def section(variants: Sequence[Variant]) -> Section | None:

@@ -1,7 +1,7 @@
 """ESTL: spiking neural networks for vision, trained with better supervision.
 
-What a user names is here, and by its kind in `estl.data`, `estl.students` and `estl.supervision`.
-A name is imported when it is first asked for: PyTorch and Lightning take seconds.
+The public names are here and, by kind, in `estl.data`, `estl.students` and `estl.supervision`.
+A name is imported on first access, since PyTorch and Lightning take seconds to import.
 
 >>> import estl
 >>> estl.TSE(tau_f=0.3)

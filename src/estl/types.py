@@ -1,5 +1,5 @@
-"""The three values that pass between the parts: a `Batch` goes through the student to an `Output`;
-a supervision turns `(Output, Batch)` into a `Loss`.
+"""The three values passed between the parts: a student turns the events of a `Batch` into an
+`Output`; a supervision turns `(Output, Batch)` into a `Loss`.
 
 Shapes, here and everywhere:
 
@@ -32,7 +32,7 @@ Labels = Int[Tensor, " B"] | Float[Tensor, "B K"]
 
 
 def is_static(events: Tensor) -> bool:
-    """True if all time steps of `events` (B,T,...) are one and the same memory (see `direct_code`).
+    """True if all time steps of `events` (B,T,...) share the same memory (see `direct_code`).
 
     >>> import torch
     >>> is_static(direct_code(torch.rand(2, 3, 8, 8), steps=4))
@@ -40,7 +40,7 @@ def is_static(events: Tensor) -> bool:
     >>> is_static(torch.rand(2, 4, 3, 8, 8))
     False
     """
-    return bool(events.shape[1] > 1 and events.stride(1) == 0)  # of a traced shape it is a symbol
+    return bool(events.shape[1] > 1 and events.stride(1) == 0)  # symbolic for a traced shape
 
 
 def direct_code(image: Float[Tensor, "B C H W"], steps: int) -> Float[Tensor, "B T C H W"]:
@@ -55,19 +55,19 @@ def direct_code(image: Float[Tensor, "B C H W"], steps: int) -> Float[Tensor, "B
 
 @dataclass(frozen=True)
 class Batch:
-    """What a data set delivers.
+    """A batch of samples from a data set.
 
     Args:
-        events: event frames (B,T,C,H,W), counts or normalized counts; a static image set fills them
-            by `direct_code`.
+        events: event frames (B,T,C,H,W), counts or normalized counts; a static image set fills it
+            with `direct_code`.
         label: class numbers (B,).
-        image: RGB images (B,3,H',W') in [0,1], or None where a set has none. Their size is their
-            own: the teacher resizes.
-        soft_label: class weights (B,K) of mixed samples, rows summing to 1, or None where `label`
-            alone counts. Beside them, `label` is the class of most weight.
-        unpaired: images (U,3,H',W') without a recording, for guidance alone, or None.
-        unlabeled: how many samples at the end have no label (`UNLABELED`), nor weights of classes:
-            the recordings that a supervision drew for `unpaired` (`Supervision.extend`).
+        image: RGB images (B,3,H',W') in [0,1], or None if the set has none. They need not have
+            the size of the events: the teacher resizes them.
+        soft_label: class weights (B,K) of mixed samples, rows summing to 1, or None if only
+            `label` is used. With them, `label` is the class of largest weight.
+        unpaired: images (U,3,H',W') without a recording, used for guidance only, or None.
+        unlabeled: number of samples at the end without a label (`UNLABELED`) or class weights: the
+            recordings that a supervision drew for `unpaired` (`Supervision.extend`).
     """
 
     events: Float[Tensor, "B T C H W"]
@@ -78,7 +78,7 @@ class Batch:
     unlabeled: int = 0
 
     def images_for(self, what: str) -> Float[Tensor, "B 3 h w"]:
-        """The images; ValueError where there are none, which names `what` needs them."""
+        """The images; if there are none, a ValueError that says that `what` needs them."""
         if self.image is None:
             raise ValueError(
                 f"{what} needs an image beside each recording: choose paired data, and images=True "
@@ -88,17 +88,17 @@ class Batch:
 
     @property
     def labeled(self) -> "Batch":
-        """The samples that have a label: this batch, unless some are `unlabeled`."""
+        """The labeled samples: this batch itself, unless some are `unlabeled`."""
         return self.first(len(self.label) - self.unlabeled) if self.unlabeled else self
 
     def first(self, n: int) -> "Batch":
-        """The first `n` samples, at most those that have a label, without unpaired images."""
+        """The first `n` samples, which must be labeled ones, without unpaired images."""
         image = None if self.image is None else self.image[:n]
         soft_label = None if self.soft_label is None else self.soft_label[:n]
         return Batch(self.events[:n], self.label[:n], image, soft_label)
 
     def extend(self, events: Float[Tensor, "U T C H W"]) -> "Batch":
-        """This batch with recordings `events` of its unpaired images, which have no label."""
+        """This batch plus recordings `events` of its unpaired images, which have no label."""
         if self.unpaired is None or self.image is None:
             raise ValueError("a batch without images, paired and unpaired, cannot be extended")
         if events.shape[1:] != self.events.shape[1:]:
@@ -115,7 +115,7 @@ class Batch:
 
     @property
     def target(self) -> Labels:
-        """What `F.cross_entropy` takes: `soft_label` if there is one, else `label`."""
+        """The target for `F.cross_entropy`: `soft_label` if there is one, else `label`."""
         return self.label if self.soft_label is None else self.soft_label
 
     def _map(self, move: Callable[[Tensor], Tensor]) -> "Batch":
@@ -130,7 +130,7 @@ class Batch:
         return Batch(events, move(self.label), image, soft_label, unpaired, self.unlabeled)
 
     def to(self, *args: Any, **kwargs: Any) -> "Batch":
-        """The same batch on another device, as `Tensor.to`."""
+        """The same batch on another device; arguments as for `Tensor.to`."""
         return self._map(lambda x: x.to(*args, **kwargs))
 
     def pin_memory(self) -> "Batch":
@@ -143,17 +143,17 @@ class Output:
     """What a student returns.
 
     Args:
-        logits: (B,T,K), one prediction a time step.
-        features: (B,T,D,H,W), the last maps before pooling; for token models the patch tokens laid
-            on their grid.
+        logits: (B,T,K), one prediction per time step.
+        features: (B,T,D,H,W), the last maps before pooling; for token models the patch tokens
+            laid out on their grid.
         classify: the student's whole head, (B,T,D) pooled features to (B,T,K) logits. It is called
-            with any number of rows and steps, and steps its own spiking layer over T if it has one.
+            with any number of rows and steps, and runs its own spiking layer, if any, over T.
         class_token: (B,T,D), one summary of each step (for convolutional students the pooled
             features).
         patch_tokens: (B,T,N,D) of token models, else None; N runs over the grid of `features` row
             by row.
         pooled_head: whether `logits == classify(features.mean((-2, -1)))`. False for a head that
-            flattens space or reads a class token: it cannot be asked about one place (TSE).
+            flattens space or reads a class token: it cannot be applied to one place (TSE).
     """
 
     logits: Float[Tensor, "B T K"]
@@ -165,7 +165,7 @@ class Output:
 
     @property
     def tokens(self) -> Float[Tensor, "B T N D"]:
-        """The patch tokens, or else the cells of `features`, row by row."""
+        """The patch tokens or, without any, the cells of `features`, row by row."""
         if self.patch_tokens is not None:
             return self.patch_tokens
         return self.features.flatten(3).transpose(2, 3)
@@ -190,7 +190,7 @@ class Loss:
     Args:
         total: the scalar to minimize.
         terms: the named, *weighted* parts; they sum to `total`.
-        metrics: further scalars to watch, which are in no sum (an erase ratio, a gate's mean).
+        metrics: further scalars to log, not part of the total (an erase ratio, a gate's mean).
     """
 
     total: Float[Tensor, ""]
@@ -199,13 +199,13 @@ class Loss:
 
 
 class Supervision(nn.Module):
-    """Base of all that turns `(Output, Batch)` into a `Loss`; subclasses define `forward`.
+    """Base class of what turns `(Output, Batch)` into a `Loss`; subclasses define `forward`.
 
     Attributes:
-        extends: whether it extends batches, and takes their `unlabeled` samples.
+        extends: whether it extends batches and handles their `unlabeled` samples.
         keeps_images: whether it needs images that are the same in every epoch.
-        reads_images: whether it looks at a batch's images: where not, a training reads none. A
-            subclass that defines `forward` does unless it says otherwise.
+        reads_images: whether it uses a batch's images; if not, training loads none. True for a
+            subclass that defines `forward`, unless it sets this itself.
     """
 
     extends: bool = False
@@ -222,15 +222,15 @@ class Supervision(nn.Module):
         raise NotImplementedError
 
     def prepare(self, batches: Iterator[Batch]) -> None:
-        """What is trained before the first step; `batches` of the training data never end."""
+        """Train what comes before the first step; `batches` cycles through the training data."""
 
     def extend(self, batch: Batch) -> Batch:
-        """The batch that the student sees in training: with further samples, or as it is."""
+        """The batch that the student sees in training: with further samples, or unchanged."""
         return batch
 
     def keep(self, output: Output, batch: Batch) -> Bool[Tensor, "B T H W"] | None:
-        """The places of the features that each step would keep in training, as in TSE; None for a
-        supervision that erases none.
+        """The places of the feature maps that each step would keep in training, as in TSE; None for
+        a supervision that erases none.
         """
         return None
 

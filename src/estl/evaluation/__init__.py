@@ -1,1 +1,1 @@
-"""Figures of a student: accuracy over time, diagnostics, energy, attacks."""
+"""Evaluation of a student: accuracy over time, diagnostics, energy, attacks."""

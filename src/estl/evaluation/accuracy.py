@@ -18,10 +18,10 @@ class Accuracy:
     """Accuracy after each time step t: of the mean logits of steps 1..t.
 
     Args:
-        per_step: shares of the samples.
-        samples: their number.
-        right: a "1" for each sample, in the loader's order, that is right after the last step, and
-            a "0" for each other; empty where it was not kept.
+        per_step: share of samples that are right after each step.
+        samples: number of samples.
+        right: for each sample, in the loader's order, a "1" if it is right after the last step,
+            else a "0"; empty if this was not kept.
     """
 
     per_step: tuple[float, ...]

@@ -1,9 +1,9 @@
-"""Accuracy when the input is disturbed: attacks through time, and noise.
+"""Accuracy when the input is perturbed: attacks through time, and noise.
 
 Event frames hold counts, images values in [0,1], and either may be normalized. So `eps` and `sigma`
 are shares of a sample's range, from 0 (or its least value, if that is negative) to its largest
 value, and results lie within it. An image shown at all steps (`estl.types.direct_code`) is
-disturbed once, the same at every step.
+perturbed once, identically at every step.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,7 +21,7 @@ from estl.types import Batch, direct_code, is_static
 
 
 def parse_eps(text: str) -> float:
-    """A size such as "8/255" or "0.03", as the field writes them.
+    """Parse an attack's size, usually written as "8/255" or "0.03".
 
     Raises:
         ValueError: no number, or outside [0,1].
@@ -54,20 +54,20 @@ def pgd(
         x_0     = x + uniform(-eps, eps)                                  (if `random_start`)
         x_{n+1} = clip(x_n + alpha * sign(dCE(1/T sum_t z_t, y) / dx_n))
 
-    where clip keeps within eps of x and within the sample's range r, and eps and alpha are in units
+    where clip keeps values within eps of x and in the sample's range r; eps and alpha are in units
     of r. The gradient runs back through time with the student's surrogates: where they vanish it is
     uninformative, so that the accuracy under attack is an upper bound. The student is in eval mode
     meanwhile; its modes, statistics and gradients do not change.
 
     Args:
-        student: events to an `Output`.
+        student: maps events to an `Output`.
         events: samples x.
         label: their classes y.
         eps: largest change of a value, in [0,1].
         steps: number of gradient steps, >= 1.
         alpha: size of a step, by default 2.5 * eps / steps.
         random_start: whether to start at a random point within eps.
-        generator: for the start, on the device of `events`.
+        generator: random generator for the start, on the device of `events`.
 
     Raises:
         ValueError: `eps`, `steps` or `alpha` outside its range.
@@ -161,7 +161,7 @@ def drop_frames(
 
 
 Disturb = Callable[[nn.Module, Batch, torch.Generator], Tensor]
-"""A student, a batch and a random generator to disturbed events (B,T,C,H,W)."""
+"""Maps a student, a batch and a random generator to perturbed events (B,T,C,H,W)."""
 
 
 def attack(name: str, eps: float, steps: int = 10) -> dict[str, Disturb]:
@@ -185,7 +185,7 @@ def attack(name: str, eps: float, steps: int = 10) -> dict[str, Disturb]:
 def noise(
     sigma: float | None = None, rate: float | None = None, dropped: int | None = None
 ) -> dict[str, Disturb]:
-    """The rows of Gaussian noise, event noise and dropped frames for `robustness`, if not None.
+    """The rows of Gaussian noise, event noise and dropped frames for `robustness`, unless None.
 
     >>> list(noise(sigma=0.1, dropped=1))
     ['gaussian 0.1', '1 frame dropped']
@@ -210,8 +210,9 @@ def robustness(
 ) -> dict[str, float]:
     """Accuracy of the mean logits, "clean" and for each of `rows`.
 
-    `attack` and `noise` make the rows. Each has a random generator of its own, so that its figure
-    depends only on the seed and the batches. The student is moved to `device`; its modes stay.
+    `attack` and `noise` make the rows. Each has a random generator of its own, so that its result
+    depends only on the seed and the batches. The student is moved to `device`; its modes (train or
+    eval) do not change.
     """
     student = student.to(device)
     table = {"clean": lambda net, batch, generator: batch.events, **rows}
@@ -229,7 +230,7 @@ def robustness(
 
 
 def _once(events: Float[Tensor, "B T C H W"]) -> Float[Tensor, "B t C H W"]:
-    """One step of an image that is shown at all of them, else all steps."""
+    """One step if an image is shown at all of them, else all steps."""
     return events[:, :1] if is_static(events) else events
 
 

@@ -1,4 +1,4 @@
-"""How sure a student is of its predictions, how often rightly, and what stopping early would save.
+"""How sure a student is of its predictions, how often rightly so, and what early stopping saves.
 
 A prediction after step t is softmax(1/t sum_{s<=t} z_s); its confidence is its largest entry.
 """
@@ -13,11 +13,11 @@ from estl.evaluation.accuracy import running_mean
 
 
 class Stopping(NamedTuple):
-    """If a sample stops at the first step where its confidence reaches a threshold, or at the last.
+    """What samples get if each stops where its confidence first reaches a threshold, or at the end.
 
     Args:
-        accuracy: of what the samples predict where they stop, by threshold.
-        steps: that they take, mean over the samples.
+        accuracy: of the predictions where the samples stop, for each threshold.
+        steps: number of steps taken, mean over the samples, for each threshold.
     """
 
     accuracy: Float[Tensor, " m"]
@@ -28,9 +28,9 @@ class Reliability(NamedTuple):
     """Samples by their confidence after the last step, in bins of equal width over [0,1].
 
     Args:
-        samples: their number in each bin.
-        right: those of them that are right.
-        confidence: their mean; 0 in an empty bin.
+        samples: number of samples in each bin.
+        right: number of these that are right.
+        confidence: mean confidence of these; 0 in an empty bin.
         error: the expected calibration error, the mean over samples of |confidence - accuracy| of
             their bin (Guo et al., ICML 2017).
     """
@@ -56,7 +56,7 @@ def predictions(
 def confusion(
     predicted: Int[Tensor, " n"], label: Int[Tensor, " n"], classes: int
 ) -> Int[Tensor, "K K"]:
-    """How many samples of each class (rows) were taken for which (columns).
+    """How many samples of each class (rows) were predicted as each class (columns).
 
     >>> confusion(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), 2)
     tensor([[1, 1],
@@ -66,7 +66,7 @@ def confusion(
 
 
 def exits(confidence: Float[Tensor, "n T"], thresholds: Float[Tensor, " m"]) -> Int[Tensor, "n m"]:
-    """The step, from 0, at which each sample stops: the first that is sure enough, or the last.
+    """The step (from 0) at which each sample stops: the first that is sure enough, or the last.
 
     >>> exits(torch.tensor([[0.5, 0.9, 0.7], [0.4, 0.6, 0.7]]), torch.tensor([0.8])).tolist()
     [[1], [2]]
@@ -85,8 +85,8 @@ def stopping(
 
     Args:
         confidence: after each step.
-        right: whether the prediction after each step is.
-        thresholds: above 1 none is reached.
+        right: whether the prediction after each step is right.
+        thresholds: one above 1 is never reached.
 
     >>> confidence = torch.tensor([[0.6, 0.9], [0.5, 0.8]])
     >>> right = torch.tensor([[True, True], [False, True]])
@@ -101,7 +101,7 @@ def stopping(
 def reliability(
     logits: Float[Tensor, "n T K"], label: Int[Tensor, " n"], bins: int = 10
 ) -> Reliability:
-    """Whether a confidence is the share that is right.
+    """Whether the confidence matches the share of samples that are right.
 
     >>> reliability(torch.tensor([[[0.0, 0.0]], [[0.0, 0.0]]]), torch.tensor([0, 1])).error
     0.0

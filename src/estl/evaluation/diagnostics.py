@@ -44,9 +44,9 @@ def step_cka(features: Float[Tensor, "n T D"]) -> Float[Tensor, "T T"]:
 
         CKA(X, Y) = |Y^T X|^2 / (|X^T X| |Y^T Y|)
 
-    with Frobenius norms of centered X, Y (n samples, D) (Kornblith et al., ICML 2019, Eq. 3 and
+    with Frobenius norms of the centered X, Y (n samples, D) (Kornblith et al., ICML 2019, Eq. 3 and
     Section 4). Rotations and scales of a step's features do not change it. With few samples
-    for D it is biased towards 1: compare only figures of the same n. NaN where a step's features
+    for D, it is biased towards 1: compare only values for the same n. NaN where a step's features
     are the same for all samples.
 
     >>> x = torch.rand(20, 1, 3)
@@ -85,19 +85,19 @@ def diagnose(
     supervision: Supervision | None = None,
     see: Callable[[Output, Batch], None] | None = None,
 ) -> dict[str, Any]:
-    """Figures of `student` in eval mode over `batches`, as JSON takes them.
+    """Metrics of `student` in eval mode over `batches`, as values that JSON can hold.
 
     Over steps t = 1..T: `accuracy` and `entropy` of the prediction after t steps; `cosine` of the
     maps and `cka` of the pooled features between steps (T x T, None where undefined); what the
-    `supervision` would erase here (`erased`, `erased_everywhere`), None if it erases no places. By
-    layer: `firing_rate`, and `firing_rate_steps` at each step where a layer is a `LIF`; `acs`,
+    `supervision` would erase here (`erased`, `erased_everywhere`), None if it erases no places. Per
+    layer: `firing_rate`, and `firing_rate_steps` at each step if the layer is a `LIF`; `acs`,
     `macs` and `energy_uj` of one sample's T steps. Over all layers: `energy_uj_total`, and
     `energy_uj_dense`, if every operation were a MAC; `uncounted` names the layers with weights that
     are in neither.
 
-    `see` is called with every output and its batch: what else is wanted needs no second pass. The
+    `see` is called with every output and its batch, so that other uses need no second pass. The
     student stays on `device` and in eval mode; the supervision's schedules are taken at their
-    present progress.
+    current progress.
 
     Raises:
         ValueError: no batches.
@@ -150,7 +150,7 @@ def diagnose(
 
 
 def summary(diagnosis: dict[str, Any]) -> dict[str, float | None]:
-    """One figure for each key of `diagnose`.
+    """One number per quantity of `diagnose`.
 
     `cosine` and `cka` are means over pairs of different steps (None if any is undefined, or T is
     1), `firing_rate` is the mean over layers, `erased` over steps 2..T.
@@ -177,7 +177,7 @@ def _between(matrix: list[list[float | None]]) -> float | None:
 
 
 def _numbers(x: Tensor) -> list[Any]:
-    """Nested lists, None for NaN."""
+    """Nested lists, with None for NaN."""
     if x.ndim > 1:
         return [_numbers(row) for row in x]
     return [None if math.isnan(v) else v for v in x.tolist()]

@@ -1,7 +1,7 @@
 """Early exit: a student that answers as soon as it is sure, and how sure it has to be.
 
-A sample leaves at the first step at which its confidence (`evaluation.confidence`) reaches a
-threshold, at the last one if none does.
+A sample exits at the first step at which its confidence (`evaluation.confidence`) reaches a
+threshold, or at the last step if it never does.
 """
 
 from collections.abc import Iterable
@@ -15,20 +15,20 @@ from estl.evaluation.confidence import exits, predictions, stopping
 from estl.types import Batch
 
 CANDIDATES = 1000
-"""Thresholds that are tried at most: of the confidences found, rounded to millionths."""
+"""Maximum number of thresholds tried, out of the confidences found, rounded to millionths."""
 
 
 @dataclass(frozen=True)
 class EarlyExit:
-    """What a threshold gives.
+    """The results of a threshold.
 
     Args:
-        threshold: of confidence; above 1 nothing leaves early.
+        threshold: on the confidence; above 1 nothing exits early.
         accuracy: of the answers given at the exits.
         all_steps: accuracy after all steps.
         mean_steps: mean number of steps to the exit.
         steps: T.
-        samples: their number.
+        samples: number of samples.
     """
 
     threshold: float
@@ -40,19 +40,19 @@ class EarlyExit:
 
 
 def check_threshold(until_sure: float | None) -> None:
-    """Raise ValueError for a threshold that is no probability."""
+    """Raise ValueError for a threshold that is not a probability."""
     if until_sure is not None and not 0 < until_sure <= 1:
         raise ValueError(f"until_sure={until_sure}: give a probability, such as 0.95")
 
 
 def check_tolerance(tolerance: float) -> None:
-    """Raise ValueError for a tolerance that is no share; no number of samples shows a loss of 0."""
+    """Raise ValueError for a tolerance not in (0,1): no number of samples shows a loss of 0."""
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance={tolerance}: give a share above 0 and below 1, such as 0.005")
 
 
 def at(confidence: Float[Tensor, "n T"], right: Bool[Tensor, "n T"], threshold: float) -> EarlyExit:
-    """What `threshold` gives where `right` says after which steps a sample's answer is right."""
+    """The results of `threshold`; `right` says after which steps a sample's answer is right."""
     found = stopping(confidence, right, torch.tensor([threshold], dtype=torch.double))
     last = right[:, -1].double().mean().item()
     shares = found.accuracy.item(), last, found.steps.item()
@@ -64,18 +64,18 @@ def calibrate(
 ) -> EarlyExit:
     """The lowest threshold at which early answers are expected to lose at most `tolerance`.
 
-    A sample is lost at a threshold if its answer there, or at a higher one, is wrong and after all
-    steps right. With m of n samples lost, one that comes from where these came is lost with a
-    probability, over the choice of all of them, of at most
+    A sample is lost at a threshold if its answer there, or at a higher one, is wrong but its answer
+    after all steps is right. With m of n samples lost, a new one from the same distribution is lost
+    with a probability, over the draw of all of them, of at most
 
         (m + 1) / (n + 1)
 
     (conformal risk control; Angelopoulos et al., ICLR 2024, eq. 4), which may not exceed the
-    tolerance. So fewer than 1 / tolerance - 1 samples let nothing leave early. A threshold that
-    merely keeps the accuracy of the same samples is too low for others: docs/results.md.
+    tolerance. So with fewer than 1 / tolerance - 1 samples nothing exits early. A threshold that
+    merely keeps the accuracy on the same samples is too low for others: docs/results.md.
 
     Raises:
-        ValueError: a tolerance that is no share; no samples.
+        ValueError: a tolerance that is not in (0,1); no samples.
 
     >>> confidence = torch.tensor([[0.5, 0.9], [0.6, 0.8]])
     >>> right = torch.tensor([[False, True], [True, True]])

@@ -2,7 +2,7 @@
 
 The assumptions:
 
-* An addition (AC) costs 0.9 pJ, a multiplication and addition (MAC) 4.6 pJ: 45 nm CMOS, 32 bit
+* An addition (AC) costs 0.9 pJ, a multiply-accumulate (MAC) 4.6 pJ: 45 nm CMOS, 32-bit
   floating point (Horowitz, ISSCC 2014). Memory traffic, the neurons' own updates, max pooling and
   additions of residuals are not counted.
 * Batch norm is folded into the layer before it, constant scales into weights.
@@ -15,8 +15,8 @@ The assumptions:
 * Synapses to the padding of a map are not counted: at rate 1, ACs equal MACs.
 * Attention multiplies spikes by spikes, outside any layer: each spike of the left factor adds a row
   of the right one, in the order of products that `softmax_free_attention` takes.
-* Any other layer with weights, such as `nn.MultiheadAttention` or a transposed convolution, is not
-  counted, but named.
+* Any other layer with weights, such as `nn.MultiheadAttention` or a transposed convolution, is
+  named, but not counted.
 """
 
 import math
@@ -55,12 +55,12 @@ class Operations:
 
     @property
     def acs(self) -> float:
-        """Additions."""
+        """Number of additions."""
         return min(self.scales) * self.received if self.scales else 0.0
 
     @property
     def macs(self) -> float:
-        """Multiplications and additions."""
+        """Number of multiply-accumulates."""
         return 0.0 if self.scales else self.dense
 
     @property
@@ -79,7 +79,7 @@ class Activity:
     operations: dict[str, Operations] = field(default_factory=dict)
     uncounted: list[str] = field(default_factory=list)
     real: bool = False
-    """Whether any input of the student was of real values, which its first layer reads."""
+    """Whether any input of the student held real values, which its first layer reads."""
 
     @property
     def rates(self) -> dict[str, float]:
@@ -165,7 +165,7 @@ def _count_layer(
     layer = activity.operations.setdefault(name, Operations(set(scales)))
     layer.scales &= {m for m in layer.scales if _natural(m * x)}
     if activity.real and name == next(iter(activity.operations)):
-        layer.scales.clear()  # of counts divided by 4 alone, m = 4 makes natural numbers too
+        layer.scales.clear()  # m = 4 would make natural numbers of counts divided by 4
     fan_out = _fan_out(module, x)
     inputs = x.flatten(0, x.ndim - fan_out.ndim - 1)
     layer.received += (inputs.sum(0, dtype=torch.double) * fan_out).sum().item()
@@ -192,9 +192,9 @@ def _name_uncounted(activity: Activity, name: str, _: nn.Module, __: Any, ___: A
 
 
 def _multiplies(module: nn.Module) -> bool:
-    """Whether a module without parts of its own multiplies by a matrix of weights.
+    """Whether a module without child modules multiplies by a weight matrix.
 
-    `nn.MultiheadAttention` has a part, whose weights it reads without calling it.
+    `nn.MultiheadAttention` has a child, whose weights it reads without calling it.
     """
     whole = isinstance(module, nn.MultiheadAttention) or not list(module.children())
     # Norms scale, and a lookup multiplies nothing.

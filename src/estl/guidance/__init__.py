@@ -1,4 +1,4 @@
-"""The parts of the edge-guided distillation: teacher, edges, fusion, contrast."""
+"""The parts of the edge-guided distillation: teacher, edges, fusion, contrastive loss."""
 
 from estl.guidance.contrastive import ContrastiveLoss
 from estl.guidance.edges import LearnableEdgeDetector, SobelEdges, WrittenEdgeDetector

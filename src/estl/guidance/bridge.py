@@ -1,4 +1,4 @@
-"""The bridge: recordings of images that were never recorded, drawn from the events they predict."""
+"""The bridge: recordings of never-recorded images, drawn from the events predicted for them."""
 
 import math
 from collections.abc import Iterable
@@ -19,25 +19,25 @@ WARM_UP_LR = 2e-2
 """Adam's learning rate for the detector before the student's first step."""
 
 RISE = 20
-"""Steps over which that rate rises."""
+"""Number of steps over which that rate rises."""
 
 CLIP = 0.1
-"""Norm to which the detector's gradient is clipped meanwhile. Without it one start in five learned
-nothing from pictures of CIFAR-10, and all the others less (docs/log.md)."""
+"""Norm to which the detector's gradient is clipped meanwhile. Without it, one start in five learned
+nothing from images of CIFAR-10, and all the others less (docs/log.md)."""
 
 PROBES = 8
-"""Recordings of a batch that `limit` is estimated from: 10^5 counts and more."""
+"""Number of recordings of a batch from which `limit` is estimated: 10^5 counts and more."""
 
 MANY = 1e6
-"""Trials of binomial counts that are Poisson's to a millionth of their variance."""
+"""Number of trials at which binomial counts are Poisson to a millionth of their variance."""
 
 
 def train_detector(detector: LearnableEdgeDetector, batches: Iterable[Batch], steps: int) -> None:
-    """So many steps of Adam on `edge_events_loss`, at a rate that rises, then falls to zero along a
-    cosine, with clipped gradients.
+    """Train with `steps` steps of Adam on `edge_events_loss`, with clipped gradients and a learning
+    rate that rises, then falls to zero along a cosine.
 
-    It starts at the mean rates of the first batch, and learns from recorded samples alone. Ranks of
-    `torch.distributed` share gradients.
+    The detector starts at the mean rates of the first batch, and learns only from recorded samples.
+    Gradients are averaged over the ranks of `torch.distributed`.
 
     Raises:
         ValueError: recordings without images.
@@ -72,10 +72,10 @@ def predict(
     batch: Batch,
     kept: Kept | None = None,
 ) -> Float[Tensor, "U T 2 H W"]:
-    """Recordings of `image` as those in `batch`, drawn from what the detector predicts of it.
+    """Recordings of `image` like those in `batch`, drawn from what the detector predicts for it.
 
-    Learned rates come with the `limit` that recordings of the batch have, given theirs. Those of
-    a detector that is not trained may be `kept`.
+    With learned rates, the `limit` is that of the batch's recordings, given their rates. The rates
+    of a detector that is not trained may be cached in `kept`.
 
     Raises:
         ValueError: a detector that predicts no events.
@@ -99,16 +99,16 @@ def predict(
 def limit(
     rates: Float[Tensor, "B T 2 H W"], events: Float[Tensor, "B T 2 H W"]
 ) -> Float[Tensor, ""]:
-    """How often a pixel can fire in a step at most, by the variance of recorded counts n.
+    """How often a pixel can fire in a step at most, estimated from the variance of counts n.
 
-    Of binomial counts with M trials and mean r the variance is r - r^2 / M. So
+    Binomial counts with M trials and mean r have the variance r - r^2 / M. So
 
         M = sum r^2 / (sum r - sum (n - r)^2),
 
     rounded, at least 1, and `MANY` (no limit: Poisson) where counts vary as much as Poisson's or
-    more. A pixel rests after each event, so that sharp edges give more even counts than Poisson's:
-    on N-MNIST in five steps M is 6, and the variance of bright places a fifth of Poisson's. It
-    stays on the device, which a step of training does not wait for.
+    more. A pixel rests after each event, so that counts at sharp edges vary less than Poisson's:
+    on N-MNIST in five steps M is 6, and the variance at bright places is a fifth of Poisson's. The
+    result stays on the device, so that a training step does not wait for it.
 
     >>> r = torch.full((1, 1, 2, 1, 1), 2.0)
     >>> limit(r, torch.tensor([1.0, 3.0]).view(1, 1, 2, 1, 1)), limit(r, r + 2)
@@ -122,9 +122,9 @@ def limit(
 def draw(
     rates: Float[Tensor, "B T 2 H W"], limit: Float[Tensor, ""] | float = MANY
 ) -> Float[Tensor, "B T 2 H W"]:
-    """Independent event counts of mean `rates`: binomial of `limit` trials, by default Poisson's.
+    """Independent event counts with mean `rates`: binomial with `limit` trials, by default Poisson.
 
-    They have the variance r (1 - r / limit). A rate above the limit always gives it.
+    They have the variance r (1 - r / limit). A rate above the limit always gives the limit.
 
     >>> draw(torch.full((1, 2, 2, 3, 3), 3.0), limit=3.0).unique()
     tensor([3.])
@@ -136,9 +136,9 @@ def draw(
 def even_rates(
     edges: Float[Tensor, "B 1 H W"], events: Float[Tensor, "n T 2 H W"]
 ) -> Float[Tensor, "B T 2 H W"]:
-    """Rates of fixed edges, a control: as the edges in place, and even over polarities.
+    """Rates from fixed edges, a control: proportional to the edges, equal for both polarities.
 
-    Each step has as many events over an image as a recording of `events` has there on average.
+    Each step has as many events per image as the recordings `events` have at that step on average.
 
     >>> rates = even_rates(torch.rand(3, 1, 4, 4), torch.ones(2, 5, 2, 4, 4))
     >>> torch.testing.assert_close(rates.sum((2, 3, 4)), torch.full((3, 5), 32.0))

@@ -18,13 +18,13 @@ class ContrastiveLoss(nn.Module):
         loss = - mean_i  mean_{j in P(i)}  log softmax_j(s_i)
 
     with P(i) = {i}, the image of the same recording (positives="pair"; van den Oord et al. 2018,
-    eq. 4), or all j of the same label, including i (positives="class"; Khosla et al. 2020, eq. 2,
+    eq. 4), or all j with the same label, including i (positives="class"; Khosla et al. 2020, eq. 2,
     across two modalities). Computed in float32, also under autocast. A batch of one gives 0.
 
     Under `torch.distributed` i runs over the rank's own batch and j over the batches of all ranks,
     with gradient to the other ranks' features. The mean over ranks, which DDP takes of the
-    gradients, is then that of the whole batch in one process; where the ranks' batches are of
-    unequal size, the mean that weights each by its size (`Learner` does).
+    gradients, is then that of the whole batch in one process; if the ranks' batches differ in size,
+    it is the mean that weights each rank by its batch size (as `Learner` does).
 
     Args:
         temperature: > 0; the smaller, the more the hardest negatives count.
@@ -56,7 +56,7 @@ class ContrastiveLoss(nn.Module):
         teacher: Float[Tensor, "B E"],
         labels: Int[Tensor, " B"],
     ) -> Float[Tensor, ""]:
-        """The loss of event features against image features of the same items, in their order."""
+        """The loss of event features against image features of the same items, in this order."""
         with torch.autocast(student.device.type, enabled=False):
             student = F.normalize(student.float(), dim=1)
             teacher = F.normalize(teacher.float(), dim=1)

@@ -12,7 +12,7 @@ from estl.types import LUMA
 
 
 class Edges(NamedTuple):
-    """What a detector sees in images; `rates`, the expected events, only where it learns them."""
+    """A detector's output for images; `rates`, the expected events, only if it learns them."""
 
     edges: Float[Tensor, "B 1 H W"]
     features: Float[Tensor, "B F H W"]
@@ -20,20 +20,20 @@ class Edges(NamedTuple):
 
 
 class LearnableEdgeDetector(nn.Module):
-    """Edges as an event camera defines them: where it fires when it moves before the image.
+    """Edges as an event camera defines them: where it fires when moved in front of the image.
 
     A small network predicts the rates r, the expected events of each step, polarity and pixel, and
 
         edges = 1 - exp(-mean over steps and polarities of r),
 
     the probability of an event in a frame's cell at the pixel's mean rate, if events are Poisson.
-    (That of any event in all of them is 1 on most of a footprint, and grades no edge.)
+    (That of any event in all cells is 1 on most of a footprint, and grades no edge.)
     `edge_events_loss` trains it on recordings. Borders are replicated: an image's rim is no edge.
 
     Args:
         T: time steps of the recordings.
         width: channels of the first layer; the features have 2 `width`. Twice as many predicted no
-            better for their time (docs/log.md).
+            better for the time they take (docs/log.md).
 
     >>> detector = LearnableEdgeDetector(T=5)
     >>> edges, features = detector(torch.rand(2, 3, 16, 16))
@@ -55,7 +55,7 @@ class LearnableEdgeDetector(nn.Module):
 
     @torch.no_grad()
     def start_at(self, rates: Float[Tensor, "T 2"]) -> None:
-        """Make these the rates of an image about which nothing is known: a shorter way to learn."""
+        """Set the rates of an image about which nothing is known, which shortens training."""
         assert self.rate_head.bias is not None
         self.rate_head.bias.copy_(rates.flatten().clamp(min=1e-3).expm1().log())
 
@@ -67,7 +67,7 @@ class LearnableEdgeDetector(nn.Module):
         return edges, features
 
     def look(self, rgb: Float[Tensor, "B 3 H W"]) -> Edges:
-        """The same with the rates, all from one pass."""
+        """The same plus the rates, all from one pass."""
         features = self.encoder(rgb)
         rates = F.softplus(self.rate_head(self.hidden(features)).float()).unflatten(1, (-1, 2))
         return Edges(-torch.expm1(-rates.mean((1, 2)).unsqueeze(1)), features, rates)
@@ -75,12 +75,12 @@ class LearnableEdgeDetector(nn.Module):
     def look_on(
         self, rgb: Float[Tensor, "B 3 H W"], grid: int | tuple[int, int]
     ) -> tuple[Float[Tensor, "B 1 H W"], Float[Tensor, "B F h w"]]:
-        """Edges, and features averaged to `grid`, in the form that `guidance.kept.Kept` keeps."""
+        """Edges, and features averaged to `grid`, in the form that `guidance.kept.Kept` caches."""
         edges, features, _ = self.look(rgb)
         return edges, F.adaptive_avg_pool2d(features, grid)
 
     def look_at_rates(self, rgb: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B T 2 H W"]]:
-        """The rates alone, in that form too."""
+        """Only the rates, in the form that `Kept` caches too."""
         rates = self.look(rgb).rates
         assert rates is not None
         return (rates,)
@@ -91,7 +91,7 @@ def _conv(channels: int, out: int) -> nn.Conv2d:
 
 
 class WrittenEdgeDetector(nn.Module):
-    """The detector as the written design has it: nothing says what an edge is but other terms.
+    """The detector of the written design: only the other loss terms define what an edge is.
 
     >>> edges, features = WrittenEdgeDetector()(torch.rand(2, 3, 16, 16))
     >>> edges.shape, features.shape
@@ -131,7 +131,7 @@ class SobelEdges(nn.Module):
         features[:, 16s + k]  = max(0, <g averaged over a (2s+1) x (2s+1) window, direction k>)
 
     for 8 windows s and 16 directions k * 22.5 degrees. An image of one color has no edges: all
-    zero. There are no parameters and no keys.
+    zero. There are no parameters and no `state_dict` keys.
 
     >>> image = torch.zeros(1, 3, 4, 6)
     >>> image[..., 3:] = 1.0                       # dark left, bright right
@@ -188,7 +188,7 @@ Detector = LearnableEdgeDetector | WrittenEdgeDetector | SobelEdges
 
 
 def make_detector(kind: Literal["learned", "written", "sobel"], T: int | None = None) -> Detector:
-    """The detector of a kind.
+    """A detector of the given kind.
 
     Raises:
         ValueError: learned edges without `T`.

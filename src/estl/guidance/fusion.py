@@ -19,12 +19,12 @@ CHUNK = 4096
 """Number of edge tokens in memory at once where edges are the queries."""
 
 DENSE = 2**23
-"""Scores, at most, that are formed where that is faster (see `_attend`): 32 MiB of float32."""
+"""Maximum number of scores formed where that is faster (see `_attend`): 32 MiB of float32."""
 
 
 class Fused(NamedTuple):
-    """What `EdgeGuidedFusion.fuse` returns: the feature; of it, what attention added (the mean of
-    g * a); and how far the gate is open.
+    """What `EdgeGuidedFusion.fuse` returns: the feature; the part of it that attention added
+    (the mean of g * a); and how far the gate is open.
     """
 
     feature: Float[Tensor, "B E"]
@@ -33,7 +33,7 @@ class Fused(NamedTuple):
 
 
 Sums = tuple[Tensor, Tensor, Tensor]
-"""Over queries: of x, of g * a (B,E), and of g over everything."""
+"""Sums over queries of x and of g * a, (B,E) each, and the sum of g over everything."""
 
 
 class EdgeGuidedFusion(nn.Module):
@@ -45,8 +45,8 @@ class EdgeGuidedFusion(nn.Module):
         g   = sigmoid(W [x, a] + b)
         out = mean over the queries of x + g * a
 
-    The specification has both directions: in its module CLIP asks the edges (the default), in its
-    overview the edges ask CLIP, which exchanges x and y, so that the output is a mean over pixels.
+    The specification has both directions: in its module CLIP queries the edges (default), in its
+    overview the edges query CLIP, which swaps x and y, so that the output is a mean over pixels.
     The parameters are the same. Dropout is zero.
 
     With query="clip" the tokens z (M pixels x E) and the scores (heads x N x M) are never formed.
@@ -57,16 +57,16 @@ class EdgeGuidedFusion(nn.Module):
 
     per head, so that fused attention runs on `edge_dim` + 1 channels, for all heads at once: their
     queries differ, their keys are the same. It is exact up to rounding. With query="edge", tokens
-    are formed `CHUNK` at a time, and again in the backward pass.
+    are formed `CHUNK` at a time, and recomputed in the backward pass.
 
     Args:
         clip_dim: E, width of the patches.
         edge_dim: channels of the edge features.
         heads: attention heads; must divide `clip_dim`.
-        query: which side asks, "clip" or "edge".
+        query: which side gives the queries, "clip" or "edge".
         edge_grid: side or (rows, columns) to which edges are averaged first; None keeps all pixels.
-        gate_bias: b at the start; the negative closes the gate, so that the output starts near the
-            mean of x. None for the usual small random numbers.
+        gate_bias: initial value of b; a negative one closes the gate, so that the output starts
+            near the mean of x. None for the usual small random numbers.
 
     Raises:
         ValueError: for `heads` that do not divide `clip_dim`, or an unknown `query`.
@@ -133,9 +133,9 @@ class EdgeGuidedFusion(nn.Module):
     def gates(
         self, clip_patches: Float[Tensor, "B N E"], look: Edges | None, grid: tuple[int, int]
     ) -> dict[str, Float[Tensor, "B h w"]]:
-        """For pictures, on the `grid` of the patches: "gate", how far it is open at each, the mean
-        of g over channels; and "added", how much it lets in there, |g * a|. Nothing without edges,
-        and where edges are the queries.
+        """For plots, on the `grid` of the patches: "gate", how far it is open at each, the mean of
+        g over channels; and "added", how much it lets through there, |g * a|. Empty without edges,
+        and if edges are the queries.
         """
         if self.query != "clip" or look is None:
             return {}
@@ -168,7 +168,7 @@ class EdgeGuidedFusion(nn.Module):
         q = F.linear(patches, w_q, b_q).view(B, N, heads, d)
         q = torch.einsum("bnhd,hdf->bhnf", q, (w_k @ proj).view(heads, d, -1))
         # Every head has the same keys, so that all heads are one with more queries. The CPU kernel
-        # runs one thread per (image, head): a small batch keeps a few, without copying the keys.
+        # runs one thread per (image, head): a small batch keeps a few heads, without key copies.
         threads = torch.get_num_threads() if u.device.type == "cpu" else 1
         groups = math.gcd(heads, math.ceil(threads / B))
         keys = u.unsqueeze(1).expand(-1, groups, -1, -1)
@@ -201,7 +201,7 @@ def _attend(
     q: Float[Tensor, "B G N F"], keys: Float[Tensor, "B G M F"], scale: float
 ) -> Float[Tensor, "B G N F"]:
     """softmax(scale * q keys^T) keys. On the CPU the fused kernel computes a gradient of keys that
-    need none, such as edges that stay: few scores are faster formed.
+    need none, such as frozen edges: if there are few scores, forming them is faster.
     """
     few = q.shape[:-1].numel() * keys.shape[-2] <= DENSE
     if q.device.type == "cpu" and few and not keys.requires_grad:

@@ -1,4 +1,4 @@
-"""From one grid to another: the teacher's tokens to the student's, images to event frames."""
+"""Resampling between grids: the teacher's tokens to the student's, images to event frames."""
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ def resample(
     """Tokens laid row by row on the grid `source`, resampled to the grid `target`; no gradient.
 
     Bilinear; where `target` is coarser the kernel widens with it, so that every token counts. An
-    attention map is tokens of width 1 (its sum changes: renormalize it).
+    attention map counts as tokens of width 1 (its sum changes: renormalize it).
 
     Raises:
         ValueError: if the tokens do not fill `source`, or a grid has no cell.
@@ -36,7 +36,7 @@ def resample(
 def on_frames(
     image: Float[Tensor, "B 3 h w"], events: Float[Tensor, "n T C H W"]
 ) -> Float[Tensor, "B 3 H W"]:
-    """The images on the grid of event frames, which show the same field of view.
+    """The images resampled to the grid of event frames, which show the same field of view.
 
     >>> on_frames(torch.rand(1, 3, 224, 224), torch.rand(1, 10, 2, 48, 48)).shape
     torch.Size([1, 3, 48, 48])

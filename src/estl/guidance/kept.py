@@ -1,4 +1,4 @@
-"""What a network that is not trained sees in an image, kept, so that it looks at each once."""
+"""Cached outputs of a network that is not trained, so that it processes each image once."""
 
 from collections.abc import Callable
 
@@ -11,12 +11,12 @@ _MIX = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
 
 
 class Kept:
-    """What `look` gave for every image that it was shown, given again for the same one.
+    """A cache of what `look` returned for each image, returned again for the same image.
 
-    It is for images that are the same in every epoch and a `look` that does not change, and then
-    the same: whatever changes an image anew, such as a random shift, makes it a new one. What is
-    kept lies on the images' device: of a teacher 4 E (N + 1) bytes an image, 0.6 MB of ViT-B/16,
-    of rates 8 T H W, 0.2 MB of ten steps of 48x48, of edges a tenth of that. An image is known by
+    It is for images that are the same in every epoch and a `look` that does not change, and is then
+    exact: whatever changes an image anew, such as a random shift, makes it a new one. The cache is
+    on the images' device: 4 E (N + 1) bytes per image for a teacher, 0.6 MB for ViT-B/16; 8 T H W
+    for rates, 0.2 MB for ten steps of 48x48; a tenth of that for edges. An image is identified by
     its `image_keys`, which the host reads: on CUDA a step waits for the device once.
 
     >>> def look(image):
@@ -34,8 +34,8 @@ class Kept:
         self.written: list[tuple[int, int]] = []
 
     def of(self, module: nn.Module) -> "Kept":
-        """Itself, for a `look` of `module`: empty once parameters of it were written to, as a
-        warm-up and `load_state_dict` do.
+        """This cache, for a `look` of `module`: emptied if the module's parameters have been
+        written to since, as a warm-up and `load_state_dict` do.
         """
         written = [(id(p), p._version) for p in module.parameters()]
         if written != self.written:
@@ -45,7 +45,7 @@ class Kept:
     def __call__(
         self, look: Callable[[Tensor], tuple[Tensor, ...]], image: Float[Tensor, "B 3 h w"]
     ) -> tuple[Tensor, ...]:
-        """What `look` gives for `image`, tensors with a row for each."""
+        """What `look` returns for `image`: tensors with a row for each image."""
         keys: list[int] = image_keys(image).tolist()
         new = {key: i for i, key in enumerate(keys) if key not in self.seen}
         if new:
@@ -56,11 +56,11 @@ class Kept:
 
 
 def image_keys(image: Float[Tensor, "B 3 h w"]) -> Int[Tensor, " B"]:
-    """64 bits that stand for each image's content.
+    """A 64-bit hash of each image's content.
 
     The width plus the sum, modulo 2^64, over all places and channels, of a hash of (place, bits of
-    the float32 value there). Of a million different images two have the same key with probability
-    3e-8.
+    the float32 value there). Among a million different images, two have the same key with
+    probability 3e-8.
 
     >>> image = torch.rand(2, 3, 4, 4)
     >>> torch.equal(image_keys(image)[0], image_keys(image[:1])[0])
@@ -74,5 +74,5 @@ def image_keys(image: Float[Tensor, "B 3 h w"]) -> Int[Tensor, " B"]:
 
 
 def _shifted(x: Tensor, shift: int) -> Tensor:
-    """x ^ (x >> shift) of unsigned numbers: of int64, >> would repeat the sign."""
+    """x ^ (x >> shift) as of unsigned numbers: on int64, >> would repeat the sign bit."""
     return x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))

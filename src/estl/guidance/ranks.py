@@ -1,4 +1,4 @@
-"""What the processes of a distributed run compute together; alone, of one's own batch.
+"""What the processes of a distributed run compute together; a single one, over its own batch.
 
 Their batches may differ in size: the last one of an epoch rarely divides evenly.
 """
@@ -16,7 +16,7 @@ def together() -> bool:
 
 
 def sizes(own: int, device: torch.device) -> list[int]:
-    """The sizes of the processes' batches, in their order, of which this one's is `own`."""
+    """The batch sizes of all processes, in the order of ranks; `own` is that of this process."""
     if not together():
         return [own]
     parts = [torch.empty(1, dtype=torch.int64, device=device) for _ in range(dist.get_world_size())]
@@ -25,7 +25,7 @@ def sizes(own: int, device: torch.device) -> list[int]:
 
 
 def share(own: int, device: torch.device) -> Tensor:
-    """This process's part of the samples of all, a scalar on the device, without waiting for it."""
+    """This process's share of all samples, a scalar on the device, without waiting for it."""
     size = torch.tensor(float(own), device=device)
     if not together():
         return size / size
@@ -35,7 +35,7 @@ def share(own: int, device: torch.device) -> Tensor:
 
 
 def mean(x: Tensor, part: Tensor) -> Tensor:
-    """The mean over all samples, where x is that over the process's own, a `share` of `part`."""
+    """The mean over all samples, if x is the mean over this process's, a `share` of `part`."""
     if not together():
         return x
     x = x * part
@@ -46,13 +46,13 @@ def mean(x: Tensor, part: Tensor) -> Tensor:
 def gather(x: Tensor, sizes: list[int]) -> Tensor:
     """The batches (b,...) of all processes, one after the other: (sum of `sizes`, ...).
 
-    Backward, a process's rows get the sum of the gradients that all processes have for them.
+    In the backward pass, a process's rows get the sum of all processes' gradients for them.
     """
     return _Gather.apply(x, sizes) if len(sizes) > 1 else x
 
 
 class _Gather(torch.autograd.Function):
-    """Batches are filled up to the largest one, since collectives take equal sizes."""
+    """Batches are padded to the size of the largest one, as collectives need equal sizes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, sizes: list[int]) -> Tensor:

@@ -32,23 +32,23 @@ class TeacherOutput(NamedTuple):
 class ClipTeacher(nn.Module):
     """A frozen CLIP vision tower.
 
-    It is outside the tree of modules: no parameters, no keys in any `state_dict`, `train()` does
+    The tower is outside the module tree: no parameters, no keys in any `state_dict`, `train()` does
     not reach it, and no optimizer, DDP or checkpoint sees it. `.to(device)` moves it, alone or with
     the module that holds it. It runs without gradient and in the precision of the run: that of the
-    autocast around it, else float32. Outputs have the image's dtype in either case.
+    surrounding autocast, else float32. Outputs have the image's dtype in either case.
 
-    One forward pass gives all three outputs. Every layer keeps its fused attention; beside it, only
+    One forward pass gives all three outputs. Every layer keeps its fused attention; besides, only
     the class token's row of the last layer's attention matrix is computed.
 
     Args:
         name_or_folder: a name on the Hugging Face hub, or a folder written by `save_pretrained`
             (a whole CLIP model or its vision tower). A name is looked up in the local cache first.
-            Or such a model of transformers, which is frozen as it is.
+            Or such a `transformers` model itself, which is then frozen.
 
     Raises:
         FileNotFoundError: if a path is given and no such folder exists.
         OSError: if the name is in no local cache and the hub does not answer or does not know it.
-        ValueError: if the folder holds no complete CLIP vision tower, or the model is none.
+        ValueError: if the folder holds no complete CLIP vision tower, or the model is not one.
 
         teacher = ClipTeacher("openai/clip-vit-base-patch16")
         teacher(torch.rand(2, 3, 180, 240)).patches         # (2,196,768)
@@ -87,8 +87,8 @@ class ClipTeacher(nn.Module):
 
     @property
     def trained_on(self) -> frozenset[str]:
-        """What stands for the images that `estl train-teacher` trained it on
-        (`estl.data.twins.image_key`); empty for another's model.
+        """The keys (`estl.data.twins.image_key`) of the images that `estl train-teacher` trained it
+        on; empty for any other model.
         """
         file = Path(self.name_or_folder).expanduser() / TRAINED_ON
         return frozenset(file.read_text().split() if file.is_file() else ())
@@ -102,7 +102,7 @@ class ClipTeacher(nn.Module):
         so that patches stay aligned with the events.
 
         Raises:
-            ValueError: images of bytes.
+            ValueError: images that are not floating point, such as bytes.
         """
         if not image.is_floating_point():
             raise ValueError(
@@ -156,7 +156,7 @@ def _class_attention(
 
 
 def _tower_of(model: nn.Module) -> Any:
-    """The vision tower of a CLIP model of transformers, or that model itself."""
+    """The vision tower of a CLIP model of `transformers`, or the model itself if it is one."""
     from transformers import CLIPVisionConfig
 
     tower = getattr(model, "vision_model", model)
@@ -191,7 +191,7 @@ def _load(name_or_folder: str | Path) -> tuple[Any, dict[str, Any]]:
 def _tower(source: str, local: bool) -> Any:
     from transformers import CLIPVisionModel
 
-    with quiet_transformers(bars=not local):  # of a download, a bar
+    with quiet_transformers(bars=not local):  # a bar for downloads
         loaded: Any = CLIPVisionModel.from_pretrained(
             source,
             local_files_only=local,
@@ -211,7 +211,7 @@ def _tower(source: str, local: bool) -> Any:
 
 @contextmanager
 def quiet_transformers(bars: bool = False) -> Iterator[None]:
-    """Without transformers' notes (the text half of a CLIP is one) and, unless `bars`, its bars."""
+    """Silence transformers' notes (as on a CLIP's text half) and, unless `bars`, its bars."""
     from transformers.utils import logging
 
     verbosity, still = logging.get_verbosity(), logging.is_progress_bar_enabled() and not bars
@@ -232,7 +232,7 @@ def _hub_preprocessor(name: str, local: bool) -> dict[str, Any]:
 
     try:
         file = hf_hub_download(name, "preprocessor_config.json", local_files_only=local)
-    except EntryNotFoundError:  # also what an absent local entry is
+    except EntryNotFoundError:  # also raised for an absent local entry
         return {}
     return dict(json.loads(Path(file).read_text()))
 

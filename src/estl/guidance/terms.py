@@ -1,4 +1,4 @@
-"""The terms: what trains the edges, where they ask the student to look, and what it shall see."""
+"""The loss terms: what trains the edges, where the student should look, what it should see."""
 
 from typing import Literal
 
@@ -9,28 +9,28 @@ from torch import Tensor
 Activity = Literal["energy", "softmax"]
 
 FLOOR = 0.01
-"""Of a token's energy, in mean energies: see `activation_log_attention`."""
+"""Added to a token's energy, in units of the mean one: see `activation_log_attention`."""
 
 
 def edge_events_loss(
     rates: Float[Tensor, "B T 2 H W"], events: Float[Tensor, "..."]
 ) -> Float[Tensor, ""]:
-    """Negative log-likelihood of the recorded counts n if they are Poisson of the rates r.
+    """Negative log-likelihood of the recorded counts n if they are Poisson with rates r.
 
-    P(n) = r^n exp(-r) / n! gives -log P(n) = r - n log r + log n!, and without the last, which no
-    parameter changes,
+    P(n) = r^n exp(-r) / n! gives -log P(n) = r - n log r + log n!, and without the last term, which
+    no parameter changes,
 
         mean over samples, steps, polarities and pixels of r - n log r.
 
     Its gradient in log r is r - n, so that the rates become the mean counts of what looks alike,
-    also where counts are not Poisson, or are no whole numbers.
+    even if counts are not Poisson or not integers.
 
     Args:
         rates: expected events, above 0.
         events: counts on the same grid.
 
     Raises:
-        ValueError: frames of other steps, channels or size than the rates.
+        ValueError: frames that differ from the rates in steps, channels or size.
 
     >>> import torch
     >>> r, n = torch.full((1, 1, 2, 1, 1), 2.0), torch.ones(1, 1, 2, 1, 1)
@@ -98,7 +98,7 @@ def activation_log_attention(
     Spiking rates are at most 1, so that no entry of a softmax of them is more than e times another:
     it stays close to the uniform distribution whatever the student does. The share of the energy
     has no such bound. Its floor keeps the gradient of a token without any spike finite; a student
-    without any spikes is uniform.
+    without any spikes gets the uniform distribution.
 
     >>> import torch
     >>> log_q = activation_log_attention(torch.ones(1, 4, 8))
@@ -127,7 +127,7 @@ def edge_alignment_loss(
 def feature_loss(
     student: Float[Tensor, "*B E"], target: Float[Tensor, "*B E"], normalize: bool = True
 ) -> Float[Tensor, ""]:
-    """Mean squared difference of features, of both layer-normalized ones unless `normalize` is off.
+    """Mean squared difference of features, both layer-normalized unless `normalize` is off.
 
     >>> import torch
     >>> x = torch.rand(2, 8)

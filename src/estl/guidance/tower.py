@@ -1,4 +1,4 @@
-"""A small CLIP vision tower and its training objective, for where the Hub cannot be reached."""
+"""A small CLIP vision tower and its training objective, for use where the Hub is out of reach."""
 
 import math
 from typing import Literal, get_args
@@ -18,8 +18,8 @@ class ClipTower(nn.Module):
     """A CLIP vision tower with a classifier, as a student of still images (T = 1).
 
     It has two heads: one reads the pooled feature (`logits`), one the mean of the patches
-    (`classify`). A tower that is trained through its class token alone leaves its patches, of which
-    the distillation's target is made, far less telling (docs/log.md). A head is a `CosineHead`
+    (`classify`). If a tower is trained only through its class token, its patches, from which the
+    distillation's target is made, are far less informative (docs/log.md). A head is a `CosineHead`
     (objective="embedding") or a linear layer ("linear").
 
     Args:
@@ -118,7 +118,7 @@ class BothHeads(Supervision):
 
 
 class CosineHead(nn.Module):
-    """Logits against learned class embeddings w_k, in place of CLIP's embeddings of text:
+    """Logits against learned class embeddings w_k, in place of CLIP's text embeddings:
 
         logit_k = exp(s) * cos(P x, w_k),    exp(s) <= 100
 

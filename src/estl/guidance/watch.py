@@ -1,4 +1,4 @@
-"""What is watched of edges while they are learned: whether they are edges, and of what."""
+"""What is monitored while edges are learned: whether they are edges, and of what."""
 
 import math
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 RIM = 2  # pixels at each side that count as border
-COLLAPSED = 1e-4  # edge_spread; an untrained written detector has about 4e-4
-BORDER = 3.0  # edge_border
+COLLAPSED = 1e-4  # lowest edge_spread; an untrained written detector has about 4e-4
+BORDER = 3.0  # highest edge_border
 
 
 class Maps(NamedTuple):
-    """What can be drawn of a batch, see `EdgeGuidedDistillation.maps`; None for what it lacks."""
+    """Maps of a batch to plot, see `EdgeGuidedDistillation.maps`; None for what it lacks."""
 
     edges: Float[Tensor, "B 1 H W"] | None
     sobel: Float[Tensor, "B 1 h2 w2"]
@@ -26,7 +26,7 @@ class Maps(NamedTuple):
 
 
 def correlation(a: Float[Tensor, "B 1 H W"], b: Float[Tensor, "B 1 H W"]) -> Float[Tensor, ""]:
-    """Pearson's correlation over the pixels of each image, mean over images; 0 for one gray.
+    """Pearson's correlation over the pixels of each image, mean over images; 0 if one is uniform.
 
     >>> x = torch.rand(2, 1, 4, 4)
     >>> torch.testing.assert_close(correlation(x, 1 - 2 * x), torch.tensor(-1.0))
@@ -41,7 +41,7 @@ def inner(edges: Float[Tensor, "B 1 H W"]) -> Float[Tensor, "B 1 h w"]:
 
 
 def border_share(edges: Float[Tensor, "B 1 H W"]) -> Float[Tensor, ""]:
-    """Light in the outer `RIM` pixels over what an even map has there: above 1 if brighter.
+    """Share of a map in its outer `RIM` pixels, over that of an even map: above 1 if brighter.
 
     >>> border_share(torch.full((1, 1, 8, 8), 0.3))
     tensor(1.)
@@ -51,7 +51,7 @@ def border_share(edges: Float[Tensor, "B 1 H W"]) -> Float[Tensor, ""]:
 
 
 def footprint(events: Float[Tensor, "B T 2 H W"]) -> Float[Tensor, "B 1 H W"]:
-    """The events of each pixel, over steps and polarities.
+    """The number of events at each pixel, over steps and polarities.
 
     >>> footprint(torch.ones(1, 3, 2, 4, 4)).unique()
     tensor([6.])
@@ -64,12 +64,12 @@ def watch_edges(
     sobel: Float[Tensor, "B 1 H W"],
     events: Float[Tensor, "n T C H W"],
 ) -> dict[str, Tensor]:
-    """What is logged of an edge map, which carries no gradient.
+    """What is logged about an edge map, which carries no gradient.
 
     `edge_mean`; `edge_spread`, the standard deviation over an image's pixels; `edge_border`
-    (`border_share`); and the correlations `edge_sobel` with the Sobel map and, of event frames,
+    (`border_share`); and the correlations `edge_sobel` with the Sobel map and, for event frames,
     `edge_counts` with the event counts of the first n images, on the frames' grid. Below 0 the
-    edges are inverted: bright where nothing is.
+    edges are inverted: bright where there is nothing.
     """
     seen = F.adaptive_avg_pool2d(edges, (sobel.shape[-2], sobel.shape[-1]))
     found = {
@@ -86,7 +86,7 @@ def watch_edges(
 def watch_attention(
     student: Float[Tensor, "B N"], teacher: Float[Tensor, "B N"]
 ) -> dict[str, Tensor]:
-    """Of two distributions over tokens: the mass that they share, and how sharp the student's is,
+    """For two distributions over tokens: the mass that they share, and how sharp the student's is,
     1 - entropy / log N: 0 if uniform, 1 if all of it is on one token.
 
     >>> p, q = torch.tensor([[0.5, 0.5]]), torch.tensor([[1.0, 0.0]])
@@ -100,7 +100,7 @@ def watch_attention(
 
 
 def spread(x: Float[Tensor, "B E"]) -> Float[Tensor, ""]:
-    """Root of the variance over the batch of the directions x / |x|, in [0,1].
+    """Square root of the variance of the directions x / |x| over the batch, in [0,1].
 
     >>> spread(torch.ones(3, 4)).item()
     0.0

@@ -1,10 +1,10 @@
 """The scan of `neurons.lif`, fused into one pass forward and one backward.
 
-Autograd through the plain scan keeps three tensors a step and passes over memory once for every
-operation. Here the backward pass is written out and computes the potential again, so that only the
-input is kept, and both directions are pure functions that are compiled into one loop over the
-neurons (`kernels.py`). Operations and their order are those of the plain scan, and contraction is
-off, so that the results are the same, but for the last bit of gradients through an exponential,
+Autograd through the plain scan saves three tensors per step and passes over memory once for every
+operation. Here the backward pass is written out and recomputes the potential, so that only the
+input is saved, and both directions are pure functions, each compiled into one loop over the neurons
+(`kernels.py`). Operations and their order are those of the plain scan, and contraction to FMA is
+off, so that the results are the same except for the last bit of gradients through an exponential,
 which eager code computes in two ways.
 """
 
@@ -21,10 +21,10 @@ from estl.neurons.kernels import compiled_before, run
 from estl.neurons.layout import memory_order, rows, unrows
 
 LARGE = 2**20
-"""Number of input values from which compiling pays in training on the CPU."""
+"""Number of input values from which compilation pays off in training on the CPU."""
 
 LONG = 64
-"""Most steps to compile for: each is code of its own, and takes half a second to compile."""
+"""Maximum number of steps to compile for: each adds code that takes half a second to compile."""
 
 _large: ContextVar[bool | None] = ContextVar("large", default=None)
 large_so_far = _large.get
@@ -32,13 +32,13 @@ large_so_far = _large.get
 
 @contextmanager
 def one_forward(large: bool | None = False) -> Iterator[None]:
-    """The forward pass of one network: after a large layer small ones are worth while too, if the
-    same code serves them. By this and not by what a process has compiled, since a run that is
-    resumed has to do what one that goes on does. It may decorate a `forward`, and `Learner` takes
-    every step in one.
+    """The forward pass of one network: after a large layer, fusing small ones pays off too, if the
+    same code serves them. This decides, not what the process has compiled, since a resumed run must
+    do the same as an uninterrupted one. It can decorate a `forward`, and `Learner` runs every step
+    within one.
 
     Args:
-        large: whether there was one already. None outside of any network.
+        large: whether there was a large layer already; None outside any network.
 
     >>> with one_forward():
     ...     large_so_far()
@@ -55,24 +55,24 @@ def one_forward(large: bool | None = False) -> Iterator[None]:
 
 
 def note_large() -> None:
-    """What follows in this forward pass comes after a layer that the code was compiled for."""
+    """Record that this forward pass had a large layer, for which the code was compiled."""
     if large_so_far() is not None:
         _large.set(True)
 
 
 def worthwhile(x: Tensor, *, shared: bool = False) -> bool:
-    """Whether `LIF` takes the fused scan for `x` (T,...). Both scans give the same spikes.
+    """Whether `LIF` uses the fused scan for `x` (T,...). Both scans give the same spikes.
 
-    In training it does on CUDA, and on the CPU for at least `LARGE` values, of at most `LONG` steps
-    in any case. Without a gradient it does so only in a process that has compiled before:
-    validation during training gains, and a prediction does not wait for the compiler. The
+    In training it does so on CUDA, and on the CPU for at least `LARGE` values; on both for at most
+    `LONG` steps. Without a gradient it does so only in a process that has already compiled:
+    validation during training benefits, and a prediction does not wait for the compiler. The
     environment variable ESTL_COMPILE overrides this: 0 for never, 1 for always. Within another
-    `torch.compile` the plain scan is used, and compiled with everything around it.
+    `torch.compile`, the plain scan is used and compiled with everything around it.
 
     Args:
         x: input of the neurons.
-        shared: whether the code is that of all layers, so that after a large one (`one_forward`)
-            nothing is to be compiled.
+        shared: whether all layers share the code, so that after a large one (`one_forward`) nothing
+            is left to compile.
 
     >>> worthwhile(torch.zeros(4, 8))
     False
@@ -103,12 +103,12 @@ def fused_lif(
 ) -> Tensor:
     """`neurons.lif` in one pass over x (T,...), with the same arguments.
 
-    After T, memory may be in any order (such as channels last), which the spikes keep. If compiling
-    fails, one warning says why, and the same functions run uncompiled.
+    The dimensions after T may have any memory order (such as channels last), which the spikes keep.
+    If compilation fails, one warning says why, and the same functions run uncompiled.
 
     Raises:
         ValueError: if x has no time steps.
-        RuntimeError: in a backward pass with `create_graph`, for there is no second derivative.
+        RuntimeError: in a backward pass with `create_graph`, as there is no second derivative.
 
     >>> from estl.neurons import Triangle
     >>> fused_lif(torch.tensor([[0.8], [0.8], [0.8]]), decay=0.5, gain=1.0, threshold=1.0,
@@ -125,8 +125,8 @@ def fused_lif(
 class _FusedLIF(torch.autograd.Function):
     """The two pure functions below as one node of the autograd graph.
 
-    What leaves it is detached from the rows it was computed as: users may write into spikes, and
-    autograd adds further gradients into the memory of the first, which neither do with views.
+    Its outputs are detached from the rows they were computed as: users may write into spikes, and
+    autograd accumulates gradients into the memory of the first; neither is done with views.
     """
 
     @staticmethod
@@ -149,7 +149,7 @@ class _FusedLIF(torch.autograd.Function):
 
 
 def refuse_second_derivative() -> None:
-    """RuntimeError within a backward pass with `create_graph`."""
+    """Raise RuntimeError in a backward pass with `create_graph`."""
     if torch.is_grad_enabled():
         raise RuntimeError(
             "the fused LIF has no second derivative: set ESTL_COMPILE=0, the plain scan has one"
@@ -172,7 +172,7 @@ def scan(
     hard: bool,
     inclusive: bool,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Spikes and potential before the reset of each step.
+    """Spikes of each step, and its potential before the reset.
 
     >>> scan([torch.tensor([0.8])] * 3, 0.5, 1.0, 1.0, True, False)[0]
     [tensor([0.]), tensor([1.]), tensor([0.])]
@@ -206,13 +206,13 @@ def scan_back(
     surrogate: Callable[[Tensor], Tensor],
     inclusive: bool,
 ) -> list[Tensor]:
-    """Gradient of each step's x from those of the spikes.
+    """Gradient of each step's x from the gradients of the spikes.
 
         ds = grad_t - dr * v_t            (hard;  soft: dr * threshold;  detached: nothing)
         dv = ds * surrogate(v_t - threshold) + dr * (1 - s_t)                  (soft: + dr)
         dx = gain * dv,    dr of step t-1 = decay * dv
 
-    from the last step, whose dr is 0, to the first.
+    computed from the last step, whose dr is 0, to the first.
 
     >>> from estl.neurons import Triangle
     >>> one = torch.tensor([1.0])
@@ -237,7 +237,7 @@ def _fires(v: Tensor, threshold: float | Tensor, inclusive: bool) -> Tensor:
 
 
 def precision_of(x: Tensor) -> torch.dtype:
-    """What the potential of neurons that read `x` is computed in: float32 at least.
+    """The dtype in which neurons that read `x` compute their potential: at least float32.
 
     >>> precision_of(torch.zeros(1, dtype=torch.bfloat16))
     torch.float32
@@ -246,8 +246,8 @@ def precision_of(x: Tensor) -> torch.dtype:
 
 
 def steps_of(x: Tensor) -> list[Tensor]:
-    """The steps of x (T,...) in the precision of a potential; each by itself, since the compiler
-    gives all of them together memory of their own.
+    """The steps of x (T,...) in the precision of a potential; converted one by one, since the
+    compiler would allocate memory for all of them converted at once.
 
     >>> steps_of(torch.ones(1, 2, dtype=torch.bfloat16))
     [tensor([1., 1.])]

@@ -1,6 +1,6 @@
-"""Batch norm, shortcut and LIF as one pass forward and one backward: the functions of `norm.py`.
+"""Batch norm, shortcut and LIF fused into one pass forward and one backward, for `norm.py`.
 
-The backward pass is written out, as that of `fused.py`, and so is that through the statistics. Both
+The backward pass is written out, as in `fused.py`, including the part through the statistics. Both
 directions are pure functions, compiled by `kernels.run`.
 """
 
@@ -28,14 +28,14 @@ BACK = {MAPS: (1, 0, 4, 2, 3), TOKENS: TOKENS}
 """Orders of dimensions, and the inverse of each."""
 
 PIECE = 2**18
-"""Values that a backward pass in pieces takes at once at least."""
+"""Minimum number of values per piece in a backward pass that goes in pieces."""
 
 Statistics = tuple[Float[Tensor, " C"], Float[Tensor, " C"] | None]
-"""Of x, and of its shortcut if that is normalized."""
+"""One statistic of x, and the same of its shortcut if that is normalized."""
 
 
 def order_of(norm: Norm) -> tuple[int, ...]:
-    """The dimensions of what `norm` reads in the order (T,B,...,C), in which it lies in memory."""
+    """The permutation of the input of `norm` to the order (T,B,...,C), that of its memory."""
     return MAPS if isinstance(norm, nn.BatchNorm2d) else TOKENS
 
 
@@ -48,8 +48,8 @@ def fused_norm_lif(
     may_write: bool = False,
     **options: Any,
 ) -> tuple[Float[Tensor, "B T *shape"], Statistics, Statistics]:
-    """Spikes of the normalized x plus the shortcut, with the options of `lif`; means, and biased
-    variances. `may_write` is that of `norm.norm_lif`.
+    """Spikes for the normalized x plus the shortcut, with the options of `lif`; also the means and
+    the biased variances. `may_write` is as in `norm.norm_lif`.
 
     >>> from estl.neurons import LIF
     >>> x = torch.tensor([0.0, 1.0, 0.0, 3.0]).view(1, 4, 1, 1)
@@ -74,12 +74,12 @@ def fused_norm_lif(
 class _NormLIF(torch.autograd.Function):
     """The pure functions below as one node of the autograd graph; `other` is the shortcut.
 
-    If it `may_write` over what it reads, as layers that are computed again, it leaves the spikes to
-    `_Fire`, and gives a tensor of their shape alone: the second time, all ends here.
+    If it `may_write` over its inputs, as when layers are recomputed, it leaves spikes to `_Fire`
+    and returns only a placeholder of their shape: the second time, computation ends here.
 
-    The order of dimensions changes in here. What leaves it is detached as in `fused.py`. Between
-    two passes over large tensors the interpreter is slow, since they took its place in the cache:
-    there are as few operations as can be.
+    The order of dimensions changes in here. Outputs are detached as in `fused.py`. Between two
+    passes over large tensors the interpreter is slow, since they evict it from the cache: there are
+    as few operations as possible.
     """
 
     @staticmethod
@@ -127,8 +127,8 @@ class _NormLIF(torch.autograd.Function):
         x, alpha, beta, mean, invstd, other, gamma, other_mean, other_invstd = ctx.saved_tensors
         grad = _rows(grads[0].permute(ctx.order))
         decay, gain, threshold, *rest = ctx.options
-        # A threshold a channel: without it, part of the code does not look at channels, and the
-        # compiler then makes two loops, with the potential in memory between them.
+        # One threshold per channel: with a scalar, part of the code does not depend on channels,
+        # and the compiler then makes two loops, with the potential in memory between them.
         options = (decay, gain, torch.full_like(mean, threshold), *rest)
 
         def of_current(piece: slice) -> tuple[Tensor, ...]:
@@ -147,12 +147,12 @@ class _NormLIF(torch.autograd.Function):
 
         pieces = _pieces(x) if ctx.may_write else [slice(None)]
         grad_y, *partial = of_current(pieces[0])
-        if len(pieces) > 1:  # first the sums of all, then, when these are known, the gradients
+        if len(pieces) > 1:  # first the sums over all pieces, then the gradients, which need them
             sums = partial, *(of_current(piece)[1:] for piece in pieces[1:])
             partial = [torch.cat(parts) for parts in zip(*sums, strict=True)]
             del sums
         grad_bias, grad_weight, *more = [part.sum(0) for part in partial]
-        del partial  # for what is made next
+        del partial  # frees memory for what comes next
         n = x.shape[0] * x.shape[1]
         offset = grad_bias / n
         grad_weight = grad_weight * invstd
@@ -181,7 +181,7 @@ class _NormLIF(torch.autograd.Function):
 
 
 class _Fire(torch.autograd.Function):
-    """Spikes in place of what stands in for them, of what `_NormLIF` left."""
+    """Spikes in place of their placeholder, computed from what `_NormLIF` left."""
 
     @staticmethod
     def forward(
@@ -195,13 +195,13 @@ class _Fire(torch.autograd.Function):
 
 
 def _spikes(reads: tuple[Any, ...], options: Sequence[Any]) -> Tensor:
-    """Those of `_forward`, compiled."""
+    """The spikes of `_forward`, compiled."""
     decay, gain, threshold, hard, _, _, inclusive = options
     return cast(Tensor, run(_forward, *reads, decay, gain, threshold, hard, inclusive))
 
 
 def _pieces(x: Tensor) -> list[slice]:
-    """Of the rows of x (T,M,C)."""
+    """Slices that divide the rows of x (T,M,C) into pieces."""
     T, M, C = x.shape
     if x.numel() < 4 * PIECE:
         return [slice(None)]
@@ -210,7 +210,7 @@ def _pieces(x: Tensor) -> list[slice]:
 
 
 def _piece(tensors: Iterable[Tensor | None], piece: slice) -> Iterator[Tensor | None]:
-    """These rows of tensors (T,M,C), with the others as they are."""
+    """These rows of all tensors (T,M,C); other tensors are left as they are."""
     for x in tensors:
         yield x if x is None or x.ndim < 3 else x[:, piece].contiguous()
 
@@ -221,13 +221,13 @@ def _rows(last: Tensor) -> Tensor:
 
 
 def _unrows(flat: Tensor, shape: torch.Size, order: tuple[int, ...]) -> Tensor:
-    """(T,M,C) as (B,T,...), of which the permutation by `order` has this shape; to autograd no
-    view."""
+    """(T,M,C) as (B,T,...), whose permutation by `order` has this shape; detached, so that autograd
+    sees no view."""
     return flat.view(shape).permute(BACK[order]).detach()
 
 
 def _statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and variance of x (T,M,C), and what a norm divides by, inverted."""
+    """Mean and variance of x (T,M,C), and the inverse of the standard deviation."""
     mean, variance = statistics(x.flatten(0, 1))
     return mean, variance, (variance + eps).rsqrt()
 
@@ -235,7 +235,7 @@ def _statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
 def _currents(
     x: Tensor, alpha: Tensor, beta: Tensor, other: Tensor | None, gamma: Tensor | None
 ) -> list[Tensor]:
-    """What the neuron reads at each step."""
+    """The input current of the neuron at each step."""
     currents = [x_t * alpha + beta for x_t in x]
     if other is None:
         return currents
@@ -266,9 +266,9 @@ def _backward(
     other_mean: Tensor | None,
     *options: Any,
 ) -> tuple[Tensor, ...]:
-    """Gradient of the current (T,M,C); its sum over T and that of its product with x - mean, both
-    (M,C), and with the same of the shortcut if that has a norm. The options are those of
-    `scan_back`.
+    """Gradient of the current (T,M,C); sums over T, (M,C), of this gradient, of its product with
+    x - mean and, if the shortcut has a norm, of its product with the shortcut minus its mean. The
+    options are those of `scan_back`.
     """
     decay, gain, threshold, hard, _, _, inclusive = options
     currents = _currents(x, alpha, beta, other, gamma)
@@ -295,5 +295,5 @@ def _through_statistics(
 def _in_place(
     grad_y: Tensor, x: Tensor, alpha: Tensor, mean: Tensor, offset: Tensor, slope: Tensor
 ) -> Tensor:
-    """The same in the memory of dy, since fresh memory costs more than the computation."""
+    """The same, written over dy, since fresh memory costs more than the computation."""
     return grad_y.copy_(_through_statistics(grad_y, x, alpha, mean, offset, slope))

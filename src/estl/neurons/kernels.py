@@ -1,14 +1,14 @@
 """Pure functions of tensors (T,...), each as one loop of compiled code: C++ on the CPU, Triton on
 CUDA.
 
-`torch.compile` asks at every call whether all that it saw of the arguments is still so: a tenth of
-a millisecond, four times a layer, which is a twentieth of a small student's step. The functions
-here depend on little of their arguments, mostly on what cannot change, so that they are compiled
-once for that, by the same compiler, and called.
+`torch.compile` checks its guards on the arguments at every call: a tenth of a millisecond, four
+times per layer, which is a twentieth of a small student's step. The functions here depend on few
+properties of their arguments, mostly on ones that cannot change, so that they are compiled once for
+these, by the same compiler, and then called directly.
 
-That takes half a minute in all the first time on a machine, two to six seconds in a later process
-(inductor keeps its results on disk). One compilation serves all layer sizes; another T, dtype or
-set of options needs its own.
+Compilation takes half a minute in total the first time on a machine, and two to six seconds in a
+later process (Inductor caches its results on disk). One compilation serves all layer sizes; another
+T, dtype or set of options needs its own.
 """
 
 import functools
@@ -29,26 +29,26 @@ OPTIONS: dict[str, Any] = {
     "max_pointwise_cat_inputs": 0,
     "max_complex_pointwise_cat_inputs": 0,
 }
-"""Of inductor: round as the plain scan does, without FMA; do not let one layer's size decide
-whether all run on one thread; on a GPU let a thread write all steps that it computes, where up to 8
-would each be computed from the first step on."""
+"""Options of Inductor: round like the plain scan, without FMA; do not let one layer's size decide
+whether all layers run on one thread; on a GPU, let a thread write all steps that it computes, as up
+to 8 steps would otherwise each be computed from the first one on."""
 
 VALUES = (bool, int, float, type(None), Triangle, Sigmoid)
-"""Types of arguments that are their value, and cannot change."""
+"""Types of arguments that are compared by value and cannot change."""
 
 EXAMPLE = (509, 131)
-"""Sizes after T to compile with; they stand for any, and equal ones for equal ones."""
+"""Sizes after T to compile with; they stand for any sizes, and equal ones for equal sizes."""
 
 _no_compiler: set[str] = set()  # device types on which compilation failed: not tried again
 _lock = threading.RLock()
 
 
 class Kind(NamedTuple):
-    """What compiled code depends on of a tensor (T,...), or of a vector, whose T is 0.
+    """The properties that compiled code depends on, of a tensor (T,...) or a vector, whose T is 0.
 
     Args:
-        order: of memory: "C", that of the dimensions; "F", with the first two exchanged; "shared",
-            of which the steps are one; "other".
+        order: the memory order: "C", that of the dimensions; "F", with the first two swapped;
+            "shared", where all steps share one memory; "other".
     """
 
     dtype: torch.dtype
@@ -58,7 +58,7 @@ class Kind(NamedTuple):
 
     @classmethod
     def of(cls, x: Tensor) -> "Kind":
-        """That of `x`; of order "other" too if it is of no kind for which there is an example.
+        """The kind of `x`; its order is also "other" if no example can be made of its kind.
 
         >>> Kind.of(torch.zeros(4, 5, 6))
         Kind(dtype=torch.float32, ndim=3, T=4, order='C')
@@ -101,10 +101,10 @@ def _is_known(kind: Any) -> bool:
 
 
 def run(function: Callable[..., Any], *args: Any) -> Any:
-    """`function(*args)`, compiled if that is possible.
+    """`function(*args)`, compiled if possible.
 
-    Tensors are (T,...), one compilation for any sizes after T, or vectors of any length. Sizes at
-    the same place, counted from the last, are equal.
+    Tensors are (T,...), with one compilation for any sizes after T, or vectors of any length. Sizes
+    at the same position, counted from the last, are equal.
 
     >>> run(torch.add, torch.ones(2, 1), torch.ones(2, 1)).tolist()    # too small to compile for
     [[2.0], [2.0]]
@@ -113,13 +113,13 @@ def run(function: Callable[..., Any], *args: Any) -> Any:
     device = tensors[0].device
     sizes = [x.shape[1:] if x.ndim > 1 else x.shape for x in tensors]
     smallest = min((size for shape in sizes for size in shape), default=0)
-    if device.type in _no_compiler or smallest < 2:  # 1 and 0 stand for no other
+    if device.type in _no_compiler or smallest < 2:  # 1 and 0 do not stand for other sizes
         return function(*args)
     most = max(sizes, key=len)
     kinds = [Kind.of(arg) if isinstance(arg, Tensor) else arg for arg in args]
     try:
         if all(map(_is_known, kinds)) and all(most[-len(shape) :] == shape for shape in sizes):
-            with _lock:  # one compiles, and others wait for it
+            with _lock:  # one thread compiles, and the others wait for it
                 compiled = _compiled(function, device, *kinds)
             return compiled(*tensors)
         return _watched(function)(*_marked(args))
@@ -134,10 +134,10 @@ def run(function: Callable[..., Any], *args: Any) -> Any:
 def _compiled(
     function: Callable[..., Any], device: torch.device, *kinds: Any
 ) -> Callable[..., Any]:
-    """`function` of tensors of these kinds, with the values that are among them."""
+    """`function` compiled for tensors of these kinds; other values in `kinds` are constants."""
     from torch.utils._python_dispatch import _disable_current_modes
 
-    with ExitStack() as state:  # whatever the caller is in
+    with ExitStack() as state:  # whatever modes the caller is in
         state.enter_context(_disable_current_modes())
         state.enter_context(torch.autocast(device.type, enabled=False))
         state.enter_context(torch.inference_mode(False))
@@ -148,7 +148,7 @@ def _compiled(
 def graph_of(
     function: Callable[..., Any], device: torch.device, *kinds: Any
 ) -> torch.fx.GraphModule:
-    """Operations of `function`, for any sizes after T.
+    """The graph of `function`, traced for any sizes after T.
 
     >>> device = torch.device("cpu")
     >>> x = Kind(torch.float32, 1, 0, "C")
@@ -166,7 +166,7 @@ def graph_of(
 
 
 def code_of(graph: torch.fx.GraphModule, **options: Any) -> Callable[..., Any]:
-    """The graph compiled, with `OPTIONS` and these."""
+    """The graph, compiled with `OPTIONS` and `options`."""
     from torch._inductor import standalone_compile
 
     fakes = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
@@ -181,7 +181,7 @@ def code_of(graph: torch.fx.GraphModule, **options: Any) -> Callable[..., Any]:
 
 @functools.cache
 def _watched(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` for arguments that may change, such as a user's surrogate."""
+    """`function`, compiled for arguments that may change, such as a user's surrogate."""
     # T and the options are constants of the generated code. The limit is on the number of such
     # variants: the default of 8 is too small for a study of T or decay.
     return torch.compile(  # type: ignore[call-overload]  # its overloads lack recompile_limit
@@ -190,7 +190,7 @@ def _watched(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _marked(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The arguments, sizes after T marked as any."""
+    """The arguments, with sizes after T marked as dynamic."""
     for x in args:
         if isinstance(x, Tensor):
             for dim in range(min(1, x.ndim - 1), x.ndim):
@@ -199,7 +199,7 @@ def _marked(args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def compiled_before() -> bool:
-    """Whether this process has compiled."""
+    """Whether this process has compiled anything."""
     return any(made.cache_info().currsize for made in (_compiled, _watched))
 
 

@@ -1,11 +1,11 @@
-"""Tensors of any order in memory as rows, one for each step, and back."""
+"""Tensors of any memory order as rows, one per step, and back."""
 
 import torch
 from torch import Tensor
 
 
 def memory_order(x: Tensor) -> tuple[int, ...]:
-    """The dimensions of `x` (T,...), those after T in the order in which they lie in memory.
+    """The dimensions of `x` (T,...), with those after T in memory order.
 
     >>> memory_order(torch.zeros(2, 3, 4, 5).permute(0, 3, 1, 2))
     (0, 2, 3, 1)
@@ -16,7 +16,7 @@ def memory_order(x: Tensor) -> tuple[int, ...]:
 def rows(x: Tensor, order: tuple[int, ...]) -> Tensor:
     """`x` (T,...) as (T,M), without a copy if memory is dense after T in this order of dimensions.
 
-    Steps that share their memory (stride 0) stay so; any other stride becomes M, so that one
+    Steps that share their memory (stride 0) still do; any other stride becomes M, so that one
     compilation serves all.
     """
     flat = x.permute(order).reshape(x.shape[0], -1)

@@ -19,7 +19,7 @@ Reset = Literal["hard", "soft"]
 
 
 def _spike(u: Tensor, surrogate: Surrogate, inclusive: bool) -> Tensor:
-    """Step forward, surrogate backward; the step alone where nothing goes backward."""
+    """Heaviside step forward, surrogate backward; the step alone if no gradient is needed."""
     if u.requires_grad:
         return cast(Tensor, _Spike.apply(u, surrogate, inclusive))
     return _step(u, inclusive)
@@ -61,7 +61,7 @@ def lif(
 
     In the backward pass ds/dv is `surrogate(v - threshold)`; with `detach_reset` the reset passes
     no gradient to s. No state is kept between calls. For x in bfloat16 or float16 the potential is
-    computed in float32, and spikes have the type of x.
+    computed in float32, and spikes have the dtype of x.
 
     Args:
         x: input current (T, ...).
@@ -69,8 +69,8 @@ def lif(
         gain: factor on the input (1, or 1/tau for neurons that decay their input).
         threshold: potential at which a neuron fires, > 0.
         reset: "hard" to zero, or "soft" by subtraction.
-        detach_reset: whether the reset is outside the graph.
-        surrogate: derivative of the step as a function of v - threshold.
+        detach_reset: whether the reset is detached from the autograd graph.
+        surrogate: replaces the derivative of a spike, as a function of v - threshold.
         inclusive: whether v == threshold fires.
 
     Raises:
@@ -104,7 +104,7 @@ def lif_from(
     surrogate: Surrogate,
     inclusive: bool,
 ) -> tuple[Float[Tensor, "T *after"], Float[Tensor, "*after"]]:
-    """`lif` that goes on from the potential r_0 = `r` (None: 0): the spikes and r_T.
+    """`lif` continued from the potential r_0 = `r` (0 if None): the spikes and r_T.
 
     `r` may have more rows than `x`: it is broadcast.
 
@@ -129,10 +129,10 @@ def lif_from(
 
 
 class Potentials:
-    """Within its `with` block, each call of a `LIF` in this thread goes on from a given potential.
+    """Within its `with` block, calls of a `LIF` in this thread continue from given potentials.
 
-    Calls take the potentials of `before` in their order, or start from 0 without them; `after` are
-    those that they leave.
+    Calls take the potentials of `before` in order, or start from 0 without any; `after` holds the
+    potentials that they leave.
 
     >>> neuron = LIF.tet()
     >>> with Potentials(None) as first:
@@ -148,7 +148,7 @@ class Potentials:
 
     @property
     def after(self) -> tuple[Tensor, ...]:
-        """What the calls have left, in their order."""
+        """The potentials that the calls have left, in call order."""
         return tuple(self._after)
 
     def scan(self, x: Float[Tensor, "T *shape"], **options: Any) -> Float[Tensor, "T *out"]:
@@ -170,7 +170,7 @@ _carried: ContextVar[Potentials | None] = ContextVar("potentials", default=None)
 
 
 def carried() -> Potentials | None:
-    """The potentials from which calls of a `LIF` go on, if any.
+    """The potentials from which calls of a `LIF` continue, if any.
 
     >>> carried() is None
     True
@@ -192,9 +192,9 @@ def _check(decay: float, gain: float, threshold: float, reset: str) -> None:
 class LIF(nn.Module):
     """`lif` on batch-first input (B,T,...), with the same arguments.
 
-    Nothing is copied if memory is time first under the batch-first view. After T it may be in any
-    order (such as channels last), which the spikes keep. Large layers in training
-    run the fused scan, with the same spikes (`fused.worthwhile` has the rule).
+    Nothing is copied if memory is time first under the batch-first view. The dimensions after T may
+    have any memory order (such as channels last), which the spikes keep. Large layers in training
+    use the fused scan, with the same spikes (`fused.worthwhile` has the rule).
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -228,7 +228,7 @@ class LIF(nn.Module):
 
     @classmethod
     def tet(cls, **changes: Any) -> "LIF":
-        """TET's neuron: decay 0.5, gain 1, v > 1, triangle, reset in the graph."""
+        """TET's neuron: decay 0.5, gain 1, v > 1, triangular surrogate, reset in the graph."""
         return cls(**changes)
 
     @classmethod
@@ -238,7 +238,7 @@ class LIF(nn.Module):
         return cls(**({"detach_reset": True} | preset | changes))
 
     def forward(self, x: Float[Tensor, "B T *shape"]) -> Float[Tensor, "rows T *shape"]:
-        """Spikes of `x` over dimension 1; more rows than `x` where `Potentials` carries more."""
+        """Spikes of `x`, with time in dimension 1; more rows than `x` if `Potentials` has more."""
         x = x.transpose(0, 1)
         potentials = carried()
         if potentials is None and worthwhile(x):

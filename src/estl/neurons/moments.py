@@ -8,18 +8,18 @@ from estl.neurons.fused import steps_of
 from estl.neurons.kernels import run
 
 GROUP = 32
-"""Rows whose moments compiled code takes at once."""
+"""Number of rows whose moments compiled code computes at once."""
 
 
 def statistics(x: Float[Tensor, "N C"]) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
     """Mean and biased variance of each column of a contiguous x, in one pass over it.
 
-    Compiled code is slow at sums over all rows, so it takes those over `GROUP` rows, and what is
-    left of N / GROUP groups is summed after that: with M2 the sum of squared deviations,
+    Compiled code is slow at sums over all rows, so it computes the moments of groups of `GROUP`
+    rows, and those of the N / GROUP groups are combined: with M2 the sum of squared deviations,
 
         variance = (sum of M2_i + sum of n_i (mean_i - mean)^2) / N
 
-    Rows that fill no group are added to the others by the same equation.
+    Rows that do not fill a group are combined with the others by the same equation.
 
     >>> statistics(torch.tensor([[1.0], [3.0], [5.0]]))
     (tensor([3.]), tensor([2.6667]))
@@ -48,7 +48,7 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sum_of(steps: list[Tensor]) -> Tensor:
-    """Sum over the steps, without a list of them in memory."""
+    """Sum over the steps, without stacking them in memory."""
     total = steps[0]
     for x_t in steps[1:]:
         total = total + x_t

@@ -1,9 +1,9 @@
-"""Batch norm and the neuron after it fused into one pass over what they read, in training.
+"""Batch norm and the neuron after it, fused in training into one pass over their input.
 
-Apart they keep what the norm reads and what the neuron reads, and write and read the normalized
-current in between, and once more where a shortcut is added to it. Here only what the norm reads and
-the shortcut are kept; the current and the potential are computed again in the backward pass, within
-the processor's registers. Compiled (`fused_norm.py`).
+Run separately, they save the inputs of both norm and neuron, and write and read the normalized
+current in between, and once more where a shortcut is added to it. Here only the norm's input and
+the shortcut are saved; the current and the potential are recomputed in the backward pass, within
+the processor's registers. The code is compiled (`fused_norm.py`).
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from estl.neurons.lif import LIF, carried
 
 def pairs(norm: nn.Module, neuron: nn.Module) -> bool:
     """Whether `norm_lif` may take these modules: a batch norm in training that keeps running
-    statistics, and a `LIF` that starts from 0. Not where hooks wait for what the norm gives.
+    statistics, and a `LIF` that starts from 0. Not if hooks need what passes between them.
 
     >>> norm = nn.BatchNorm2d(4)
     >>> pairs(norm, LIF.tet()), pairs(norm.eval(), LIF.tet())
@@ -34,7 +34,7 @@ def pairs(norm: nn.Module, neuron: nn.Module) -> bool:
 
 
 def hooked(module: nn.Module) -> bool:
-    """Whether somebody looks at a module's calls, but for hooks that are `of_spikes`.
+    """Whether `module` has hooks, its own or global ones, other than those marked by `of_spikes`.
 
     >>> module = nn.Identity()
     >>> hooked(module), module.register_forward_hook(print) is None, hooked(module)
@@ -50,8 +50,8 @@ def hooked(module: nn.Module) -> bool:
 
 
 def of_spikes(hook: Callable[..., None]) -> Callable[..., None]:
-    """Mark a forward hook of a neuron that reads its spikes alone: it is called, without what the
-    neuron reads, where that is fused with the norm before it.
+    """Mark a neuron's forward hook as one that reads only the spikes: where the neuron is fused
+    with the norm before it, the hook is called without the neuron's input.
 
     >>> neuron = LIF.tet()
     >>> handle = neuron.register_forward_hook(of_spikes(lambda module, args, spikes: None))
@@ -71,16 +71,16 @@ def norm_lif(
     *,
     may_write: bool = False,
 ) -> Float[Tensor, "B T *shape"]:
-    """`neuron` of `norm` of `x`, plus `shortcut` if there is one, itself normalized if it has a
-    norm. Statistics are over all but the channels: (B,T,C,H,W) for a `BatchNorm2d`, (B,T,N,C) for a
-    `BatchNorm1d`. Norms and neuron are of a kind that `pairs` takes.
+    """`neuron(norm(x) + shortcut)`; the shortcut may be None, and is normalized if it has a norm.
+    Statistics are over all dimensions but the channels: x is (B,T,C,H,W) for a `BatchNorm2d`,
+    (B,T,N,C) for a `BatchNorm1d`. Norms and neuron must satisfy `pairs`.
 
-    One pass in the norm's own precision where `fused.worthwhile` says that it pays, or else one
-    after the other.
+    This is one pass, in the norm's own precision, where `fused.worthwhile` says that it pays off;
+    otherwise the modules run one after the other.
 
-    With `may_write`, `x` and a shortcut that has a norm are nobody else's, and the backward pass
+    With `may_write`, nothing else uses `x` or a shortcut that has a norm, and the backward pass
     writes the gradients over them. It goes in pieces, and twice, for the sums of the statistics
-    and for the gradient: a layer then takes the memory of `x` and of the spikes' gradient, where
+    and for the gradient: a layer then takes the memory of `x` and of the spikes' gradient;
     otherwise it takes half as much again.
 
     >>> norm_lif(nn.BatchNorm2d(8), LIF.tet(), torch.rand(2, 4, 8, 6, 6)).shape
@@ -88,7 +88,7 @@ def norm_lif(
     """
     training = torch.is_grad_enabled() and x.requires_grad
     same = norm.weight.dtype == precision_of(x)
-    if shortcut is not None:  # which may be wider, or be broadcast
+    if shortcut is not None:  # it may be of a wider dtype, or be broadcast
         same = same and shortcut.dtype == x.dtype and shortcut.shape == x.shape
     values = x.numel() // x.shape[order_of(norm)[-1]]
     if not (training and same and values > 1 and worthwhile(x.transpose(0, 1), shared=True)):
@@ -121,7 +121,7 @@ def _normalized(norm: Norm | None, x: Tensor) -> Tensor:
 
 
 def _track(norm: Norm, mean: Tensor, variance: Tensor, unbiased: float) -> None:
-    """Running statistics, as the norm's own forward pass keeps them; the variance's unbiased."""
+    """Update running statistics as the norm's own forward pass does, the variance unbiased."""
     assert norm.momentum is not None
     assert norm.num_batches_tracked is not None
     norm.num_batches_tracked.add_(1)

@@ -1,4 +1,4 @@
-"""Surrogates: what stands in the backward pass for the derivative of a spike."""
+"""Surrogates: functions that replace the derivative of a spike in the backward pass."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Spiking students: each takes event frames (B,T,C,H,W) to an `Output` and has `classify`."""
+"""Spiking students: each maps event frames (B,T,C,H,W) to an `Output` and has `classify`."""
 
 from estl.students.resnet import ResNet, resnet18, resnet19, resnet34, resnet50
 from estl.students.spikformer import Spikformer

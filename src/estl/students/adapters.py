@@ -1,4 +1,4 @@
-"""Students of your own, and adapters for plain networks and those of SpikingJelly and snnTorch.
+"""Students of your own, and adapters for plain, SpikingJelly and snnTorch networks.
 
 A student is any module whose forward takes events (B,T,C,H,W) and returns an `Output`. TSE and TRE
 need three things: the logits of each step, the maps before pooling, and `classify`, the whole head
@@ -21,7 +21,7 @@ on pooled features, which leaves no state behind. This is a student:
     >>> batch = Batch(torch.rand(2, 4, 2, 8, 8), torch.tensor([0, 2]))
     >>> TSE()(Tiny(3)(batch.events), batch).total.backward()
 
-A network of a framework that keeps state in its modules is wrapped in an `Adapter`, which steps it
+A network of a framework that keeps state in its modules is wrapped in an `Adapter`, which runs it
 over time and resets it:
 
     student = from_spikingjelly(net, features=net.features, head=net.head)
@@ -43,9 +43,9 @@ Part = Callable[..., Any]
 
 
 class Adapter(nn.Module):
-    """A network with state in its modules as a student.
+    """A network with state in its modules, as a student.
 
-    The network is cut in two at its global pooling, which the adapter does itself:
+    The network is cut in two at its global pooling, which the adapter performs itself:
 
         features_t = features(events_t),  logits_t = head(1/(H*W) sum_{i,j} features_t(i,j))
 
@@ -55,9 +55,9 @@ class Adapter(nn.Module):
     Args:
         net: the whole network. It remains the caller's object; in the student's `state_dict` its
             keys have the prefix "net.".
-        features: events to the maps before pooling, (B,C,H,W) to (B,D,h,w) at one step: a module
-            within `net`, or a method of one.
-        head: pooled features to logits, (B,D) to (B,K) at one step; likewise.
+        features: turns events into the maps before pooling, (B,C,H,W) to (B,D,h,w) at one step: a
+            module within `net`, or a method of one.
+        head: turns pooled features into logits, (B,D) to (B,K) at one step; likewise.
         reset: clears all state of `net`.
         step_mode: "s" calls the parts step by step; a part that returns a tuple (y, *state) gets
             its state back at the next step, as part(x, *state). "m" calls them once with time
@@ -103,7 +103,7 @@ class Adapter(nn.Module):
         return Output(self.classify(pooled), features, self.classify, class_token=pooled)
 
     def classify(self, pooled: Float[Tensor, "B T D"]) -> Float[Tensor, "B T K"]:
-        """The whole head, over the steps from a fresh state."""
+        """The whole head, run over the steps from a fresh state."""
         return self._over_time(self._parts[1], pooled)
 
     def unwrap(self) -> nn.Module:
@@ -164,9 +164,9 @@ def from_spikingjelly(net: nn.Module, *, features: Part, head: Part) -> Adapter:
 def from_snntorch(net: nn.Module, *, features: Part, head: Part) -> Adapter:
     """A snnTorch network as a student, step by step; see `Adapter`.
 
-    With neurons of `init_hidden=True`, a part returns its output alone. A part with explicit state
-    returns (y, *state) and takes it back: `Leaky` and `Synaptic` themselves do, and a module with
-    `forward(x, mem1=None, mem2=None)` that returns (y, mem1, mem2).
+    With neurons of `init_hidden=True`, a part returns only its output. One with explicit state
+    returns (y, *state) and takes the state back: `Leaky` and `Synaptic` themselves do, and so does
+    a module with `forward(x, mem1=None, mem2=None)` that returns (y, mem1, mem2).
 
     Raises:
         ValueError: snnTorch is not installed.
@@ -182,14 +182,14 @@ def from_snntorch(net: nn.Module, *, features: Part, head: Part) -> Adapter:
 
 
 def _reset_snntorch(net: nn.Module) -> None:
-    """Reset each neuron of `net`: snnTorch's own resets act on every network, or miss layers."""
+    """Reset each neuron of `net`: snnTorch's own resets affect all networks, or miss layers."""
     for module in net.modules():
         if callable(reset := getattr(module, "reset_mem", None)):
             reset()
 
 
 def _each(part: Part, steps: Float[Tensor, "T B *shape"]) -> Float[Tensor, "T B *out"]:
-    """`part` step by step, with the state it returns."""
+    """Run `part` step by step, passing on the state it returns."""
     outputs: list[Tensor] = []
     state: list[Any] = []
     for x in steps:

@@ -1,9 +1,9 @@
-"""What the students share: the memory layout, and stateless layers at every step.
+"""What the students share: the memory layout, and stateless layers applied at every step.
 
 Public tensors are (B,T,...), but their memory is (T,B,...), with the channels of images last:
 `time_first` lays out the (small) input once, and all layers, `PerStep` and `LIF` alike, take and
-return views of this order. Folding time into the batch is then a view too, nothing is copied
-between layers, and convolutions need not bring their input into another order first.
+return views in this order. Folding time into the batch is then a view too, nothing is copied
+between layers, and convolutions need not reorder their input first.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,9 +21,9 @@ from estl.types import direct_code, is_static
 
 
 def time_first(events: Tensor, channels: int) -> Float[Tensor, "B T C H W"]:
-    """`events` (B,T,C,H,W), checked, with memory (T,B,H,W,C) under the same shape.
+    """Check `events` (B,T,C,H,W) and lay them out in memory as (T,B,H,W,C), in the same shape.
 
-    Direct-coded events (`estl.types.is_static`) stay so: `PerStep` sees that they are one image.
+    Direct-coded events (`estl.types.is_static`) stay so, and `PerStep` treats them as one image.
 
     Raises:
         ValueError: if `events` does not have five dimensions and `channels` channels.
@@ -51,24 +51,24 @@ def time_first(events: Tensor, channels: int) -> Float[Tensor, "B T C H W"]:
 def per_step(
     layer: Callable[[Tensor], Tensor], x: Float[Tensor, "B T *shape"], *, folded: bool
 ) -> Float[Tensor, "B T *out"]:
-    """A stateless `layer` of (B,...) at every step of `x`, in one call (`folded`) or T.
+    """Apply a stateless `layer` of (B,...) to every step of `x`, in one call (`folded`) or T calls.
 
-    In one call the layer sees T*B samples, and libraries choose another kernel for that than for B,
-    with other roundings in the last bit. So whatever predicts computes one step after the other:
-    then what a step gives does not depend on how many steps there are, and frames that arrive one
-    at a time (`estl.students.step`) get the very logits of the whole recording.
+    In one call the layer sees T*B samples, for which libraries choose another kernel than for B,
+    with different rounding in the last bit. So inference computes one step after the other: then
+    the result of a step does not depend on how many steps there are, and frames that arrive one at
+    a time (`estl.students.step`) get exactly the logits of the whole recording.
 
     >>> per_step(nn.Linear(3, 5), torch.rand(2, 4, 3), folded=False).shape
     torch.Size([2, 4, 5])
     """
-    if x.shape[1] == 1 and not folded:  # a frame of a stream: no time in transposing and joining
+    if x.shape[1] == 1 and not folded:  # a frame of a stream: skip transposing and concatenating
         return layer(_dense(x[:, 0])).unsqueeze(1)
     steps = x.transpose(0, 1)
     if folded:
         flat = steps.flatten(0, 1)
         if not torch.compiler.is_compiling() and x.shape[:2] == (1, 1):
-            # Views leave any stride to one sample, and with it any order of memory: PyTorch's batch
-            # norm of one order gives wrong gradients on the CPU for those that come in another.
+            # A view of one sample may have any strides, and so any memory order: on the CPU, batch
+            # norm in one order gives wrong gradients in PyTorch if incoming ones are in another.
             flat = flat.clone(memory_format=_order(flat))
         return layer(flat).unflatten(0, steps.shape[:2]).transpose(0, 1)
     outputs = torch.cat([layer(_dense(step)) for step in steps])  # which keeps channels last
@@ -76,11 +76,11 @@ def per_step(
 
 
 def gradient_in_order(x: Float[Tensor, "B T *shape"]) -> Float[Tensor, "B T *shape"]:
-    """`x`, whose gradient comes in the order of `time_first` in memory.
+    """`x`, with its gradient brought into the memory order of `time_first`.
 
-    That of a mean over tokens has the order of samples, and sums keep the order of their first
-    term: along the residual connections of a transformer each layer would copy it, and what folds
-    time into the batch would bring maps out of channels last.
+    The gradient of a mean over tokens is batch first in memory, and sums keep the order of their
+    first term: along the residual connections of a transformer each layer would copy it, and
+    folding time into the batch would take maps out of channels last.
 
     >>> x = torch.rand(2, 4, 9, 8).transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
     >>> gradient_in_order(x).mean(2).sum().backward()
@@ -101,9 +101,9 @@ class _InOrder(torch.autograd.Function):
 
 
 def _dense(step: Tensor) -> Tensor:
-    """One step in the order of `time_first`, aligned as a tensor of its own.
+    """One step in the memory order of `time_first`, aligned like a tensor of its own.
 
-    Kernels are chosen by strides too, and on some processors by where in 64 bytes memory starts.
+    Libraries choose kernels by strides too, and on some processors by the offset within 64 bytes.
     """
     step = step.contiguous(memory_format=_order(step))
     begins = step.storage_offset() * step.element_size()  # data_ptr() is refused on fake tensors
@@ -111,19 +111,19 @@ def _dense(step: Tensor) -> Tensor:
 
 
 def _order(step: Tensor) -> torch.memory_format:
-    """The order of `time_first` in memory."""
+    """The memory order of `time_first`."""
     return torch.channels_last if step.ndim == 4 else torch.contiguous_format
 
 
 def folds(training: bool) -> bool:
-    """Whether layers fold time into the batch: in training, with a gradient, and when exported."""
+    """Whether layers fold time into the batch: in training, with gradients on, and in export."""
     return training or torch.is_grad_enabled() or torch.compiler.is_compiling()
 
 
 class PerStep(nn.Sequential):
     """Stateless modules applied at every time step: (B,T,...) to (B,T,...).
 
-    In training time is folded into the batch, so that a batch norm takes its statistics over all
+    In training, time is folded into the batch, so that a batch norm takes its statistics over all
     steps (tdBN, Zheng et al. 2021). If all steps are one image (`estl.types.is_static`), it is
     computed once and expanded over T, with the same output and gradients: over n values per channel
     instead of T*n, batch norm has the same mean and biased variance. Only the unbiased
@@ -134,7 +134,7 @@ class PerStep(nn.Sequential):
     """
 
     def forward(self, x: Float[Tensor, "B T *shape"]) -> Float[Tensor, "B T *out"]:
-        """Every step of `x` through the modules."""
+        """Apply the modules to every step of `x`."""
         B, T = x.shape[:2]
         if is_static(x):
             y = cast(Tensor, super().forward(x[:, 0]))
@@ -152,7 +152,7 @@ class PerToken(nn.Sequential):
     """
 
     def forward(self, x: Float[Tensor, "B T N D"]) -> Float[Tensor, "B T N F"]:
-        """Every token of `x` through the modules."""
+        """Apply the modules to every token of `x`."""
         return per_step(self._rows, x, folded=folds(self.training))
 
     def _rows(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N F"]:
@@ -161,22 +161,22 @@ class PerToken(nn.Sequential):
 
 
 class Layers(nn.Sequential):
-    """Modules one after the other, of which batch norms and the neurons after them are one pass in
-    training where that pays (`fire`). Otherwise an `nn.Sequential`.
+    """An `nn.Sequential` that in training fuses batch norms with the neurons after them where that
+    pays off (`fire`).
 
     >>> Layers(conv_norm(2, 8), LIF.tet())(torch.rand(2, 4, 2, 6, 6)).shape
     torch.Size([2, 4, 8, 6, 6])
     """
 
     def forward(self, x: Float[Tensor, "B T *shape"]) -> Float[Tensor, "B T *out"]:
-        """Every module, in their order."""
+        """Apply the modules in order."""
         return one_by_one(self, x)
 
 
 def one_by_one(
     layers: Iterable[nn.Module], x: Float[Tensor, "B T *shape"]
 ) -> Float[Tensor, "B T *out"]:
-    """`x` through `layers`, each and the neuron after it by `fire`.
+    """Pass `x` through `layers`, each together with a neuron after it by `fire`.
 
     >>> one_by_one([conv_norm(2, 8), LIF.tet()], torch.rand(2, 4, 2, 6, 6)).shape
     torch.Size([2, 4, 8, 6, 6])
@@ -196,10 +196,10 @@ def fire(
     shortcut: Float[Tensor, "B T *other"] | None = None,
     shortcut_layer: nn.Module | None = None,
 ) -> Float[Tensor, "B T *out"]:
-    """Spikes of `neuron` for what `layer` makes of `x`, plus what `shortcut_layer` makes of
-    `shortcut`; that itself without a layer.
+    """Spikes of `neuron` for `layer(x)`, plus `shortcut_layer(shortcut)` or, without such a layer,
+    `shortcut` itself.
 
-    If `layer` ends with a norm, it is one pass with the neuron in training where that pays
+    If `layer` ends with a norm, this norm and the neuron are fused in training where that pays off
     (`estl.neurons.norm`), and so is a norm of the shortcut.
 
     >>> fire(conv_norm(2, 8), LIF.tet(), torch.rand(2, 4, 2, 6, 6)).shape
@@ -226,7 +226,7 @@ def fire(
 
 
 def _one_pass(layer: nn.Module, neuron: nn.Module, x: Tensor) -> bool:
-    """Whether `layer` of `x` ends with a norm that `neuron` may be fused with."""
+    """Whether `layer` ends with a norm that, for `x`, may be fused with `neuron`."""
     if not isinstance(layer, PerStep | PerToken) or len(layer) != 2:
         return False
     linear, norm = layer
@@ -239,15 +239,15 @@ def _one_pass(layer: nn.Module, neuron: nn.Module, x: Tensor) -> bool:
 
 
 def _is_new(layer: nn.Module) -> bool:
-    """Whether what `layer` gives is in memory of its own, and nobody else has seen it."""
+    """Whether the output of `layer` is in memory of its own, and nothing else has seen it."""
     return isinstance(layer, nn.Conv2d | nn.Linear) and not hooked(layer)
 
 
 class Readout(nn.Linear):
-    """A linear layer of a head, at every step: (B,T,D) to (B,T,K); rows (B,D) have no steps."""
+    """A head's linear layer, at every step: (B,T,D) to (B,T,K); rows (B,D) have no steps."""
 
     def forward(self, input: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows K"]:
-        """Every step of `input` through the layer."""
+        """Apply the layer to every step of `input`."""
         if input.ndim < 3 or folds(self.training):
             return super().forward(input)
         return per_step(super().forward, input, folded=False)
@@ -262,9 +262,9 @@ def conv_norm(
     bias: bool = False,
     weight: float = 1.0,
 ) -> PerStep:
-    """Convolution and batch norm at every step; `kernel` is odd and padded to keep the size.
+    """Convolution and batch norm at every step; `kernel` is odd, with padding that keeps the size.
 
-    The convolution is initialized Kaiming normal (fan out, as TET's), the norm with `weight` and
+    The convolution is initialized Kaiming normal (fan out, as in TET), the norm with `weight` and
     bias 0. A neuron after it fires in about 15 % of the steps if `weight` is tdBN's threshold /
     gain (Zheng et al. 2021): 1 for `LIF.tet`, 2 for `LIF.spikformer`.
 
@@ -278,6 +278,6 @@ def conv_norm(
     norm = nn.BatchNorm2d(out_channels)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     nn.init.constant_(norm.weight, weight)
-    # As the images are, or each step would bring it into their order.
+    # Channels last like the images, or each step would reorder it.
     conv.weight.data = conv.weight.data.contiguous(memory_format=torch.channels_last)
     return PerStep(conv, norm)

@@ -1,4 +1,4 @@
-"""Pooling layers as PyTorch has them, which keep less for the backward pass."""
+"""PyTorch's pooling layers, which here save less for the backward pass."""
 
 from typing import Any, cast
 
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 
 class AvgPool(nn.AvgPool2d):
-    """Mean over windows of k x k that do not overlap; what fills none at the edges is left out.
+    """Mean over non-overlapping k x k windows; incomplete windows at the edges are left out.
 
-    PyTorch's keeps its whole input for the backward pass, of which only the size counts: before a
-    pooling layer, that is a spike of each neuron and step in the memory of a number.
+    PyTorch's layer saves its whole input for the backward pass, of which only the size matters: for
+    spikes, that is one spike per neuron and step in the memory of a floating-point number.
 
     >>> AvgPool(2)(torch.arange(8.0).view(1, 1, 2, 4))
     tensor([[[[2.5000, 4.5000]]]])
@@ -23,7 +23,7 @@ class AvgPool(nn.AvgPool2d):
 
     def forward(self, input: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C h w"]:
         """The pooled maps."""
-        if torch.compiler.is_compiling():  # exported, it is one operation
+        if torch.compiler.is_compiling():  # exported as one operation
             return super().forward(input)
         return cast(Tensor, _AvgPool.apply(input, self.kernel_size))
 
@@ -43,9 +43,9 @@ class _AvgPool(torch.autograd.Function):
 
 
 class MaxPool(nn.MaxPool2d):
-    """Maximum over windows of k x k, which keeps for the backward pass where it was, and no more.
+    """Maximum over k x k windows; only the position of each is saved for the backward pass.
 
-    PyTorch's keeps its whole input too, of which only the size counts.
+    PyTorch's layer saves its whole input too, of which only the size matters.
 
     >>> MaxPool(3, stride=2, padding=1)(torch.arange(8.0).view(1, 1, 2, 4))
     tensor([[[[5., 7.]]]])
@@ -56,7 +56,7 @@ class MaxPool(nn.MaxPool2d):
 
     def forward(self, input: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C h w"]:
         """The pooled maps."""
-        known = input.device.type in ("cpu", "cuda")  # elsewhere PyTorch looks at the input again
+        known = input.device.type in ("cpu", "cuda")  # elsewhere PyTorch reads the input again
         if torch.compiler.is_compiling() or not known or not input.requires_grad:
             return cast(Tensor, super().forward(input))
         how = self.kernel_size, self.stride, self.padding

@@ -1,12 +1,12 @@
-"""Layers computed again in the backward pass, with their spikes kept as bits in between.
+"""Layers recomputed in the backward pass, with their spikes stored as bits in between.
 
-Training keeps what every layer computed at every step until the backward pass has used it: two
-numbers a neuron and step (what the norm reads, and the spikes that the next convolution reads), in
-float32 8 bytes, and a third where norm and neuron are not one pass. Here only the spikes between
-blocks are kept, a bit each, and a block's layers are computed once more when its backward pass
-comes: memory is that of the largest block, and an eighth of a byte a neuron and step for all
-others. Of that block the backward pass writes over what it has read (`neurons/norm.py`). Spikes
-are 0 or 1, sums of spikes small integers: nothing is rounded, and the same kernels compute the same
+Training stores what every layer computed at every step until the backward pass has used it: two
+numbers per neuron and step (the norm's input, and the spikes that the next convolution reads), in
+float32 8 bytes, and a third where norm and neuron are not fused. Here only the spikes between
+blocks are stored, one bit each, and a block's layers are recomputed when its backward pass comes:
+memory is that of the largest block, plus an eighth of a byte per neuron and step for all others.
+Within that block the backward pass overwrites what it has read (`neurons/norm.py`). Spikes are 0
+or 1, and sums of spikes small integers: nothing is rounded, and the same kernels compute the same
 numbers, so that gradients are those of an ordinary pass bit for bit.
 """
 
@@ -24,14 +24,14 @@ from estl.neurons import LIF
 from estl.neurons.fused import large_so_far, one_forward
 
 for_one_backward: ContextVar[bool] = ContextVar("for_one_backward", default=False)
-"""Whether what layers compute is for one backward pass alone, which may write over it."""
+"""Whether what layers compute is for a single backward pass, which may overwrite it."""
 
 
 def recomputing(student: nn.Module) -> None:
-    """Set `student.recompute`.
+    """Turn on `student.recompute`.
 
     Raises:
-        ValueError: a student that does not know the attribute.
+        ValueError: a student without this attribute.
     """
     if not hasattr(student, "recompute"):
         raise ValueError(
@@ -44,11 +44,11 @@ def recomputing(student: nn.Module) -> None:
 def through(
     student: nn.Module, blocks: Iterable[Callable[..., Any]], x: Tensor, *, levels: int = 1
 ) -> Tensor:
-    """`x` through `blocks`, one after the other, each computed again in its backward pass.
+    """Pass `x` through `blocks` one after the other, each recomputed in its backward pass.
 
     Args:
-        student: whose norms must not count twice.
-        blocks: functions of (B,T,...), each of whose outputs holds integers.
+        student: its norms must not update their statistics twice.
+        blocks: functions of (B,T,...) whose outputs hold integers.
         x: input of the first block, which may hold any numbers.
         levels: the largest integer between blocks: 1 for spikes (kept as bits), at most 255.
 
@@ -65,13 +65,13 @@ def through(
 def again(
     student: nn.Module, block: Callable[..., Tensor], *inputs: Tensor, levels: int | None = 1
 ) -> Tensor:
-    """`block` of `inputs`, computed again in its backward pass.
+    """`block(*inputs)`, recomputed in its backward pass.
 
     Args:
         student: see `through`.
         block: function of tensors (B,T,...).
-        inputs: what it reads, kept in few bytes where it needs a gradient.
-        levels: the largest integer in these; None for any numbers, which are kept as they are.
+        inputs: what it reads, stored compactly where it needs a gradient.
+        levels: the largest integer in the inputs; None for arbitrary numbers, stored as they are.
 
     >>> x = torch.rand(2, 3, 4).round().requires_grad_()
     >>> again(nn.Identity(), torch.mul, x, x).sum().backward()
@@ -105,7 +105,7 @@ def again(
 
 @contextmanager
 def _for_one_backward() -> Iterator[None]:
-    """What layers read in their backward pass is made for it."""
+    """Mark what layers compute in this context as made for one backward pass."""
     token = for_one_backward.set(True)
     try:
         yield
@@ -115,13 +115,13 @@ def _for_one_backward() -> Iterator[None]:
 
 @contextmanager
 def _as_before(student: nn.Module, large: bool | None) -> Iterator[None]:
-    """The second pass computes what the first one did."""
+    """Let the second pass compute what the first one did."""
     with norms_that_do_not_count(student), one_forward(large), _for_one_backward():
         yield
 
 
 def ending_with_neurons(layers: nn.Sequential) -> list[nn.Module]:
-    """`layers` in blocks that each end with a `LIF`, and what follows the last one.
+    """`layers` split into blocks that each end with a `LIF`, and what follows the last one.
 
     >>> [len(block) for block in ending_with_neurons(nn.Sequential(
     ...     nn.Linear(4, 4), LIF.tet(), nn.AvgPool1d(2), nn.Linear(2, 4), LIF.tet()))]
@@ -134,7 +134,7 @@ def ending_with_neurons(layers: nn.Sequential) -> list[nn.Module]:
 
 @contextmanager
 def norms_that_do_not_count(module: nn.Module) -> Iterator[None]:
-    """Batch norms of `module` leave their running statistics alone within the block.
+    """Keep batch norms of `module` from changing their running statistics within the context.
 
     >>> norm = nn.BatchNorm1d(2)
     >>> with norms_that_do_not_count(norm):
@@ -144,7 +144,7 @@ def norms_that_do_not_count(module: nn.Module) -> Iterator[None]:
     """
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     kept = [(norm, dict(norm._buffers)) for norm in norms]
-    for norm, buffers in kept:  # autograd keeps as many tensors as in the first pass
+    for norm, buffers in kept:  # autograd saves as many tensors as in the first pass
         norm._buffers = {name: None if x is None else x.clone() for name, x in buffers.items()}
     try:
         yield
@@ -155,11 +155,11 @@ def norms_that_do_not_count(module: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Packed:
-    """Integers of a tensor in few bytes.
+    """A tensor of integers, stored compactly.
 
     Args:
-        data: eight values a byte, or one.
-        bits: whether eight.
+        data: eight values per byte, or one.
+        bits: whether there are eight per byte.
         like: the tensor without its memory: shape, strides, dtype.
     """
 
@@ -169,7 +169,7 @@ class Packed:
 
 
 def pack(x: Tensor, levels: int) -> Packed:
-    """The integers 0 to `levels` of a dense tensor as bits (levels 1) or bytes (up to 255).
+    """Pack the integers 0 to `levels` of a dense tensor into bits (levels 1) or bytes (up to 255).
 
     >>> x = torch.rand(3, 5).round()
     >>> pack(x, 1).data.shape, torch.equal(unpack(pack(x, 1)), x)
@@ -187,7 +187,7 @@ def pack(x: Tensor, levels: int) -> Packed:
 
 
 def unpack(packed: Packed) -> Tensor:
-    """The tensor again, with its strides and dtype."""
+    """The original tensor, with its strides and dtype."""
     like, data = packed.like, packed.data
     x = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=data.device)
     if packed.bits:
@@ -203,7 +203,7 @@ def _flat(x: Tensor) -> Tensor:
 
 
 class _Link(torch.autograd.Function):
-    """Nothing of the values, and all of the gradient."""
+    """Pass the gradient, but not the values."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -215,7 +215,7 @@ class _Link(torch.autograd.Function):
 
 
 class _Unpack(torch.autograd.Function):
-    """The values, or those that were packed, whose gradient goes to the link."""
+    """The given values, or else the unpacked ones; their gradient goes to the link."""
 
     @staticmethod
     def forward(ctx: Any, link: Tensor, packed: Packed, values: Tensor | None) -> Tensor:

@@ -31,7 +31,7 @@ Stem = Literal["3x3", "7x7"]
 class ResidualBlock(nn.Module):
     """y = LIF(residual(x) + shortcut(x)).
 
-    The residual is two 3x3 convolutions to `width` channels; of a bottleneck, a 1x1, a 3x3 and a
+    The residual is two 3x3 convolutions to `width` channels or, in a bottleneck, a 1x1, a 3x3 and a
     1x1 convolution, the last to 4 * width. The first 3x3 has the stride. Where the shape changes,
     the shortcut is a 1x1 convolution and norm.
 
@@ -71,7 +71,7 @@ class ResidualBlock(nn.Module):
         return self._end(one_by_one(self._inner(), x), x)
 
     def recomputed(self, student: nn.Module, x: Tensor) -> Tensor:
-        """The same, each convolution computed again in its backward pass."""
+        """The same, with each convolution recomputed in its backward pass."""
         if self._called_as_a_whole() or hooked(self):
             return again(student, self, x)
         inner = x
@@ -87,22 +87,22 @@ class ResidualBlock(nn.Module):
         return cast(nn.Sequential, self.residual[:-1])
 
     def _end(self, inner: Tensor, x: Tensor) -> Tensor:
-        """Spikes of the last convolution of the residual and the shortcut."""
+        """Spikes for the last convolution of the residual, of `inner`, plus the shortcut of `x`."""
         return fire(self.residual[-1], self.neuron, inner, x, self.shortcut)
 
 
 class ResNet(nn.Module):
-    """Spiking ResNet on images of any size; `resnet18` to `resnet50` build the named ones.
+    """Spiking ResNet for images of any size; `resnet18` to `resnet50` build the named ones.
 
-    A stem of a convolution, stages of residual blocks (stride 1 in the first, 2 at the start of the
-    others), the mean over places, and a head.
+    A convolutional stem, stages of residual blocks (stride 1 in the first, 2 at the start of the
+    others), global average pooling, and a head.
 
     Args:
         blocks: number of blocks of each stage.
         widths: width of each stage.
         classes: number of classes K.
         in_channels: channels C of the events.
-        bottleneck: blocks of three convolutions, four times as wide outside as inside.
+        bottleneck: whether blocks have three convolutions, four times as wide outside as inside.
         hidden: width of a fully connected LIF layer before the last linear one, or None.
         stem: "3x3" for small images, or "7x7" as on ImageNet: stride 2, then 3x3 max pooling of
             stride 2.
@@ -166,7 +166,7 @@ class ResNet(nn.Module):
         else:
             spiking = Readout(channels, hidden)
             # It reads rates of about 0.2 and no norm follows: with PyTorch's initialization its LIF
-            # is silent (docs/log.md).
+            # would be silent (docs/log.md).
             nn.init.normal_(spiking.weight, std=5 / channels**0.5)
             self.head = nn.Sequential(spiking, lif(), Readout(hidden, classes))
         self.classes, self.in_channels, self.dim = classes, in_channels, channels
@@ -186,7 +186,7 @@ class ResNet(nn.Module):
         return Output(self.classify(pooled), features, self.classify, class_token=pooled)
 
     def classify(self, pooled: Float[Tensor, "B T D"]) -> Float[Tensor, "B T K"]:
-        """The whole head; its LIF, if it has one, steps over T."""
+        """The whole head; its LIF, if it has one, runs over T."""
         logits: Tensor = self.head(pooled)
         return logits
 

@@ -28,19 +28,19 @@ Neuron = Callable[..., nn.Module]
 
 WEIGHT = 2.0
 """Initial weight of batch norms: threshold / gain of `LIF.spikformer` (see `conv_norm`). With the
-authors' 1 about 3 % of the neurons fire, and hardly any after the attention (docs/log.md).
+authors' 1, about 3 % of the neurons fire, and hardly any after the attention (docs/log.md).
 """
 
 QKV_WEIGHT = 2.0**0.5
 """Initial weight of the norms of q, k and v, whose product grows with the cube of their rate. With
-2 the attention's neuron fires nearly always (84 % on 48x48 at D = 256), with this 15 %.
+2, the attention's neuron fires nearly always (84 % on 48x48 at D = 256), with this value 15 %.
 """
 
 
 def linear_norm(in_features: int, out_features: int, weight: float = WEIGHT) -> PerToken:
-    """Linear layer (no bias: the norm has one) and batch norm of every token.
+    """Linear layer (no bias: the norm has one) and batch norm, applied to every token.
 
-    Initialized truncated normal (0.02, as the authors'), the norm with `weight` and bias 0.
+    Truncated normal initialization (std 0.02, as the authors'); the norm has `weight` and bias 0.
     """
     linear = nn.Linear(in_features, out_features, bias=False)
     norm = nn.BatchNorm1d(out_features)
@@ -77,7 +77,7 @@ class SpikingSelfAttention(nn.Module):
         heads: number of heads, a divisor of D.
         scale: factor on the spike counts, 1/8 as in the authors' code. Counts grow as N * D /
             heads: with few tokens and channels, fewer heads or a larger scale make it fire.
-        neuron: makes each spiking layer; takes `threshold`.
+        neuron: factory of the spiking layers; takes `threshold`.
 
     >>> SpikingSelfAttention(16, heads=2)(torch.rand(2, 4, 9, 16)).shape
     torch.Size([2, 4, 9, 16])
@@ -129,7 +129,7 @@ class Block(nn.Module):
         return self._mixed(self._attended(x))
 
     def recomputed(self, student: nn.Module, x: Tensor, levels: int) -> Tensor:
-        """The same, attention and MLP each computed again in its backward pass."""
+        """The same, with attention and MLP each recomputed in its backward pass."""
         if hooked(self):
             return again(student, self, x, levels=levels)
         x = again(student, self._attended, x, levels=levels)
@@ -146,8 +146,8 @@ class PatchSplitting(nn.Module):
     """Spiking patch splitting, then relative position embedding.
 
     Four stages of 3x3 convolution, batch norm and LIF to D/8, D/4, D/2, D channels; the last
-    `poolings` of them end with 3x3 max pooling of stride 2, which takes a size n to ceil(n/2). Then
-    x + LIF(BN(conv(x))), which encodes a token's position by its surroundings.
+    `poolings` of them end with 3x3 max pooling of stride 2, which maps a size n to ceil(n/2). Then
+    x + LIF(BN(conv(x))) encodes a token's position by its surroundings.
 
     >>> PatchSplitting(2, 16, poolings=2)(torch.rand(1, 4, 2, 12, 9)).shape
     torch.Size([1, 4, 16, 3, 3])
@@ -175,16 +175,16 @@ class PatchSplitting(nn.Module):
         return self.encode(self.stages(x))
 
     def encode(self, x: Float[Tensor, "B T D h w"]) -> Float[Tensor, "B T D h w"]:
-        """Spikes and those of the position embedding."""
+        """The spikes plus those of the position embedding."""
         return cast(Tensor, x + self.position(x))
 
 
 class SpikingToken(nn.Module):
-    """A learned token that spikes: LIF of a learned current per channel, constant over time.
+    """A learned token that spikes: a LIF driven by a learned constant current per channel.
 
     It enters the encoder as spikes, like the patch tokens, and learns through the surrogate. With
     `LIF.spikformer` a current c >= 2 fires at every step, one from 1 to 2 less often, and one below
-    1 never; c is initialized uniform in [0,4], so that half the channels fire at each step.
+    1 never; c is initialized uniformly in [0,4], so that half the channels fire at each step.
 
     >>> SpikingToken(16)(steps=4).shape
     torch.Size([1, 4, 1, 16])
@@ -196,7 +196,7 @@ class SpikingToken(nn.Module):
         self.neuron = neuron()
 
     def forward(self, steps: int) -> Float[Tensor, "rows T 1 D"]:
-        """Spikes of the token over `steps` steps: one row, or one a stream with its own start."""
+        """Spikes of the token over `steps` steps: one row, or one per stream with its own start."""
         spikes: Tensor = self.neuron(self.current.expand(1, steps, 1, -1))
         return spikes
 
@@ -204,8 +204,8 @@ class SpikingToken(nn.Module):
 class Spikformer(nn.Module):
     """Spikformer: patch splitting, `depth` encoder blocks, and a linear readout of each step.
 
-    Images may have any size, since the position embedding is a convolution. Each pooling halves a
-    side, rounded up: 48x48 gives 12x12 = 144 tokens with two.
+    Images may have any size, since the position embedding is a convolution. Each pooling halves the
+    sides, rounded up: with two poolings, 48x48 gives 12x12 = 144 tokens.
 
     Args:
         classes: number of classes K.
@@ -213,9 +213,9 @@ class Spikformer(nn.Module):
         dim: width D, a multiple of 8 and of `heads`.
         depth: number of encoder blocks.
         heads: heads of the self-attention.
-        mlp_ratio: width of the MLP's hidden layer over D.
+        mlp_ratio: width of the MLP's hidden layer relative to D.
         scale: factor on the attention's spike counts (see `SpikingSelfAttention`).
-        poolings: 0 to 4, how often patch splitting halves the maps.
+        poolings: how many times, 0 to 4, patch splitting halves the maps.
         readout: what the head reads and `class_token` holds: the "mean" over the patch tokens, or a
             learned "token" (see `SpikingToken`) that takes part in the attention. TSE needs "mean".
         neuron: changes to the neuron `LIF.spikformer`, such as {"decay": 0.75}. The attention's
@@ -275,7 +275,7 @@ class Spikformer(nn.Module):
             tokens = torch.cat((self.token(T).transpose(0, 1).expand(T, B, 1, D), tokens), dim=2)
         tokens = tokens.contiguous().transpose(0, 1)  # (B,T,N,D)
         if self.recompute:
-            levels = 2 * len(self.blocks) + 2  # two neurons a block add spikes to a sum of two
+            levels = 2 * len(self.blocks) + 2  # two neurons per block add spikes to a sum of two
             for block in self.blocks:
                 tokens = cast(Block, block).recomputed(self, tokens, levels)
         else:

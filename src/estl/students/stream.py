@@ -1,12 +1,12 @@
-"""A student that answers live: one frame at a time, the state in the caller's hands.
+"""Streaming: a student sees one frame at a time, and the caller holds its state.
 
     state = None
     for frame in frames:                            # each (B,C,H,W)
         logits, state = step(student, frame, state)
 
-After each frame these are the logits, bit for bit, of the whole recording at once: the mean over
-the steps so far, as `evaluation` counts accuracy by it. A state is a value: it can be kept, copied,
-sent elsewhere and gone on from twice. Its size does not depend on how many frames there were.
+After each frame the logits equal, bit for bit, those of the recording run at once: the mean over
+the steps so far, by which `evaluation` counts accuracy. A state is a value: it can be kept, copied,
+sent elsewhere and continued from twice. Its size does not depend on how many frames there were.
 """
 
 from copy import deepcopy
@@ -27,9 +27,9 @@ class State:
     """What a student has seen of B streams.
 
     Args:
-        potentials: of its neurons after the reset, one tensor a spiking layer.
-        total: sum of the logits, in double precision, as a sum over time on the CPU is taken.
-        steps: number of frames, of each stream.
+        potentials: of its neurons after the reset, one tensor per spiking layer.
+        total: sum of the logits, in double precision like a sum over time on the CPU.
+        steps: number of frames of each stream.
     """
 
     potentials: tuple[Tensor, ...]
@@ -37,7 +37,7 @@ class State:
     steps: Int[Tensor, " B"]
 
     def restart(self, rows: Bool[Tensor, " B"]) -> "State":
-        """The state in which the streams in `rows` have seen nothing, and the others go on.
+        """The state in which the streams in `rows` have seen nothing, and the others continue.
 
         >>> from estl.students import VGGSNN
         >>> net = VGGSNN(classes=5, frame_size=(8, 8), layers=(8, "AP")).eval()
@@ -57,20 +57,20 @@ class State:
 def step(
     student: nn.Module, frame: Float[Tensor, "B C H W"], state: State | None = None
 ) -> tuple[Float[Tensor, "B K"], State]:
-    """The mean logits after one more frame, and the state to go on from.
+    """The mean logits after one more frame, and the state to continue from.
 
-    The same bits as those of the whole sequence hold for rows of a batch of the same size, on the
-    same device with the same number of threads: libraries choose kernels by these. It runs in
-    PyTorch's inference mode; who wants gradients of what follows clones the result.
+    The result has the same bits as that of the whole sequence for rows of a batch of the same size,
+    on the same device with the same number of threads: libraries choose kernels by these. It runs
+    in PyTorch's inference mode; clone the result if you need gradients of what follows.
 
     Args:
         student: in eval mode; its neurons are `LIF`.
-        frame: of each of B streams.
-        state: after the frames before; None at their start.
+        frame: one frame of each of B streams.
+        state: the state after the previous frames; None at the start.
 
     Raises:
-        ValueError: a student in training mode, or of another framework; a state of another number
-            of streams.
+        ValueError: a student in training mode, or of another framework; a state of a different
+            number of streams.
 
     >>> from estl.evaluation.accuracy import running_mean
     >>> from estl.students import VGGSNN
@@ -103,11 +103,11 @@ def step(
 
 
 def fold(student: nn.Module) -> nn.Module:
-    """A copy of a student in eval mode whose batch norms are part of the layers before them.
+    """A copy of a student in eval mode, with batch norms folded into the layers before them.
 
-    The same function, with other roundings: currents agree to some units in the last place, and a
-    neuron whose potential comes that close to its threshold may spike at another step. So logits
-    have no bound, only accuracy; where bits count, stay with the student as it is.
+    The same function, with different rounding: currents agree to some units in the last place, and
+    a neuron whose potential comes that close to its threshold may spike at another step. So the
+    difference of logits has no bound, only that of accuracy; if exact bits matter, do not fold.
 
     Raises:
         ValueError: a student in training mode.

@@ -1,4 +1,4 @@
-"""VGGSNN of TET (Deng et al., ICLR 2022), the reference net of DVS-CIFAR10."""
+"""VGGSNN of TET (Deng et al., ICLR 2022), the reference network for DVS-CIFAR10."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -29,13 +29,13 @@ class VGGSNN(nn.Module):
         frame_size: (H,W) of the events. The pooled variant also takes any other size.
         layers: widths of the convolutions, and "AP" for 2x2 average pooling, which drops the last
             row or column of an odd size.
-        pooled: a linear layer on the mean over places (D -> K) instead of TET's on the flattened
+        pooled: put the linear layer on the mean over places (D -> K), not as TET on the flattened
             maps (D*H*W -> K). TSE needs it, since it classifies each place.
         neuron: changes to the neuron `LIF.tet`, such as {"detach_reset": True}.
 
     Raises:
-        ValueError: if `layers` has no width, or something other than widths and "AP", or pools
-            `frame_size` to nothing.
+        ValueError: if `layers` has no width, or anything other than widths and "AP", or pools
+            `frame_size` down to nothing.
 
     >>> import torch
     >>> net = VGGSNN(classes=5, frame_size=(8, 8), layers=(8, "AP", 16, "AP"))

@@ -1,4 +1,4 @@
-"""What turns `(Output, Batch)` into a `Loss`."""
+"""Supervisions: they turn `(Output, Batch)` into a `Loss`."""
 
 from estl.supervision.dense import DenseTSE, dense_tse_keep, dense_tse_loss
 from estl.supervision.distillation import EdgeGuidedDistillation

@@ -2,7 +2,7 @@
 did not already predict.
 
 Not part of Liu et al. (AAAI 2025), which classifies whole images: the same thresholds and the same
-sum over steps, for one label a place, as in semantic segmentation.
+sum over steps, for one label per place, as in semantic segmentation.
 """
 
 import torch
@@ -30,11 +30,11 @@ def dense_tse_keep(
         tau_d    = mean(P_t) + kappa * std(P_t), over the places that have a class, one per sample
         erase (i,j) at step t  where  P_t(i,j) >= max(tau_f, tau_d)
 
-    Step 1 keeps everything, and so does a map of one place that has a class. Void places, which
-    have none, count as kept. The mask has no gradient.
+    Step 1 keeps everything, and so does every step if only one place has a class. Void places,
+    which have none, count as kept. The mask has no gradient.
 
-    Once a map is right nearly everywhere, as where most of it is background, tau_d exceeds 1 and
-    nothing is erased: a smaller `kappa` erases further.
+    Once a map is right nearly everywhere, as when most of it is background, tau_d exceeds 1 and
+    nothing is erased: a smaller `kappa` keeps erasing.
 
     Args:
         logits: predictions of all time steps at all places (B,T,K,H,W).
@@ -62,7 +62,7 @@ def dense_tse_keep(
 def _threshold(
     p: Float[Tensor, "B S H W"], valid: Bool[Tensor, "B 1 H W"], tau_f: float, kappa: float
 ) -> Float[Tensor, "B S 1 1"]:
-    """`steps.erasing_threshold` over valid places; of one or none NaN, which none reaches."""
+    """`steps.erasing_threshold` over valid places; NaN, which none reaches, for one or none."""
     places = valid.sum((-2, -1), keepdim=True)
     mean = (p * valid).sum((-2, -1), keepdim=True) / places
     variance = ((p - mean).square() * valid).sum((-2, -1), keepdim=True) / (places - 1)
@@ -83,13 +83,13 @@ def dense_tse_loss(
 
         L = sum_t 1/(H*W) sum_{i,j} M_t(i,j) CE(z_t(i,j), y(i,j))      (M of `dense_tse_keep`)
 
-    averaged over the batch. Places of `ignore_index` are in no mean: it is over the other places of
-    the batch, as in `F.cross_entropy`, and 0 where there is none.
+    averaged over the batch. Places labeled `ignore_index` are left out: the mean is over the other
+    places of the batch, as in `F.cross_entropy`, and 0 if there are none.
 
-    What is erased is the loss, not the features: a head that reads one place would answer an erased
-    feature with its bias, and the loss there would teach the bias the label of a place that it
-    cannot see. Erased places count as zeros in the mean over places, as in
-    Eq. 11 of TSE, so that hard places weigh no more in a step that has few left.
+    What is erased is the loss, not the features: a head that reads one place would map an erased
+    feature to its bias, and the loss there would train the bias on the label of a place that the
+    head cannot see. Erased places count as zeros in the mean over places, as in Eq. 11 of TSE, so
+    that hard places do not weigh more in a step that has few places left.
 
     Args:
         logits: predictions z of all time steps at all places (B,T,K,H,W).
@@ -116,7 +116,7 @@ class DenseTSE(Scheduled, nn.Module):
     """`dense_tse_loss` as a module, with the same arguments; `tau_f` may be a `Schedule`.
 
     It takes the logits and labels of places, which `Output` and `Batch` do not hold, and returns a
-    `Loss` as a `Supervision` does. It erases in training mode only. The term is "dense_tse", the
+    `Loss` like a `Supervision`. It erases in training mode only. The term is "dense_tse"; the
     metrics are those of `TSE`, over the places that have a class.
 
     Raises:

@@ -1,6 +1,6 @@
-"""Edge-guided distillation: a student of events learns from a frozen CLIP that sees the images.
+"""Edge-guided distillation: an event-based student learns from a frozen CLIP that sees images.
 
-What only training needs is in here, teacher to projectors: the student knows nothing of it.
+What only training needs, from teacher to projectors, is in here: the student is unaware of it.
 """
 
 from collections.abc import Iterator
@@ -37,11 +37,11 @@ from estl.supervision.terms import EdgeKind, check_options, parts_and_frozen, te
 from estl.types import Batch, Loss, Output, Supervision
 
 NAME = "EdgeGuidedDistillation"
-WATCHED = 8  # recordings of a step that frozen edges are watched on
+WATCHED = 8  # recordings per step on which frozen edges are watched
 
 
 class EdgeGuidedDistillation(Supervision):
-    """Weighted sum of nine terms. With a bar for the mean over T, P and P' linear projectors:
+    """Weighted sum of nine terms. With a bar for the mean over T, and linear projectors P and P':
 
         cls             CE(logits-bar, label)
         global_distill  MSE(P class_token-bar, target)
@@ -49,34 +49,34 @@ class EdgeGuidedDistillation(Supervision):
         edge_align      KL(a || q), q where the student's tokens-bar are active
         contrastive     ContrastiveLoss(P class_token-bar, target, label)
         edge_events     Poisson likelihood of the events given the rates (`edge_events_loss`)
-        edge_reg        mean edge + total variation of the edges; of learned ones, of `inner`
+        edge_reg        mean edge + total variation of the edges (if learned, of their `inner`)
         target_cls      CE(a linear layer on the target, label)
-        logit_distill   KL to the classes that a linear `Probe` sees in the teacher's pooled feature
+        logit_distill   KL to the classes that a linear `Probe` predicts from the pooled feature
 
-    The target is, with the `EdgeGuidedFusion` of the teacher's patches and the edges,
+    With the `EdgeGuidedFusion` of the teacher's patches and the edges, the target is
 
         "pooled"    the teacher's pooled feature, without any fusion
         "fused"     the pooled feature + what the fusion's attention adds to the patches
         "written"   the mean of the patches + the same
 
     and a is the teacher's attention times the edges on the student's grid, summing to 1. The target
-    carries gradient to fusion and detector (with `detach_target`, not of global_distill); a carries
-    none unless `align_edges`. With edges="none" (plain CLIP distillation) the target is the pooled
-    feature and a the attention alone. The teacher's patches and attention are resampled to the
-    student's grid; tokens are the student's patch tokens, or else the cells of its features.
-    Learned edges are seen on the grid of the frames, others on the image's own.
+    passes gradients to fusion and detector (with `detach_target`, none from global_distill); a
+    passes none unless `align_edges`. With edges="none" (plain CLIP distillation) the target is the
+    pooled feature, and a is the attention alone. The teacher's patches and attention are resampled
+    to the student's grid; tokens are the student's patch tokens, or else the cells of its features.
+    Learned edges are computed on the grid of the frames, others on the image's own.
 
     A term of weight 0 is neither computed nor reported; parts that only it needs are not built:
     `edge_detector`, `fusion`, `projector`, `projector_patches`, `target_head`, `probe` may be None.
-    In eval mode only cls is computed: validation needs no teacher, no images.
+    In eval mode only cls is computed: validation needs no teacher and no images.
 
-    The bridge: where a batch has `unpaired` images, recordings of them are drawn (`extend`), and
-    the student is distilled on these too; cls, contrastive, edge_events and target_cls see the
-    recorded samples alone. The defaults did best (docs/results.md); the written design is the
+    The bridge: if a batch has `unpaired` images, recordings of them are drawn (`extend`), and
+    the student is distilled on these too; cls, contrastive, edge_events and target_cls use only the
+    recorded samples. The defaults did best (docs/results.md); the written design is the
     recipe `ncaltech101_clip_written`.
 
     Metrics: those of `watch_edges` and `watch_attention`; gate_mean; target_spread (1 if the
-    targets' directions are evenly spread over the batch, 0 if they are one).
+    targets' directions are evenly spread over the batch, 0 if they are all equal).
 
     Args:
         teacher: a `ClipTeacher`, or the name or folder of one.
@@ -85,25 +85,25 @@ class EdgeGuidedDistillation(Supervision):
         classes: K, for target_cls and logit_distill; likewise.
         edges: "learned" from events, "written", "sobel" (fixed) or "none".
         target: "pooled", "fused" or "written"; without edges it is always the pooled feature.
-        gate_bias: of the fusion's gate at the start; None for small random numbers.
-        align: how q is formed of the tokens' activity (`activation_log_attention`).
-        align_edges: whether edge_align gives gradient to the edges.
-        query: which side asks in the fusion, "clip" or "edge".
-        edge_grid: grid to which the fusion averages edges first; None keeps every pixel.
-        heads: of the fusion's attention.
-        weights: changes to `supervision.terms.WEIGHTS` by name.
+        gate_bias: initial bias of the fusion's gate; None for small random numbers.
+        align: how q is formed from the tokens' activity (`activation_log_attention`).
+        align_edges: whether edge_align passes a gradient to the edges.
+        query: which side gives the queries in the fusion, "clip" or "edge".
+        edge_grid: grid to which the fusion first averages the edges; None keeps every pixel.
+        heads: number of heads of the fusion's attention.
+        weights: changes to `supervision.terms.WEIGHTS`, by the names of the terms.
         temperature: of the contrastive term.
         positives: of the contrastive term, "pair" or "class".
-        detach_target: whether global_distill gives no gradient to its target; fusion then learns
+        detach_target: whether global_distill passes no gradient to its target; fusion then learns
             from the contrastive term or target_cls.
-        normalize_targets: whether the two MSE terms layer-normalize both sides: teachers differ.
-        each_step: whether logit_distill is the mean over the time steps of what each step's logits
-            miss, so that the student answers early; else it asks their mean over time.
-        warm_up: steps of edge_events alone, before the student's first. Where edge_events has
-            weight 0 then, learned edges stay as these steps leave them (not with edge_reg).
-        cache_teacher: whether the teacher looks at each image once and what it sees is kept, and
-            edges that stay (`guidance.kept`); `estl fit` refuses it for augmented images.
-        bridge: what it draws from: learned "rates", or "sobel" (`even_rates`, a control).
+        normalize_targets: whether the two MSE terms layer-normalize both sides, as teachers differ.
+        each_step: whether logit_distill applies to each step's logits, averaged over the steps, so
+            that the student answers early; otherwise it applies to their mean over time.
+        warm_up: steps on edge_events alone, before the student's first. If edge_events then has
+            weight 0, learned edges stay as these steps leave them (not with edge_reg).
+        cache_teacher: whether the teacher's outputs, and frozen edges, are computed once per image
+            and cached (`guidance.kept`); `estl fit` refuses it for augmented images.
+        bridge: what the bridge draws from: learned "rates", or "sobel" (`even_rates`, a control).
 
     Raises:
         ValueError: for unknown, negative or contradictory weights or options; in `forward`, for a
@@ -197,7 +197,7 @@ class EdgeGuidedDistillation(Supervision):
         tokens, grid = self._tokens(output)
         n, image = len(own.label), batch.images_for(NAME)
         seen = TeacherOutput(*self.kept(self.teacher, image)) if self.kept else self.teacher(image)
-        # Without these, nothing asks for the edges of images whose recordings were drawn.
+        # Without these, nothing needs the edges of images whose recordings were drawn.
         every = self.fusion is not None or not {"edge_align", "edge_reg"}.isdisjoint(self.weights)
         few = own.first(WATCHED) if self.frozen else own
         look = self._look(batch if every else few)
@@ -248,7 +248,7 @@ class EdgeGuidedDistillation(Supervision):
             self.edge_detector.requires_grad_(not self.frozen)
 
     def extend(self, batch: Batch) -> Batch:
-        """The batch with a recording for each of its unpaired images, in training."""
+        """In training, the batch plus a recording for each of its unpaired images."""
         if batch.unpaired is None or not self.training:
             return batch
         detector = self.sobel if self.bridge == "sobel" else self.edge_detector
@@ -256,7 +256,7 @@ class EdgeGuidedDistillation(Supervision):
 
     @torch.no_grad()
     def maps(self, output: Output, batch: Batch) -> Maps:
-        """For pictures: the edges and Sobel's, and where teacher and student look, summing to 1.
+        """For plots: the edges, Sobel's, and where teacher and student look, each summing to 1.
 
         Without edges, `edges` is None and the teacher's map is its attention alone.
         """
@@ -272,7 +272,7 @@ class EdgeGuidedDistillation(Supervision):
         )
 
     def _tokens(self, output: Output) -> tuple[Float[Tensor, "B N D"], tuple[int, int]]:
-        """The student's tokens, mean over T, and the grid that they lie on."""
+        """The student's tokens, averaged over T, and the grid on which they lie."""
         tokens = output.tokens.mean(1)
         widths = tokens.shape[2], output.class_token.shape[2]
         if set(widths) != {self.student_dim}:

@@ -10,7 +10,7 @@ class MeanCE(Supervision):
     """Cross-entropy of the mean logits: CE(1/T sum_t z_t, y), averaged over the batch.
 
     y is the class, or the class weights of a mixed sample (`Batch.target`). It is the baseline for
-    TET and TSE. Its one term is "cls".
+    TET and TSE. Its only term is "cls".
 
     Args:
         label_smoothing: share of the target spread evenly over all classes, in [0,1].

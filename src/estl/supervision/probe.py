@@ -1,4 +1,4 @@
-"""What a frozen teacher's features say of the classes, by a linear layer beside it."""
+"""Class predictions from a frozen teacher's features, by a linear layer on top of them."""
 
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -6,16 +6,17 @@ from torch import Tensor, nn
 
 
 class Probe(nn.Module):
-    """A linear layer on the teacher's feature, whose classes a student is distilled to.
+    """A linear layer on the teacher's feature, whose class predictions are distilled to a student.
 
-    CLIP's tower has no classes of the user's set, so that its features alone can be distilled. With
-    f the layer-normalized feature, z = V f + b the probe's logits and x the student's,
+    CLIP's tower does not know the classes of the user's set, so that only its features can be
+    distilled. With f the layer-normalized feature, z = V f + b the probe's logits and x the
+    student's,
 
         L = CE(z, label) + KL(softmax(z) || softmax(x)),
 
-    the first over the samples that have a label, the second over all, and over S sets of logits of
-    each, such as those of its time steps (Hinton et al. 2015, at temperature 1). The first trains
-    the probe alone and the second the student alone.
+    the first averaged over the labeled samples, the second over all samples and the S sets of
+    logits of each, such as those of its time steps (Hinton et al. 2015, at temperature 1). The
+    first trains the probe alone and the second the student alone.
 
     Args:
         dim: E, width of the feature.
@@ -39,7 +40,7 @@ class Probe(nn.Module):
         feature: Float[Tensor, "B E"],
         target: Int[Tensor, " n"] | Float[Tensor, "n K"],
     ) -> Float[Tensor, ""]:
-        """The loss; `target`, class numbers or weights, is of the first samples."""
+        """The loss; `target`, class numbers or weights, belongs to the first samples."""
         own: Tensor = self.linear(F.layer_norm(feature.detach(), feature.shape[-1:])).float()
         learned = F.cross_entropy(own[: len(target)], target)
         student, said = logits.float().log_softmax(-1), own.detach().softmax(-1).unsqueeze(1)

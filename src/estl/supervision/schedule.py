@@ -1,4 +1,4 @@
-"""Numbers that change over the training: on a schedule, or learned."""
+"""Numbers that change during training: on a schedule, or learned."""
 
 import math
 from dataclasses import dataclass
@@ -70,10 +70,10 @@ class Schedule:
 
 
 def unscheduled(**thresholds: object) -> dict[str, Any]:
-    """Those that are numbers; a `Schedule` has checked itself. A tensor counts as a number.
+    """Those that are numbers; each `Schedule` has checked itself. A tensor counts as a number.
 
     Raises:
-        ValueError: one that is neither, such as the keywords that a recipe has for a schedule.
+        ValueError: a threshold that is neither, such as a recipe's keywords for a schedule.
 
     >>> unscheduled(tau_f=0.5, theta0=Schedule(0.9))
     {'tau_f': 0.5}
@@ -88,33 +88,33 @@ def unscheduled(**thresholds: object) -> dict[str, Any]:
 
 
 class Scheduled:
-    """Mixin of a module with a `Schedule`, which is told the progress of the training.
+    """Mixin for a module with a `Schedule`, which is given the training progress.
 
     `progress` is its only state, 0 until `at` is called, and in no checkpoint. `Learner` calls `at`
-    before every batch with the share of steps done, so that a resumed run goes on where it was.
+    before every batch with the share of steps done, so that a resumed run continues where it was.
     Without `Learner`, call `set_progress` yourself; otherwise progress stays 0.
     """
 
     progress: float = 0.0
 
     def at(self, progress: float) -> None:
-        """Take `progress`, the share of the training that is done, in [0,1]."""
+        """Set `progress`, the share of the training that is done, in [0,1]."""
         self.progress = progress
 
     def now(self, value: float | Schedule) -> float:
-        """`value` itself, or the schedule's value at the present progress."""
+        """`value` itself, or the schedule's value at the current progress."""
         return value(self.progress) if isinstance(value, Schedule) else value
 
     def scheduled(self, like: Tensor) -> dict[str, Tensor]:
-        """The present value of every attribute that is a `Schedule`, as metrics beside `like`."""
+        """The current value of every attribute that is a `Schedule`, as metrics."""
         values = {n: self.now(v) for n, v in vars(self).items() if isinstance(v, Schedule)}
         return {name: like.new_full((), value) for name, value in values.items()}
 
 
 def set_progress(supervision: nn.Module, progress: float) -> None:
-    """Tell each `Scheduled` part of a supervision the share of the training that is done.
+    """Pass the training progress (steps done / total) to every `Scheduled` part of a supervision.
 
-    `Learner` does so before every batch; in a loop of your own it is for you to do.
+    `Learner` does so before every batch; in a training loop of your own, call this yourself.
     """
     for module in supervision.modules():
         if isinstance(module, Scheduled):
@@ -122,10 +122,10 @@ def set_progress(supervision: nn.Module, progress: float) -> None:
 
 
 class Positive(nn.Module):
-    """A learned number above 0, log(1 + exp(raw)), which no step of an optimizer takes below 0.
+    """A learned number above 0, log(1 + exp(raw)), which no optimizer step can take below 0.
 
     Args:
-        start: its first value, > 0.
+        start: its initial value, > 0.
 
     >>> Positive(1.0)
     Positive(1)

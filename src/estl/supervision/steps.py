@@ -1,4 +1,4 @@
-"""What the supervisions over time share: the loss of every step, and how the past of a step decides
+"""What the supervisions over time share: the loss at every step, and how the past of a step decides
 what it is not trained on.
 """
 
@@ -18,7 +18,7 @@ from estl.types import UNLABELED, Classify, Labels, Output
 Reduction = Literal["sum", "mean"]
 
 Criterion = nn.Module | Callable[[Tensor, Tensor], Tensor]
-"""Logits (rows,K) and labels (rows,), or class weights (rows,K), to a scalar, the rows' mean."""
+"""Maps logits (rows,K) and labels (rows,), or class weights (rows,K), to a mean over the rows."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class StepLoss:
 
     Args:
         reduction: over the time steps: "sum" as in TSE, or "mean" as in TET.
-        label_smoothing: share of the target spread evenly over all classes, in [0,1]; 0 beside a
+        label_smoothing: share of the target spread evenly over all classes, in [0,1]; 0 with a
             criterion.
-        criterion: in place of the cross-entropy, such as `nn.CrossEntropyLoss(weight=...)`; called
+        criterion: replaces the cross-entropy, such as `nn.CrossEntropyLoss(weight=...)`; called
             once, with every step of every sample as a row.
-        ignore_index: the label of places and samples that are in no mean, as in `F.cross_entropy`.
+        ignore_index: the label of places and samples left out of the mean, as in `F.cross_entropy`.
 
     Raises:
         ValueError: an option outside its range; when called, a criterion that returns no scalar.
@@ -63,8 +63,8 @@ class StepLoss:
     ) -> Float[Tensor, ""]:
         """The loss of all steps; cross-entropies of places that are not in `keep` count as 0.
 
-        `labels` are class numbers, or class weights summing to 1. Where `ignore_index` is all there
-        is, the loss is 0 with `keep`, else NaN.
+        `labels` are class numbers, or class weights summing to 1. If all of them
+        are `ignore_index`, the loss is 0 with `keep`, else NaN.
         """
         check_batch("a loss of every step", logits, labels)
         T = logits.shape[1]
@@ -93,11 +93,11 @@ class WeightedCE(nn.Module):
 
         sum_i w(y_i) CE(z_i, y_i) / sum_i w(y_i)
 
-    as `nn.CrossEntropyLoss(weight)`, whose tensor no recipe can hold; of class weights y_ik of
-    mixed samples sum_ik w_k y_ik (-log softmax(z_i)_k) / n, as there.
+    as `nn.CrossEntropyLoss(weight)`, whose tensor no recipe can hold; for class weights y_ik of
+    mixed samples, sum_ik w_k y_ik (-log softmax(z_i)_k) / n, as there.
 
     Args:
-        weight: of the classes 0, 1, ..., each >= 0 and not all 0.
+        weight: one for each of the classes 0, 1, ..., each >= 0 and not all 0.
 
     Raises:
         ValueError: a weight outside its range; in `forward`, logits of another number of classes.
@@ -136,8 +136,8 @@ def check_smoothing(label_smoothing: float) -> None:
 
 
 def check_not_negative(**thresholds: object) -> None:
-    """Raise ValueError for what is no number, or one below 0; a tensor is not checked, since a GPU
-    would have to wait.
+    """Raise ValueError for what is not a number, or is below 0; a tensor is not checked, since that
+    would make the host wait for a GPU.
     """
     for name, value in thresholds.items():
         if isinstance(value, Tensor):
@@ -149,7 +149,7 @@ def check_not_negative(**thresholds: object) -> None:
 
 
 def check_order(call: str, *args: object) -> None:
-    """Raise TypeError unless `args` are a tensor, a head and a tensor, as `call` has them."""
+    """Raise TypeError unless `args` are a tensor, a head and a tensor, as in `call`."""
     features, classify, labels = args
     if not (isinstance(features, Tensor) and callable(classify) and isinstance(labels, Tensor)):
         given = ", ".join(type(arg).__name__ for arg in args)
@@ -185,7 +185,7 @@ def check_pooled_head(name: str, output: Output) -> None:
 
 @contextmanager
 def eval_mode(classify: Classify) -> Iterator[None]:
-    """The module behind `classify`, if there is one, in eval mode."""
+    """Put the module behind `classify`, if there is one, in eval mode."""
     owner = getattr(classify, "__self__", classify)
     modules = [m for m in owner.modules() if m.training] if isinstance(owner, nn.Module) else []
     try:
@@ -198,7 +198,7 @@ def eval_mode(classify: Classify) -> Iterator[None]:
 
 
 def running_mean(x: Float[Tensor, "B T *rest"]) -> Float[Tensor, "B T *rest"]:
-    """Mean over the steps 1..t, for every t; in float32 at least, which a sum over time needs.
+    """Mean over the steps 1..t, for every t; in at least float32, which a sum over time needs.
 
     >>> running_mean(torch.tensor([[1.0, 3.0]]))
     tensor([[1., 2.]])
@@ -213,8 +213,8 @@ def kept_mean(
 ) -> Float[Tensor, "B T D"]:
     """The mean over the H*W places of what is kept, 1/(H*W) sum_{i,j} M_t(i,j) F_t(i,j).
 
-    The erased map is there for a step at a time, and the gradient is written once, in the order of
-    memory that the features have; the graph saves only the mask, which has no gradient.
+    The erased map exists for one step at a time, and the gradient is written once, in the memory
+    order of the features; the graph saves only the mask, which has no gradient.
 
     >>> kept_mean(torch.ones(1, 1, 1, 1, 4), torch.tensor([[[[True, True, False, True]]]]))
     tensor([[[0.7500]]])
@@ -226,7 +226,7 @@ class _KeptMean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, keep: Tensor) -> Tensor:
         ctx.save_for_backward(keep)
-        ctx.strides = torch.empty_like(features, device="meta").stride()  # dense, of a view too
+        ctx.strides = torch.empty_like(features, device="meta").stride()  # dense, even for a view
         each = zip(features.unbind(1), keep.unsqueeze(2).unbind(1), strict=True)
         return torch.stack([(f * kept).mean((-2, -1)) for f, kept in each], 1)
 
@@ -235,7 +235,7 @@ class _KeptMean(torch.autograd.Function):
         (keep,) = ctx.saved_tensors
         places = keep.shape[-2:]
         each, kept = (grad / places.numel())[..., None, None], keep.unsqueeze(2)
-        if torch.is_grad_enabled():  # who differentiates the gradient
+        if torch.is_grad_enabled():  # double backward
             return each * kept, None
         shape = (*grad.shape, *places)
         out = torch.empty_strided(shape, ctx.strides, dtype=grad.dtype, device=grad.device)
@@ -244,7 +244,7 @@ class _KeptMean(torch.autograd.Function):
 
 def of_true_class(x: Float[Tensor, "B *rest K"], labels: Labels) -> Float[Tensor, "B *rest"]:
     """The entry x_y of each sample's class y; of a mixed sample, sum_k y_k x_k."""
-    if labels.is_floating_point():  # no product of matrices, which autocast would round
+    if labels.is_floating_point():  # no matrix product, which autocast would round
         return (x * labels.to(x.dtype).view(len(x), *[1] * (x.ndim - 2), -1)).sum(-1)
     index = labels.view(-1, *[1] * (x.ndim - 1)).expand(*x.shape[:-1], 1)
     return x.gather(-1, index).squeeze(-1)
@@ -261,9 +261,9 @@ def erasing_threshold(
 def erased(
     keep: Bool[Tensor, "B T *rest"], valid: Bool[Tensor, "B *rest"] | None = None
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Over steps 2..T, the share erased, and that of (sample, step) pairs with nothing left.
+    """Over steps 2..T, the share erased, and the share of (sample, step) pairs with nothing left.
 
-    Both are 0 if T is 1. Only what is `valid` is counted, and samples that have some of it.
+    Both are 0 if T is 1. Only `valid` entries are counted, and samples that have any.
 
     >>> keep = torch.tensor([[[True, True], [False, True]], [[True, True], [False, False]]])
     >>> erased(keep)

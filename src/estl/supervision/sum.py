@@ -25,9 +25,9 @@ class Sum(Supervision):
         weights: one factor each, or None for all 1.
 
     Raises:
-        ValueError: no supervision, `weights` of another length, negative, or all 0; in `forward`,
-            labels of another number than samples, or two supervisions that report a term or a
-            metric of the same name.
+        ValueError: no supervision; `weights` of another length, negative or all 0; in `forward`,
+            not as many labels as samples, or two supervisions that report a term or a metric of the
+            same name.
 
     >>> from estl.supervision import MeanCE, TET
     >>> Sum([MeanCE(), TET()], weights=[1.0, 0.5]).weights
@@ -83,7 +83,7 @@ class Sum(Supervision):
             part.prepare(batches)
 
     def extend(self, batch: Batch) -> Batch:
-        """The batch, extended by the part that extends it; the other parts see its own samples."""
+        """The batch, extended by the part that does so; other parts see only its own samples."""
         for part in self._parts():
             batch = part.extend(batch)
         return batch
@@ -97,7 +97,7 @@ class Sum(Supervision):
         return None
 
     def _parts(self) -> list[Supervision]:
-        """The parts of a weight."""
+        """The parts with a nonzero weight."""
         parts = zip(self.weights, self.supervisions, strict=True)
         return [part for weight, part in parts if weight]  # type: ignore[misc]
 

@@ -19,8 +19,8 @@ WEIGHTS = {
     "target_cls": 0.0,
     "logit_distill": 1.0,
 }
-"""The terms, in the order in which they are reported, and their weights: those that did best in
-every set that was tried (docs/results.md).
+"""The terms, in the order in which they are reported, and their weights: those that did best on
+every data set tried (docs/results.md).
 """
 
 WRITTEN = WEIGHTS | {
@@ -31,7 +31,7 @@ WRITTEN = WEIGHTS | {
     "edge_reg": 0.1,
     "logit_distill": 0.0,
 }
-"""The weights of the written design, which has no edge_events where its own edges are."""
+"""The weights of the written design, which has no edge_events with its own edges."""
 
 _CHOICES = {
     "target": ("pooled", "fused", "written"),
@@ -45,7 +45,7 @@ _ABSENT = {
     "sobel": {"edge_events", "edge_reg"},
     "none": {"edge_align", "edge_events", "edge_reg", "target_cls"},
 }
-"""Terms that have nothing to act on, by the edges."""
+"""Terms that have nothing to act on, for each kind of edges."""
 
 
 def trained_parts(terms: Collection[str], edges: str, target: str = "pooled") -> set[str]:
@@ -75,7 +75,7 @@ def term_weights(changes: dict[str, float], edges: str, target: str = "pooled") 
     {'cls': 2.0, 'global_distill': 5.0, 'logit_distill': 1.0}
 
     Raises:
-        ValueError: an unknown term, a negative weight, one of a term that `edges` does not have.
+        ValueError: an unknown term, a negative weight, or a weight of a term that `edges` lacks.
     """
     if edges not in _ABSENT:
         raise ValueError(f"edges must be one of {', '.join(_ABSENT)}, got {edges!r}")
@@ -115,8 +115,8 @@ def parts_and_frozen(
     align_edges: bool,
     detach_target: bool,
 ) -> tuple[set[str], bool]:
-    """`trained_parts`, and whether learned edges stay as a warm-up leaves them: they are no part
-    then.
+    """`trained_parts`, and whether learned edges stay as a warm-up leaves them; their detector is
+    then not among the parts.
 
     Raises:
         ValueError: a part that would get no gradient from `terms`.

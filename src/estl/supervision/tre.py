@@ -38,16 +38,16 @@ def tre_keep(
 
     * The contribution is gradient times input. For a single linear layer it is that of the
       description, w_yd times the mean of f_s(d) over s < t; it works for any other head too, where
-      a spiking layer passes its surrogate gradient. Ablation would ask the head D times.
+      a spiking layer passes its surrogate gradient. Ablation would call the head D times.
     * It is relative to the largest, so that theta0 means the same for any width and scale of the
-      features: 1 is the channel that says most for the class. What speaks against the class counts
-      as 0 (the ReLU of Grad-CAM, Selvaraju et al. 2017) and is kept; if nothing speaks for the
+      features: 1 is the channel that says most for the class. Evidence against the class counts
+      as 0 (the ReLU of Grad-CAM, Selvaraju et al. 2017) and is kept; if there is none for the
       class, everything is kept.
     * The standard deviation is the unbiased one, over the D channels of one sample and step.
     * For a mixed sample with class weights y_k the true class's logit is sum_k y_k z_k.
     * Step 1 has no past and keeps everything; so does every step if there is one channel.
 
-    The mask has no gradient, and the head is asked as at inference, see `tse_keep`.
+    The mask has no gradient, and the head is called in eval mode, see `tse_keep`.
 
     Args:
         pooled: features f before the head (B,T,D).
@@ -55,7 +55,7 @@ def tre_keep(
             a copy of the features.
         labels: class numbers (B,), in 0..K-1, or class weights (B,K), rows summing to 1.
         theta0: fixed threshold on a_t, > 0; above 1 nothing is erased.
-        lamb: how many standard deviations above their mean contributions are erased, >= 0.
+        lamb: contributions so many standard deviations above their mean are erased, >= 0.
 
     Raises:
         TypeError: arguments in another order.
@@ -91,9 +91,9 @@ def tre_loss(
         g_t(d) = f_t(d) M_t(d) * D / sum_d' M_t(d')      (M of `tre_keep`)
         L      = sum_t CE(head(g)_t, y)
 
-    averaged over the batch. The factor is dropout's, with the share that is kept in place of its
-    expectation. If a step loses all channels of a sample, what is left is the head's answer to
-    zeros. The defaults of theta0 and lamb are those of TSE's thresholds, not the paper's.
+    averaged over the batch. The factor is that of dropout, with the share actually kept in place of
+    its expectation. If a step loses all channels of a sample, the head sees zeros there. The
+    defaults of theta0 and lamb are those of TSE's thresholds, not the paper's.
 
     Args:
         pooled: features f before the head (B,T,D).
@@ -154,7 +154,7 @@ class TRE(Scheduled, Supervision):
         _check(theta0, lamb)
         self.theta0, self.lamb = theta0, lamb
         self.step_loss = StepLoss(reduction, label_smoothing, criterion)
-        self.criterion = criterion  # a module among its children: `to` moves its weights
+        self.criterion = criterion  # if a module, registered as a child: `to` moves its weights
 
     def forward(self, output: Output, batch: Batch) -> Loss:
         """The loss of one batch."""
@@ -188,14 +188,14 @@ def _past_contribution(
         z = steps.of_true_class(classify(past), labels.repeat_interleave(S, 0))
         mean = steps.running_mean(z).view(B, S, S).diagonal(dim1=1, dim2=2).sum()
         (slope,) = torch.autograd.grad(mean, past)
-    # A sum over time and a spread over channels are too fine for half precision.
+    # A sum over time and a deviation over channels need more than half precision.
     c = (past.detach() * slope).to(torch.promote_types(pooled.dtype, torch.float32)).sum(1)
     c = c.view(B, S, D).clamp(min=0.0)
     return c / c.amax(-1, keepdim=True).clamp(min=torch.finfo(c.dtype).tiny)
 
 
 def _rescale(pooled: Float[Tensor, "B T D"], keep: Bool[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-    """The kept channels, scaled up by the share of them."""
+    """The kept channels, divided by the share of channels kept."""
     kept = keep.to(pooled.dtype).sum(-1, keepdim=True).clamp(min=1.0)
     return pooled * keep * (keep.shape[-1] / kept)
 

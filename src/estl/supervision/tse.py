@@ -2,8 +2,8 @@
 not already recognize.
 
 Liu et al.: "Towards More Discriminative Feature Learning in SNNs with Temporal-Self-Erasing
-Supervision", AAAI 2025. There is no loop over time: one call of the head predicts all places at all
-steps, a cumulative sum averages them, and a second call predicts all erased maps.
+Supervision", AAAI 2025. There is no loop over time: one call of the head classifies all places at
+all steps, a cumulative sum averages these over time, and a second call classifies all erased maps.
 """
 
 import torch
@@ -26,29 +26,29 @@ def tse_keep(
 ) -> Bool[Tensor, "B T H W"]:
     """The places that each step keeps (Liu et al. 2025, Eq. 7, 9 and 10).
 
-    With z_s(i,j) the logits of the head at one place and y the true class:
+    With z_s(i,j) the logits of the head for one place and y the true class:
 
         P_t(i,j) = softmax(1/(t-1) sum_{s<t} z_s(i,j))_y                (Eq. 7)
         tau_d    = mean(P_t) + kappa * std(P_t), over the H*W places    (Eq. 9, one per sample)
         erase (i,j) at step t  where  P_t(i,j) >= max(tau_f, tau_d)     (Eq. 10)
 
     For a mixed sample (mixup, CutMix) with class weights y_k the map is the label-weighted one,
-    P_t = sum_k y_k softmax(...)_k; the paper has one class only.
+    P_t = sum_k y_k softmax(...)_k; the paper has only one class.
 
     The standard deviation is the unbiased one. Step 1 has no past and keeps everything. So does
-    every step of a map of one place, which has no standard deviation.
+    every step of a map with one place, which has no standard deviation.
 
     The mask has no gradient. The head's module (or the module whose method it is) is in eval mode
-    meanwhile: the places neither meet dropout nor enter the running statistics of a batch norm.
+    meanwhile: there is no dropout, and no running statistics of a batch norm are updated.
 
     Args:
         features: maps before pooling (B,T,D,H,W).
         classify: the whole head, (B*H*W,T-1,D) to (B*H*W,T-1,K): every place is a row of its own,
             and a spiking layer in it runs over the steps.
         labels: class numbers (B,), in 0..K-1, or class weights (B,K), rows summing to 1. They are
-            not checked, since a GPU would have to wait; PyTorch raises for a wrong number.
+            not checked, since the host would wait for a GPU; PyTorch raises for a wrong number.
         tau_f: fixed threshold on the probability, >= 0; above 1 nothing is erased.
-        kappa: how many standard deviations above its mean a map is erased, >= 0.
+        kappa: places this many standard deviations above the mean of P_t are erased, >= 0.
 
     Raises:
         TypeError: arguments in another order.
@@ -81,7 +81,7 @@ def tse_loss(
         L        = sum_t CE(head(pooled)_t, y)             (Eq. 12)
 
     averaged over the batch. Erased places count as zeros in the mean, which is over all H*W. If a
-    step loses all places of a sample, what is left is the head's answer to zeros.
+    step loses all places of a sample, the head sees zeros there.
 
     A `kappa` that is a tensor gets a gradient (not part of the paper). The value of the loss and
     the gradients of features and head are those above, of the hard mask; the gradient of kappa is
@@ -89,8 +89,8 @@ def tse_loss(
 
         M_t = 1 - sigmoid((P_t - max(tau_f, tau_d)) / temperature)
 
-    and the head is asked as at inference. This is a straight-through estimator of the loss. One of
-    the mask would take the relaxed mask's slope at the hard mask's loss, which is the gradient of
+    and the head is in eval mode. This is a straight-through estimator of the loss. One of the mask
+    would combine the relaxed mask's slope with the hard mask's loss, which is the gradient of
     neither. P_t passes no gradient. Where tau_f exceeds tau_d, kappa has no effect and no gradient.
 
     Args:
@@ -99,9 +99,9 @@ def tse_loss(
         labels: class numbers y (B,), in 0..K-1, or class weights (B,K), rows summing to 1.
         criterion, reduction, label_smoothing: as in `StepLoss`; a criterion replaces CE.
         tau_f: as in `tse_keep`. Above 1 the loss is the sum of the steps' cross-entropies.
-        kappa: as in `tse_keep`; a tensor is not checked, since a GPU would have to wait.
+        kappa: as in `tse_keep`; a tensor is not checked, since the host would wait for a GPU.
         temperature: of the relaxed mask, in units of probability, > 0; used only if `kappa` is a
-            tensor. Towards 0 the relaxed mask becomes the hard one.
+            tensor. As it approaches 0, the relaxed mask becomes the hard one.
 
     Raises:
         ValueError: an option outside its range, or a criterion that returns no scalar.
@@ -124,8 +124,8 @@ class TSE(Scheduled, Supervision):
 
     `tau_f` may be a `Schedule` over the training. `learn_kappa` makes kappa a `Positive` that
     starts at `kappa` and learns through the relaxed mask: its learning rate is
-    `part_lr: {kappa: ...}`, and it has no weight decay. Only the loss pulls at it, and the loss is
-    lower where less is erased, so that it may rise until nothing is (docs/log.md).
+    `part_lr: {kappa: ...}`, and it has no weight decay. Only the loss drives it, and the loss is
+    lower if less is erased, so that kappa may rise until nothing is erased (docs/log.md).
 
     It erases in training mode only. In eval mode the loss is that of the plain logits, with the
     same criterion and reduction. The labels are `Batch.target`.
@@ -162,7 +162,7 @@ class TSE(Scheduled, Supervision):
         self.tau_f, self.temperature = tau_f, temperature
         self.kappa = Positive(kappa) if learn_kappa else kappa
         self.step_loss = StepLoss(reduction, label_smoothing, criterion)
-        self.criterion = criterion  # a module among its children: `to` moves its weights
+        self.criterion = criterion  # if a module, registered as a child: `to` moves its weights
 
     def forward(self, output: Output, batch: Batch) -> Loss:
         """The loss of one batch."""
@@ -188,15 +188,15 @@ class TSE(Scheduled, Supervision):
     def past(
         self, output: Output, batch: Batch
     ) -> tuple[Float[Tensor, "B S H W"], Float[Tensor, "B S 1 1"]] | None:
-        """P_t and max(tau_f, tau_d) of steps t = 2..T, S of them; None where `tse_keep` has no past
-        to ask, or one place.
+        """P_t and max(tau_f, tau_d) of steps t = 2..T, S of them; None if `tse_keep` has no past
+        or only one place.
         """
         tau_f, kappa = self._thresholds()
         p = _mask(output.features, output.classify, batch.target, tau_f, kappa)[1]
         return None if p is None else (p, steps.erasing_threshold(p, tau_f, kappa))
 
     def _thresholds(self) -> tuple[float, float | Tensor]:
-        """tau_f at the present progress, and kappa."""
+        """tau_f at the current progress, and kappa."""
         kappa = self.kappa() if isinstance(self.kappa, Positive) else self.kappa
         return self.now(self.tau_f), kappa
 
@@ -237,7 +237,7 @@ def _mask(
     tau_f: float,
     kappa: float | Float[Tensor, ""],
 ) -> tuple[Bool[Tensor, "B T H W"], Float[Tensor, "B T-1 H W"] | None]:
-    """The mask, and P_t of steps t = 2..T unless there is no past, or one place only."""
+    """The mask, and P_t of steps t = 2..T; None if there is no past, or only one place."""
     steps.check_batch("TSE", features, labels)
     B, T, _, H, W = features.shape
     keep = torch.ones(B, T, H, W, dtype=torch.bool, device=features.device)
@@ -266,7 +266,7 @@ def relaxed_keep(
     kappa: float | Float[Tensor, ""],
     temperature: float,
 ) -> Float[Tensor, "*maps H W"]:
-    """1 - sigmoid((p - max(tau_f, tau_d)) / temperature), the mask that has a slope in kappa."""
+    """1 - sigmoid((p - max(tau_f, tau_d)) / temperature), the mask with a gradient in kappa."""
     return torch.sigmoid((steps.erasing_threshold(p, tau_f, kappa) - p) / temperature)
 
 

@@ -222,7 +222,7 @@ class Supervision(nn.Module):
         raise NotImplementedError
 
     def prepare(self, batches: Iterator[Batch]) -> None:
-        """Train what comes before the first step; `batches` cycles through the training data."""
+        """Train what comes before the first step; `batches` yields training data endlessly."""
 
     def extend(self, batch: Batch) -> Batch:
         """The batch that the student sees in training: with further samples, or unchanged."""

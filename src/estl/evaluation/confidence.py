@@ -13,7 +13,7 @@ from estl.evaluation.accuracy import running_mean
 
 
 class Stopping(NamedTuple):
-    """What samples get if each stops where its confidence first reaches a threshold, or at the end.
+    """Results if each sample stops where its confidence first reaches a threshold, or at the end.
 
     Args:
         accuracy: of the predictions where the samples stop, for each threshold.

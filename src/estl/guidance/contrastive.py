@@ -56,7 +56,7 @@ class ContrastiveLoss(nn.Module):
         teacher: Float[Tensor, "B E"],
         labels: Int[Tensor, " B"],
     ) -> Float[Tensor, ""]:
-        """The loss of event features against image features of the same items, in this order."""
+        """The loss of event features against image features, of the same items in order."""
         with torch.autocast(student.device.type, enabled=False):
             student = F.normalize(student.float(), dim=1)
             teacher = F.normalize(teacher.float(), dim=1)

@@ -27,7 +27,7 @@ class LearnableEdgeDetector(nn.Module):
         edges = 1 - exp(-mean over steps and polarities of r),
 
     the probability of an event in a frame's cell at the pixel's mean rate, if events are Poisson.
-    (That of any event in all cells is 1 on most of a footprint, and grades no edge.)
+    (That of an event in any of the cells is 1 on most of a footprint, and grades no edge.)
     `edge_events_loss` trains it on recordings. Borders are replicated: an image's rim is no edge.
 
     Args:
@@ -55,7 +55,7 @@ class LearnableEdgeDetector(nn.Module):
 
     @torch.no_grad()
     def start_at(self, rates: Float[Tensor, "T 2"]) -> None:
-        """Set the rates of an image about which nothing is known, which shortens training."""
+        """Set the rates for an image about which nothing is known, which shortens training."""
         assert self.rate_head.bias is not None
         self.rate_head.bias.copy_(rates.flatten().clamp(min=1e-3).expm1().log())
 

@@ -135,7 +135,7 @@ class EdgeGuidedFusion(nn.Module):
     ) -> dict[str, Float[Tensor, "B h w"]]:
         """For plots, on the `grid` of the patches: "gate", how far it is open at each, the mean of
         g over channels; and "added", how much it lets through there, |g * a|. Empty without edges,
-        and if edges are the queries.
+        or if edges are the queries.
         """
         if self.query != "clip" or look is None:
             return {}

@@ -1,4 +1,4 @@
-"""What the processes of a distributed run compute together; a single one, over its own batch.
+"""What the processes of a distributed run compute together; alone, a process uses its own batch.
 
 Their batches may differ in size: the last one of an epoch rarely divides evenly.
 """

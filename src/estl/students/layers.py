@@ -176,7 +176,7 @@ class Layers(nn.Sequential):
 def one_by_one(
     layers: Iterable[nn.Module], x: Float[Tensor, "B T *shape"]
 ) -> Float[Tensor, "B T *out"]:
-    """Pass `x` through `layers`, each together with a neuron after it by `fire`.
+    """Pass `x` through `layers`, each together with the neuron after it, if any, by `fire`.
 
     >>> one_by_one([conv_norm(2, 8), LIF.tet()], torch.rand(2, 4, 2, 6, 6)).shape
     torch.Size([2, 4, 8, 6, 6])

@@ -115,7 +115,7 @@ def _for_one_backward() -> Iterator[None]:
 
 @contextmanager
 def _as_before(student: nn.Module, large: bool | None) -> Iterator[None]:
-    """Let the second pass compute what the first one did."""
+    """Make the second pass compute what the first one did."""
     with norms_that_do_not_count(student), one_forward(large), _for_one_backward():
         yield
 

@@ -29,8 +29,8 @@ class VGGSNN(nn.Module):
         frame_size: (H,W) of the events. The pooled variant also takes any other size.
         layers: widths of the convolutions, and "AP" for 2x2 average pooling, which drops the last
             row or column of an odd size.
-        pooled: put the linear layer on the mean over places (D -> K), not as TET on the flattened
-            maps (D*H*W -> K). TSE needs it, since it classifies each place.
+        pooled: put the linear layer on the mean over places (D -> K); TET's is on the flattened
+            maps (D*H*W -> K). TSE needs this, since it classifies each place.
         neuron: changes to the neuron `LIF.tet`, such as {"detach_reset": True}.
 
     Raises:

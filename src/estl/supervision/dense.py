@@ -62,7 +62,7 @@ def dense_tse_keep(
 def _threshold(
     p: Float[Tensor, "B S H W"], valid: Bool[Tensor, "B 1 H W"], tau_f: float, kappa: float
 ) -> Float[Tensor, "B S 1 1"]:
-    """`steps.erasing_threshold` over valid places; NaN, which none reaches, for one or none."""
+    """`steps.erasing_threshold` over valid places; NaN, which none reaches, if at most one."""
     places = valid.sum((-2, -1), keepdim=True)
     mean = (p * valid).sum((-2, -1), keepdim=True) / places
     variance = ((p - mean).square() * valid).sum((-2, -1), keepdim=True) / (places - 1)
@@ -116,7 +116,7 @@ class DenseTSE(Scheduled, nn.Module):
     """`dense_tse_loss` as a module, with the same arguments; `tau_f` may be a `Schedule`.
 
     It takes the logits and labels of places, which `Output` and `Batch` do not hold, and returns a
-    `Loss` like a `Supervision`. It erases in training mode only. The term is "dense_tse"; the
+    `Loss`, like a `Supervision`. It erases in training mode only. The term is "dense_tse"; the
     metrics are those of `TSE`, over the places that have a class.
 
     Raises:

@@ -63,8 +63,8 @@ class StepLoss:
     ) -> Float[Tensor, ""]:
         """The loss of all steps; cross-entropies of places that are not in `keep` count as 0.
 
-        `labels` are class numbers, or class weights summing to 1. If all of them
-        are `ignore_index`, the loss is 0 with `keep`, else NaN.
+        `labels` are class numbers, or class weights summing to 1. If all labels are
+        `ignore_index`, the loss is 0 with `keep`, else NaN.
         """
         check_batch("a loss of every step", logits, labels)
         T = logits.shape[1]

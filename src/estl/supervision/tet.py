@@ -1,4 +1,4 @@
-"""TET, temporal efficient training: the loss is taken at every time step, not only on their mean.
+"""TET, temporal efficient training: the loss is taken at every time step, not on the mean alone.
 
 Deng, Li, Zhang, Gu: "Temporal Efficient Training of Spiking Neural Network via Gradient
 Re-weighting", ICLR 2022.

@@ -237,7 +237,7 @@ def _mask(
     tau_f: float,
     kappa: float | Float[Tensor, ""],
 ) -> tuple[Bool[Tensor, "B T H W"], Float[Tensor, "B T-1 H W"] | None]:
-    """The mask, and P_t of steps t = 2..T; None if there is no past, or only one place."""
+    """The mask, and P_t of steps t = 2..T, or None if there is no past or only one place."""
     steps.check_batch("TSE", features, labels)
     B, T, _, H, W = features.shape
     keep = torch.ones(B, T, H, W, dtype=torch.bool, device=features.device)

@@ -62,8 +62,8 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert not kernels._no_compiler
 
 
-def assert_same(x: Tensor, exact: bool = True, **options: Any) -> None:
-    """Fused and plain agree on `x`: to the bit, or to rounding of the surrogate."""
+def assert_same(x: Tensor, **options: Any) -> None:
+    """Fused and plain agree on `x` to the bit."""
     twin = x.detach().requires_grad_()
     x = x.detach().requires_grad_()
     expected, spikes = lif(x, **options), fused_lif(twin, **options)
@@ -73,10 +73,7 @@ def assert_same(x: Tensor, exact: bool = True, **options: Any) -> None:
     assert torch.equal(spikes, expected)
     if x.numel() > 40:
         assert 0 < spikes.float().mean() < 1
-    if exact:
-        assert torch.equal(twin.grad, x.grad)
-    else:
-        torch.testing.assert_close(twin.grad, x.grad, rtol=1e-5, atol=1e-7)
+    assert torch.equal(twin.grad, x.grad)
 
 
 def compilations() -> int:
@@ -231,9 +228,7 @@ def test_compiled_presets_equal_the_plain_scan_in_every_precision(
     layout: str, neuron: LIF, dtype: torch.dtype
 ) -> None:
     # A static image is compiled for apart, and its memory is all that is special about it.
-    # The exponential of a sigmoid may differ in its last bit: eager code has two of them.
-    exact = isinstance(neuron.options["surrogate"], Triangle)
-    assert_same(LAYOUTS[layout]().to(dtype), exact, **neuron.options)
+    assert_same(LAYOUTS[layout]().to(dtype), **neuron.options)
 
 
 @pytest.mark.slow

@@ -106,6 +106,34 @@ def test_surrogates_are_the_derivatives_they_name() -> None:
     assert Triangle(0.5)(torch.tensor([-0.5, -0.25, 0.0])).tolist() == [0, 1, 2]
 
 
+@pytest.mark.parametrize("alpha", [0.1, 1.0, 4.0, 25.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_sigmoid_is_that_of_double_precision(alpha: float, dtype: torch.dtype) -> None:
+    u = torch.linspace(-40 / alpha, 40 / alpha, 100_001, dtype=torch.float64).to(dtype)
+    e = torch.exp(-alpha * u.double().abs())
+    exact = alpha * e / (1 + e) ** 2
+    error = (Sigmoid(alpha)(u) - exact).abs()
+    bound, relative = (4e-8, 2e-6) if dtype == torch.float32 else (1e-15, 1e-11)
+    assert error.max() <= bound * alpha
+    near = (alpha * u).abs() <= 10
+    assert (error[near] <= relative * exact[near]).all()
+
+
+def test_sigmoid_of_what_is_no_potential() -> None:
+    u = torch.tensor([1e30, -1e30, torch.inf, -torch.inf, torch.nan, 0.0, 1e-30])
+    slopes = Sigmoid()(u).tolist()
+    assert slopes[:4] == [0.0] * 4
+    assert math.isnan(slopes[4])
+    assert slopes[5:] == [1.0, 1.0]
+
+
+def test_sigmoid_has_a_derivative() -> None:
+    u = torch.linspace(-2, 2, 101, requires_grad=True)
+    (found,) = torch.autograd.grad(Sigmoid()(u).sum(), u)
+    p = torch.sigmoid(4 * u.detach().double())
+    torch.testing.assert_close(found.double(), 16 * p * (1 - p) * (1 - 2 * p), atol=5e-6, rtol=0)
+
+
 # --- scalar oracles ---------------------------------------------------------------------------
 
 

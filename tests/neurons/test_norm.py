@@ -178,7 +178,7 @@ def test_in_pieces_over_what_was_read_it_is_the_same(
     for a, b in zip(*found, strict=True):
         if isinstance(
             NEURONS[neuron].options["surrogate"], Sigmoid
-        ):  # eager code has two ways for exponentials
+        ):  # eager float64 has two ways for exponentials
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
         else:
             assert torch.equal(a, b)

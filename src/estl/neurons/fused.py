@@ -4,8 +4,8 @@ Autograd through the plain scan saves three tensors per step and passes over mem
 operation. Here the backward pass is written out and recomputes the potential, so that only the
 input is saved, and both directions are pure functions, each compiled into one loop over the neurons
 (`kernels.py`). Operations and their order are those of the plain scan, and contraction to FMA is
-off, so that the results are the same except for the last bit of gradients through an exponential,
-which eager code computes in two ways.
+off, so that the results are the same to the bit (in float64 but for the last bit of gradients
+through a sigmoid, since eager code computes exponentials in two ways).
 """
 
 import os

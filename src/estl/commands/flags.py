@@ -74,7 +74,7 @@ KEYS = {
 
 def _shown(default: Any) -> Any:
     """A default as one would type it, nothing for none."""
-    return ",".join(map(str, default)) if isinstance(default, tuple) else default or None
+    return (",".join(map(str, default)) if isinstance(default, tuple) else default) or None
 
 
 DEFAULTS = Parameter(negative_iterable=(), show_default=_shown, allow_repeating=True)

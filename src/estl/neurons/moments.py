@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from estl.neurons.fused import steps_of
+from estl.neurons.fused import precision_of, steps_of
 from estl.neurons.kernels import run
 
 GROUP = 32
@@ -30,8 +30,9 @@ def statistics(x: Float[Tensor, "N C"]) -> tuple[Float[Tensor, " C"], Float[Tens
         mean = means.mean(0)
         apart = (means - mean).square_().sum(0)
         return mean, torch.add(squares.sum(0), apart, alpha=GROUP).div_(len(x))
-    mean, squares = _moments(x[-rest:].unsqueeze(1))
-    mean, squares = mean[0], squares[0]
+    rows = x[-rest:].to(precision_of(x))
+    mean = rows.mean(0)
+    squares = (rows - mean).square_().sum(0)
     if rest < len(x):
         most, n = statistics(x[:-rest]), len(x) - rest
         apart = mean - most[0]

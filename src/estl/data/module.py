@@ -24,7 +24,7 @@ from estl.data.formats.images import read_rgb
 from estl.data.frames import Normalization, check_channels, normalize
 from estl.data.items import Item, file_content, fingerprint
 from estl.data.loader import Loader, Shares, at_epoch, batch_share, end_alone
-from estl.data.samples import Sample, Split, collate
+from estl.data.samples import Memory, Sample, Split, collate
 from estl.types import Batch
 
 
@@ -191,7 +191,7 @@ class ItemData(EventData):
         load: loads one item; it must pickle for `num_workers` > 0 (a `functools.partial` of a plain
             function does).
         num_workers: processes that load.
-        cache: folder where decoded items are kept (`estl.data.cache`), None to decode every time.
+        cache: folder for decoded items (`estl.data.cache`), None for a `Memory` in training.
         skip_broken: leave out items that cannot be read, count them, and list them in the cache;
             otherwise the first one ends the run. It needs `cache`.
         content: what the fingerprint knows of an item; by default its files.
@@ -240,7 +240,7 @@ class ItemData(EventData):
             num_workers=num_workers,
             **loading,
         )
-        self.bridge, self.unused = bridge, list[Item]()
+        self.bridge, self.unused, self.memory = bridge, list[Item](), Memory()
         if bridge is not None:
             bridge.check(self.normalize)
 
@@ -278,8 +278,10 @@ class ItemData(EventData):
 
     def dataset(self, split: str, *, shuffle: bool = False) -> Split:
         """The samples of a split; `shuffle` as for `loader`."""
-        images, scaling = self.training_images or not shuffle, self.scaling(shuffle)
-        return Split(self.splits[split], self.classes, self.load, scaling, images=images)
+        args = self.splits[split], self.classes, self.load, self.scaling(shuffle)
+        if not shuffle:
+            return Split(*args)
+        return Split(*args, images=self.training_images, memory=self.memory)
 
     def loader(
         self, split: str, *, shuffle: bool = False, rank: int = 0, world_size: int = 1

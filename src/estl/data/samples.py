@@ -5,11 +5,13 @@ from functools import partial
 from inspect import signature
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from estl.data.cache import Cache, Load
+from estl.data.columns import COUNTS, PIXELS, Code, narrowest
 from estl.data.frames import Normalization, normalize
 from estl.data.items import Item
 from estl.types import Batch, direct_code, is_static
@@ -28,10 +30,52 @@ def collate(samples: Sequence[Sample]) -> Batch:
     return Batch(stacked, torch.tensor(labels), image)
 
 
+class Memory:
+    """What was loaded from files, so that later epochs of a small set do not decode it again.
+
+    Each item is kept in the narrowest numbers that give back the very same floats, as in a cache on
+    disk, until `room` is taken; what comes after that is loaded every time. The processes of a
+    loader keep nothing, since each would keep its own.
+
+    Args:
+        room: bytes that may be taken.
+    """
+
+    def __init__(self, room: int = 2**28) -> None:
+        self.room, self.taken = room, 0
+        self.kept: dict[Any, tuple[int, list[tuple[Code, np.ndarray]]]] = {}
+
+    def __reduce__(self) -> tuple[type["Memory"], tuple[int]]:
+        return Memory, (self.room,)
+
+    def read(self, item: Item, load: Load, what: object) -> tuple[Tensor, Tensor | None]:
+        """What `load` returns for `item`; calls with an equal `what` load the same of it."""
+        key = item.label, item.number, what
+        if key not in self.kept:
+            frames, image = load(item)
+            if get_worker_info() is None and (item.events or item.image):
+                self._keep(key, frames, image)
+            return frames, image
+        T, rows = self.kept[key]
+        frames, *images = (code.floats(numbers) for code, numbers in rows)
+        return frames.expand(T, -1, -1, -1), images[0] if images else None
+
+    def _keep(self, key: Any, frames: Tensor, image: Tensor | None) -> None:
+        static = is_static(frames[None])
+        rows = [narrowest(frames[:1], PIXELS) if static else narrowest(frames, COUNTS)]
+        if image is not None:
+            rows.append(narrowest(image, PIXELS))
+        size = sum(numbers.nbytes for _, numbers in rows)
+        if self.taken + size <= self.room:
+            self.taken += size
+            self.kept[key] = len(frames), [(code, numbers.copy()) for code, numbers in rows]
+
+
 class Split(Dataset[Sample]):
     """One split: an item is loaded, and its frames normalized, when it is asked for.
 
     Without `images` they are None, and not read if `load` has an option `image=True` for that.
+    `memory`, if there is one and `load` is no cache, has what was loaded before.
     """
 
     def __init__(
@@ -42,8 +86,9 @@ class Split(Dataset[Sample]):
         scaling: Normalization,
         *,
         images: bool = True,
+        memory: Memory | None = None,
     ) -> None:
-        self.items = list(items)
+        self.items, self.memory = list(items), memory
         self.number = {name: i for i, name in enumerate(classes)}
         self.load, self.scaling, self.images = load, scaling, images
         if not images and not isinstance(load, Cache):
@@ -61,6 +106,8 @@ class Split(Dataset[Sample]):
         items = [self.items[i] for i in indices]
         if isinstance(self.load, Cache):
             loaded = self.load.read(items, images=self.images)
+        elif self.memory is not None:
+            loaded = [self.memory.read(item, self.load, self.images) for item in items]
         else:
             loaded = [self.load(item) for item in items]
         return [

@@ -62,7 +62,7 @@ def test_what_does_not_fit_is_loaded_each_time_and_what_has_no_file() -> None:
         for number in "012":
             memory.read(Item("a", number, events=FILE), counts, True)
     assert counts.loaded == 4
-    assert (len(memory.kept), memory.taken) == (2, 8)
+    assert (len(memory.kept), memory.taken, memory.full) == (2, 8, True)
     counts.loaded, memory = 0, Memory()
     for _ in range(2):
         memory.read(Item("a", "0"), counts, True)
@@ -73,7 +73,7 @@ def test_it_is_empty_for_a_process() -> None:
     memory = Memory(room=100)
     memory.read(Item("a", "0", events=FILE), Source(FRAMES["counts"]), True)
     other = pickle.loads(pickle.dumps(memory))
-    assert (other.room, other.taken, other.kept) == (100, 0, {})
+    assert (other.room, other.taken, other.full, other.kept) == (100, 0, False, {})
 
 
 def load_file(item: Item) -> tuple[Tensor, None]:

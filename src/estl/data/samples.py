@@ -34,7 +34,7 @@ class Memory:
     """What was loaded from files, so that later epochs of a small set do not decode it again.
 
     Each item is kept in the narrowest numbers that give back the very same floats, as in a cache on
-    disk, until `room` is taken; what comes after that is loaded every time. The processes of a
+    disk, until one does not fit; what comes after that is loaded every time. The processes of a
     loader keep nothing, since each would keep its own.
 
     Args:
@@ -42,7 +42,7 @@ class Memory:
     """
 
     def __init__(self, room: int = 2**28) -> None:
-        self.room, self.taken = room, 0
+        self.room, self.taken, self.full = room, 0, False
         self.kept: dict[Any, tuple[int, list[tuple[Code, np.ndarray]]]] = {}
 
     def __reduce__(self) -> tuple[type["Memory"], tuple[int]]:
@@ -53,7 +53,7 @@ class Memory:
         key = item.label, item.number, what
         if key not in self.kept:
             frames, image = load(item)
-            if get_worker_info() is None and (item.events or item.image):
+            if not self.full and get_worker_info() is None and (item.events or item.image):
                 self._keep(key, frames, image)
             return frames, image
         T, rows = self.kept[key]
@@ -66,7 +66,8 @@ class Memory:
         if image is not None:
             rows.append(narrowest(image, PIXELS))
         size = sum(numbers.nbytes for _, numbers in rows)
-        if self.taken + size <= self.room:
+        self.full = self.taken + size > self.room
+        if not self.full:
             self.taken += size
             self.kept[key] = len(frames), [(code, numbers.copy()) for code, numbers in rows]
 

@@ -30,6 +30,19 @@ def collate(samples: Sequence[Sample]) -> Batch:
     return Batch(stacked, torch.tensor(labels), image)
 
 
+def repeats(load: Any) -> bool:
+    """Whether `load` and what it calls are ESTL's own, which load an item as before each time; a
+    function of a user's own may draw something.
+
+    >>> repeats(partial(normalize, how="max")), repeats(print)
+    (True, False)
+    """
+    keywords = load.keywords.values() if isinstance(load, partial) else ()
+    function = load.func if isinstance(load, partial) else load
+    own = str(function.__module__).partition(".")[0] == "estl"
+    return own and all(repeats(value) for value in keywords if callable(value))
+
+
 class Memory:
     """What was loaded from files, so that later epochs of a small set do not decode it again.
 
@@ -76,7 +89,7 @@ class Split(Dataset[Sample]):
     """One split: an item is loaded, and its frames normalized, when it is asked for.
 
     Without `images` they are None, and not read if `load` has an option `image=True` for that.
-    `memory`, if there is one and `load` is no cache, has what was loaded before.
+    `memory`, if there is one and `load` is no cache and `repeats`, has what was loaded before.
     """
 
     def __init__(
@@ -89,7 +102,7 @@ class Split(Dataset[Sample]):
         images: bool = True,
         memory: Memory | None = None,
     ) -> None:
-        self.items, self.memory = list(items), memory
+        self.items, self.memory = list(items), memory if repeats(load) else None
         self.number = {name: i for i, name in enumerate(classes)}
         self.load, self.scaling, self.images = load, scaling, images
         if not images and not isinstance(load, Cache):

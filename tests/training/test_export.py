@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -295,25 +296,24 @@ def test_students_whose_state_cannot_be_handed_over_get_one_line() -> None:
 
 
 @pytest.mark.parametrize(
-    "student",
+    ("make", "size"),
     [
-        VGGSNN(4, 2, (9, 9), layers=(5, "AP", 6)),
-        VGGSNN(4, 2, (8, 8), layers=("AP", 5, "AP", 6), pooled=True, neuron={"decay": 0.75}),
-        ResNet((1, 1), (5, 6), 4, 2, hidden=7),
-        ResNet((1, 1), (3, 4), 4, 2, bottleneck=True),
+        (lambda: VGGSNN(4, 2, (9, 9), layers=(12, "AP", 16)), 9),
+        (lambda: VGGSNN(4, 2, layers=("AP", 12, "AP", 16), pooled=True, neuron={"decay": 0.75}), 8),
+        (lambda: ResNet((1, 1), (12, 16), 4, 2, hidden=20), 8),
+        (lambda: ResNet((1, 1), (4, 6), 4, 2, bottleneck=True), 8),
     ],
     ids=["flat", "pooled", "resnet", "bottleneck"],
 )
 def test_another_framework_runs_the_nir_of_convolutional_students(
-    student: nn.Module, tmp_path: Path
+    make: Callable[[], nn.Module], size: int, tmp_path: Path
 ) -> None:
     nir = pytest.importorskip("nir", reason="nir is not installed")
     exchange = pytest.importorskip(
         "spikingjelly.activation_based.nir_exchange", reason="SpikingJelly is not installed"
     )
-    size = 9 if student.__dict__.get("frame_size") == (9, 9) else 8
     events = torch.poisson(torch.rand(6, 5, 2, size, size))
-    net = settled(student, events).double()  # no potential lies at its threshold then
+    net = settled(make(), events).double()  # no potential lies at its threshold then
     to_nir(net, (2, size, size), tmp_path / "student.nir")
     read = exchange.import_from_nir(nir.read(tmp_path / "student.nir"), dtype=torch.float64).eval()
     state, found = None, []

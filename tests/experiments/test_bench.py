@@ -62,6 +62,17 @@ def test_a_bound_on_memory_is_of_what_was_measured_and_silent_where_nothing_was(
     assert "memory of" not in silent.markdown()
 
 
+def test_a_bound_on_growth_is_of_the_difference_of_what_was_measured() -> None:
+    since = ("a at 1", "b at 1")
+    bounds = (Bound("a at 9", "b at 9", 0.5, memory=True, since=since),)
+    odd = Comparison("odd", "a sum", {}, bounds, memory=True)
+    timed = Timed({"a at 1": [1.0]}, {"a at 1": [1.0]}, {})
+    memory = {"a at 1": 10.0, "a at 9": 19.0, "b at 1": 20.0, "b at 9": 32.0}
+    line = "odd: growth of memory from a at 1 to a at 9 takes 0.75 of b at 9, at most 0.50"
+    assert bench.Result(odd, timed, memory).broken == [line]
+    assert bench.Result(odd, timed, memory | {"b at 1": None}).broken == []
+
+
 def test_unknown_comparisons_are_refused_with_those_that_there_are() -> None:
     with pytest.raises(ValueError, match="no comparison fast: choose from lif, ") as error:
         bench.bench(["fast"], rounds=1, threads=1, folder=None)

@@ -39,8 +39,13 @@ class Result:
         """The ratio that a bound limits; None if a candidate or its memory is missing."""
         if not bound.memory:
             return self.timed.ratio(bound.of, bound.over)
-        of, over = self.memory.get(bound.of), self.memory.get(bound.over)
-        return None if of is None or over is None else of / over
+        names = bound.of, bound.over, *(bound.since or ())
+        found = [m for m in map(self.memory.get, names) if m is not None]
+        if len(found) < len(names):
+            return None
+        of, over, *since = found
+        before = since or [0.0, 0.0]
+        return (of - before[0]) / (over - before[1])
 
     @property
     def broken(self) -> list[str]:
@@ -113,8 +118,7 @@ def bench(names: Sequence[str], rounds: int, threads: int, folder: Path | None) 
             timed = race(comparison.candidates, rounds)
             memory = {}
             if comparison.memory:
-                times = 3 if any(bound.memory for bound in comparison.bounds) else 1
-                memory = {kind: mebibytes(name, kind, threads, times) for kind in timed.wall}
+                memory = {kind: mebibytes(name, kind, threads) for kind in timed.wall}
             results.append(Result(comparison, timed, memory))
             print(f"\n{results[-1].markdown()}", flush=True)
             if folder is not None:

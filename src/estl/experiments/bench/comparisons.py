@@ -76,6 +76,16 @@ def _steps() -> Comparison:
             for way, recompute in ways.items()
             for T in (1, 2, 4, 8, 16, 32)
         },
+        (
+            Bound("T = 32", "T = 1", 32.0),
+            Bound(
+                "T = 32, recomputed",
+                "T = 32",
+                1 / 3,
+                memory=True,
+                since=("T = 8, recomputed", "T = 8"),
+            ),
+        ),
         memory=True,
     )
 

@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from statistics import median
 
 Work = Callable[[], object]
@@ -20,6 +19,13 @@ Make = Callable[[], Work]
 class Bound:
     """What must hold of two candidates' times, or of their memory.
 
+    Args:
+        of: the candidate that is limited.
+        over: the one that it is compared with.
+        at_most: their ratio.
+        memory: of memory, not of time.
+        since: with memory, two candidates from which on growth counts, the first to `of`.
+
     >>> Bound("estl", "floor", 1.1).holds(1.05)
     True
     """
@@ -28,12 +34,15 @@ class Bound:
     over: str
     at_most: float
     memory: bool = False
+    since: tuple[str, str] | None = None
 
     def holds(self, ratio: float) -> bool:
         """Whether a ratio is within the bound."""
         return ratio <= self.at_most
 
     def __str__(self) -> str:
+        if self.since is not None:
+            return f"growth of memory from {self.since[0]} to {self.of}"
         return f"memory of {self.of}" if self.memory else self.of
 
 
@@ -46,8 +55,7 @@ class Comparison:
         what: what is computed, with shapes.
         candidates: by name; the first is what the table's ratios are against.
         bounds: on ratios.
-        memory: whether each candidate's peak memory is measured, in a process of its own; in three
-            processes if there is a bound on it.
+        memory: whether each candidate's peak memory is measured, in a process of its own.
     """
 
     name: str
@@ -129,16 +137,16 @@ print(peak() - before)
 """
 
 
-def mebibytes(comparison: str, candidate: str, threads: int, times: int = 1) -> float | None:
-    """How much the peak resident size of a process of its own grows in two repetitions, in MiB; the
-    least of `times` processes, which differ by a few percent.
-
-    None if the system does not report it.
+def mebibytes(comparison: str, candidate: str, threads: int) -> float | None:
+    """How much the peak resident size of a process of its own grows in two repetitions, in MiB, or
+    None if the system does not report it. Processes differ by a percent or two.
     """
     if not os.path.exists("/proc/self/status"):
         return None
-    # glibc maps large blocks one by one here, and gives them back: pools would hide what is needed.
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
     command = [sys.executable, "-c", PEAK, comparison, candidate, str(threads)]
-    call = partial(subprocess.run, check=True, capture_output=True, text=True, env=environment)
-    return min(float(call(command).stdout) for _ in range(times))
+    # glibc then maps larger blocks one by one and gives them back; by itself it raises the size up
+    # to 32 MiB as blocks are freed, and its pools would hide what is needed.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    environment["MALLOC_MMAP_THRESHOLD_"] = str(2**20)
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return float(done.stdout)

@@ -12,7 +12,16 @@ from jaxtyping import install_import_hook
 
 # Shapes and types in the annotations are checked at every call while the tests run. Not in
 # `neurons.fused` (torch.compile traces it) and not in `training.learner` (Lightning introspects).
-CHECKED = ["types", "neurons.lif", "students", "supervision", "guidance", "data", "evaluation"]
+CHECKED = [
+    "types",
+    "neurons.lif",
+    "neurons.linear",
+    "students",
+    "supervision",
+    "guidance",
+    "data",
+    "evaluation",
+]
 install_import_hook([f"estl.{name}" for name in CHECKED], "beartype.beartype")
 
 import pytest  # noqa: E402

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from estl.neurons.linear import make_linears_fast
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 TRAINED_ON = "trained_on.txt"  # beside the weights: see `ClipTeacher.trained_on`
@@ -67,6 +69,7 @@ class ClipTeacher(nn.Module):
             name_or_folder = type(name_or_folder).__name__
         else:
             tower, preprocessor = _load(name_or_folder)
+        make_linears_fast(tower)
         object.__setattr__(self, "tower", tower.eval().requires_grad_(False))  # no child: see above
         mean = preprocessor.get("image_mean", CLIP_MEAN)
         std = preprocessor.get("image_std", CLIP_STD)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from estl.guidance.teacher import CLIP_MEAN, CLIP_STD
+from estl.neurons.linear import make_linears_fast
 from estl.types import Batch, Loss, Output, Supervision
 
 Objective = Literal["embedding", "linear"]
@@ -80,6 +81,7 @@ class ClipTower(nn.Module):
             patch_size=patch,
         )
         self.tower = CLIPVisionModel(config)
+        make_linears_fast(self.tower)
         self.image_size, self.grid = image_size, image_size // patch
         self.dim, self.in_channels, self.classes = dim, 3, classes
         head = CosineHead if objective == "embedding" else nn.Linear

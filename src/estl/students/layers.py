@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from estl.neurons import LIF
 from estl.neurons.fused_norm import Norm
+from estl.neurons.linear import Linear
 from estl.neurons.norm import hooked, norm_lif, pairs
 from estl.students.recompute import for_one_backward
 from estl.types import direct_code, is_static
@@ -243,7 +244,7 @@ def _is_new(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Conv2d | nn.Linear) and not hooked(layer)
 
 
-class Readout(nn.Linear):
+class Readout(Linear):
     """A head's linear layer, at every step: (B,T,D) to (B,T,K); rows (B,D) have no steps."""
 
     def forward(self, input: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows K"]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from estl.neurons import LIF
 from estl.neurons.fused import one_forward
+from estl.neurons.linear import Linear
 from estl.neurons.norm import hooked
 from estl.students.layers import (
     Layers,
@@ -42,7 +43,7 @@ def linear_norm(in_features: int, out_features: int, weight: float = WEIGHT) -> 
 
     Truncated normal initialization (std 0.02, as the authors'); the norm has `weight` and bias 0.
     """
-    linear = nn.Linear(in_features, out_features, bias=False)
+    linear = Linear(in_features, out_features, bias=False)
     norm = nn.BatchNorm1d(out_features)
     nn.init.trunc_normal_(linear.weight, std=0.02)
     nn.init.constant_(norm.weight, weight)
@@ -197,8 +198,7 @@ class SpikingToken(nn.Module):
 
     def forward(self, steps: int) -> Float[Tensor, "rows T 1 D"]:
         """Spikes of the token over `steps` steps: one row, or one per stream with its own start."""
-        spikes: Tensor = self.neuron(self.current.expand(1, steps, 1, -1))
-        return spikes
+        return cast(Tensor, self.neuron(self.current.expand(1, steps, 1, -1)))
 
 
 class Spikformer(nn.Module):

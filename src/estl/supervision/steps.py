@@ -227,14 +227,17 @@ class _KeptMean(torch.autograd.Function):
     def forward(ctx: Any, features: Tensor, keep: Tensor) -> Tensor:
         ctx.save_for_backward(keep)
         ctx.strides = torch.empty_like(features, device="meta").stride()  # dense, even for a view
-        each = zip(features.unbind(1), keep.unsqueeze(2).unbind(1), strict=True)
-        return torch.stack([(f * kept).mean((-2, -1)) for f, kept in each], 1)
+        kept = keep.unsqueeze(2).to(features.dtype)  # once: a product with booleans converts them
+        erased = torch.empty_like(features[:, 0])
+        each = zip(features.unbind(1), kept.unbind(1), strict=True)
+        means = [torch.mul(f, kept_t, out=erased).mean((-2, -1)) for f, kept_t in each]
+        return torch.stack(means, 1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (keep,) = ctx.saved_tensors
         places = keep.shape[-2:]
-        each, kept = (grad / places.numel())[..., None, None], keep.unsqueeze(2)
+        each, kept = (grad / places.numel())[..., None, None], keep.unsqueeze(2).to(grad.dtype)
         if torch.is_grad_enabled():  # double backward
             return each * kept, None
         shape = (*grad.shape, *places)

@@ -6,6 +6,8 @@ Supervision", AAAI 2025. There is no loop over time: one call of the head classi
 all steps, a cumulative sum averages these over time, and a second call classifies all erased maps.
 """
 
+from itertools import accumulate
+
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
@@ -254,10 +256,15 @@ def _past_prediction(
 ) -> Float[Tensor, "B T-1 H W"]:
     """Eq. 7: P_t of steps t = 2..T."""
     B, _, _, H, W = features.shape
-    places = features[:, :-1].permute(0, 3, 4, 1, 2).flatten(0, 2)  # (B*H*W, T-1, D)
+    # Time first, as a student's features lie in memory and its head reads them: no copy.
+    steps_first = features.transpose(0, 1)[:-1].movedim(2, -1).flatten(1, 3)
+    places = steps_first.transpose(0, 1)  # (B*H*W, T-1, D)
     with steps.eval_mode(classify):
-        past = steps.running_mean(classify(places)).softmax(-1)
-    return steps.of_true_class(past.unflatten(0, (B, H, W)), labels).movedim(-1, 1)
+        z = classify(places)
+    z = z.to(torch.promote_types(z.dtype, torch.float32)).unflatten(0, (B, H, W))
+    sums = enumerate(accumulate(z.unbind(3), torch.add), 1)
+    # One step after the other: only the true class of each is kept, and nothing is written twice.
+    return torch.stack([steps.of_true_class((s / t).softmax(-1), labels) for t, s in sums], 1)
 
 
 def relaxed_keep(

@@ -105,15 +105,23 @@ def _supervision(student: str, size: tuple[int, int, int]) -> Comparison:
     )
 
 
+PLAIN = ", channels first"
+
+
 def _tse(sizes: tuple[int, int, int, int, int]) -> Comparison:
     return Comparison(
         "tse-" + "-".join(map(str, sizes)),
-        f"tse_loss alone, forward and backward, (B,T,C,H,K) = {sizes}",
+        f"tse_loss alone, forward and backward, (B,T,C,H,K) = {sizes}, features channels last in "
+        "memory as a student's",
         {
-            "ESTL": partial(supervisions.tse, sizes, literal=False),
-            "literal": partial(supervisions.tse, sizes, literal=True),
+            name + plain: partial(supervisions.tse, sizes, literal=name == "literal", order=order)
+            for plain, order in {"": "student", PLAIN: "plain"}.items()
+            for name in ("ESTL", "literal")
         },
-        (Bound("ESTL", "literal", 1 / 2),),
+        (
+            Bound("ESTL", "literal", 1 / 2),
+            Bound(f"ESTL{PLAIN}", f"literal{PLAIN}", 1 / 2),
+        ),
     )
 
 

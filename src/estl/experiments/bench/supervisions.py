@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from estl.experiments.bench.race import Work
 from estl.experiments.bench.students import BUILD, events
 from estl.guidance.fusion import EdgeGuidedFusion
+from estl.students.layers import Readout
 from estl.supervision import TET, TRE, TSE, MeanCE
 from estl.supervision.tse import tse_loss
 from estl.types import Batch
@@ -56,11 +57,17 @@ def literal_tse(
     return total
 
 
-def tse(sizes: tuple[int, int, int, int, int], literal: bool) -> Work:
-    """Forward and backward of the loss alone, at B, T, C, H = W and K."""
+def tse(sizes: tuple[int, int, int, int, int], literal: bool, order: str = "student") -> Work:
+    """Forward and backward of the loss alone, at B, T, C, H = W and K; features lie in memory as a
+    "student" gives them, (T,B,H,W,C), or in the order of their shape, "plain".
+    """
     B, T, C, H, K = sizes
     torch.manual_seed(0)
-    features, head = torch.rand(B, T, C, H, H, requires_grad=True), nn.Linear(C, K)
+    features = torch.rand(B, T, C, H, H)
+    if order == "student":
+        features = features.permute(1, 0, 3, 4, 2).contiguous().permute(1, 0, 4, 2, 3)
+    features.requires_grad_()
+    head = nn.Linear(C, K) if literal else Readout(C, K)  # that of ESTL's students
     labels = torch.arange(B) % K
     loss = literal_tse if literal else tse_loss
 

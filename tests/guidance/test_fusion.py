@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from estl.experiments.bench.supervisions import LiteralFusion
-from estl.guidance import EdgeGuidedFusion, fusion
+from estl.guidance import EdgeGuidedFusion, attention, fusion
 from estl.guidance.edges import Edges
 
 
@@ -133,7 +133,7 @@ def test_edges_that_stay_give_the_same_without_the_fused_kernel(
     monkeypatch.setattr(F, "scaled_dot_product_attention", kernel)
     formed = found()
     assert not kernel.called
-    monkeypatch.setattr(fusion, "DENSE", 3 * 4 * 9 * 24 - 1)
+    monkeypatch.setattr(attention, "DENSE", 3 * 4 * 9 * 24 - 1)
     fused = found()
     assert kernel.called
     torch.testing.assert_close(formed, fused, atol=1e-12, rtol=1e-9)

@@ -93,7 +93,7 @@ def test_the_students_tokens_and_the_teachers_go_through_it(onednn: None) -> Non
     assert set(products(lambda: teacher(torch.rand(2, 3, 16, 16)))) == {"mkldnn::_linear_pointwise"}
 
 
-def test_other_products_are_left_to_pytorch(onednn: None) -> None:
+def test_other_products_are_left_to_pytorch(onednn: None, monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = torch.randn(6, 5), torch.randn(3, 5)
     assert by_onednn(x, weight)
     assert not by_onednn(x.double(), weight.double())
@@ -105,6 +105,8 @@ def test_other_products_are_left_to_pytorch(onednn: None) -> None:
         assert linear(x, weight).dtype == torch.bfloat16
     exported = torch.export.export(Linear(5, 3), (x,))
     assert "linear_pointwise" not in exported.graph_module.code
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+    assert not by_onednn(x, weight)
 
 
 def test_small_products_are_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:

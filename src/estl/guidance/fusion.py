@@ -4,7 +4,6 @@ At full resolution there is one edge token per pixel, 50,176 tokens of CLIP's wi
 `EdgeGuidedFusion` computes the same numbers on the edge channels, without forming them.
 """
 
-import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,13 +12,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from estl.guidance.attention import attend
 from estl.guidance.edges import Edges
+from estl.neurons.linear import Linear, linear
 
 CHUNK = 4096
 """Number of edge tokens in memory at once where edges are the queries."""
-
-DENSE = 2**23
-"""Maximum number of scores formed where that is faster (see `_attend`): 32 MiB of float32."""
 
 
 class Fused(NamedTuple):
@@ -93,7 +91,7 @@ class EdgeGuidedFusion(nn.Module):
             raise ValueError(f'query must be "clip" or "edge", got {query!r}')
         self.edge_proj = nn.Linear(edge_dim, clip_dim)
         self.cross_attn = nn.MultiheadAttention(clip_dim, heads, batch_first=True)
-        gate = nn.Linear(2 * clip_dim, clip_dim)
+        gate = Linear(2 * clip_dim, clip_dim)
         if gate_bias is not None:
             nn.init.constant_(gate.bias, gate_bias)
         self.gate = nn.Sequential(gate, nn.Sigmoid())
@@ -165,17 +163,13 @@ class EdgeGuidedFusion(nn.Module):
         proj = torch.cat([self.edge_proj.weight, self.edge_proj.bias.unsqueeze(1)], dim=1)
         proj = F.pad(proj, (0, padding))  # E F'
 
-        q = F.linear(patches, w_q, b_q).view(B, N, heads, d)
+        q = linear(patches, w_q, b_q).view(B, N, heads, d)
         q = torch.einsum("bnhd,hdf->bhnf", q, (w_k @ proj).view(heads, d, -1))
-        # Every head has the same keys, so that all heads are one with more queries. The CPU kernel
-        # runs one thread per (image, head): a small batch keeps a few heads, without key copies.
-        threads = torch.get_num_threads() if u.device.type == "cpu" else 1
-        groups = math.gcd(heads, math.ceil(threads / B))
-        keys = u.unsqueeze(1).expand(-1, groups, -1, -1)
-        q = q.reshape(B, groups, heads // groups * N, -1)
-        u_bar = _attend(q, keys, d**-0.5).view(B, heads, N, -1)
+        # Every head has the same keys, so that all heads are one with more queries.
+        u_bar = attend(q.flatten(1, 2), u, d**-0.5).unflatten(1, (heads, N))
         values = torch.einsum("bhnf,hdf->bnhd", u_bar, (w_v @ proj).view(heads, d, -1))
-        return self.cross_attn.out_proj(values.reshape(B, N, E) + b_v)
+        out = self.cross_attn.out_proj
+        return linear(values.reshape(B, N, E) + b_v, out.weight, out.bias)
 
     def _gated_sum(self, x: Tensor, attended: Tensor) -> Sums:
         """Sums over the queries of x and of g * a, and the sum of g."""
@@ -195,15 +189,3 @@ class EdgeGuidedFusion(nn.Module):
         sums = [checkpoint(part, f, w, use_reentrant=False) for f, w in chunks]
         x, added, gate = (torch.stack(s).sum(0) for s in zip(*sums, strict=True))
         return x, added, gate
-
-
-def _attend(
-    q: Float[Tensor, "B G N F"], keys: Float[Tensor, "B G M F"], scale: float
-) -> Float[Tensor, "B G N F"]:
-    """softmax(scale * q keys^T) keys. On the CPU the fused kernel computes a gradient of keys that
-    need none, such as frozen edges: if there are few scores, forming them is faster.
-    """
-    few = q.shape[:-1].numel() * keys.shape[-2] <= DENSE
-    if q.device.type == "cpu" and few and not keys.requires_grad:
-        return (scale * q @ keys.mT).softmax(-1) @ keys
-    return F.scaled_dot_product_attention(q, keys, keys, scale=scale)

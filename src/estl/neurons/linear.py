@@ -61,7 +61,8 @@ def make_linears_fast(module: nn.Module) -> None:
 
 def by_onednn(x: Tensor, weight: Tensor) -> bool:
     """Whether `linear` computes these products by oneDNN: in float32 on the CPU, outside autocast
-    (where PyTorch does so itself) and any compiler, if they are large and `mkl_is_slow`.
+    (where PyTorch does so itself) and any compiler, if they are large and `mkl_is_slow`, unless
+    `torch.backends.mkldnn.enabled` is False.
 
     >>> by_onednn(torch.rand(2, 3), torch.rand(4, 3))
     False
@@ -70,7 +71,8 @@ def by_onednn(x: Tensor, weight: Tensor) -> bool:
     if not plain or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
     single = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu" and x.ndim > 1
-    return single and x.numel() * len(weight) >= LARGE and mkl_is_slow()
+    large = single and x.numel() * len(weight) >= LARGE
+    return large and mkl_is_slow() and bool(torch.backends.mkldnn.enabled)
 
 
 @cache
@@ -89,7 +91,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _times(x, weight, bias)
+        return product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -100,15 +102,20 @@ class _Linear(torch.autograd.Function):
             grad_x, grad_weight = grad @ weight, grad.mT @ x
         else:
             if of_x:
-                grad_x = _times(grad, weight.mT)
+                grad_x = product(grad, weight.mT)
             if of_weight and len(weight) <= x.shape[1]:  # fewer rows than columns: less is copied
-                grad_weight = _times(grad.mT, x.mT)
+                grad_weight = product(grad.mT, x.mT)
             elif of_weight:
-                grad_weight = _times(x.mT, grad.mT).mT
+                grad_weight = product(x.mT, grad.mT).mT
         return grad_x, grad_weight, grad.sum(0) if of_bias else None
 
 
-def _times(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (M,D) times the transposed weight (K,D), plus the bias."""
-    product = torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
-    return cast(Tensor, product)
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (M,D) times the transposed weight (K,D), of any strides, plus the bias, by oneDNN.
+
+    >>> product(torch.eye(2), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    tensor([[1., 3.],
+            [2., 4.]])
+    """
+    found = torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
+    return cast(Tensor, found)

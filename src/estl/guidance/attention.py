@@ -75,7 +75,7 @@ class _Attend(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, keys, out, lse = ctx.saved_tensors
         of_keys = ctx.needs_input_grad[1]

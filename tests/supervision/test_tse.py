@@ -543,7 +543,7 @@ def test_asking_places_disturbs_neither_batch_norm_nor_dropout_nor_the_mode(
 
 
 def test_the_mode_is_restored_when_the_head_fails() -> None:
-    head = nn.Linear(4, 3)
+    head = nn.Sequential(nn.Linear(4, 3))
     with pytest.raises(RuntimeError):
         tse_keep(torch.randn(1, 2, 5, 2, 2), head, torch.tensor([0]), tau_f=0.5, kappa=1.0)
     assert head.training
@@ -732,3 +732,17 @@ def test_a_part_of_weight_zero_is_neither_asked_nor_trained() -> None:
 def test_a_sum_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^Sum got the weights \[0.0, 0.0\]: one must not be 0$"):
         Sum([TSE(), TET()], weights=[0.0, 0.0])
+
+
+def test_a_linear_head_is_asked_as_any_other_is() -> None:
+    """It is called once for all places, not through `classify`; unless something listens."""
+    head, features = nn.Linear(6, 4), torch.randn(3, 5, 6, 4, 3)
+    labels = torch.tensor([0, 3, 1])
+    how: dict[str, float] = {"tau_f": 0.2, "kappa": 0.3}
+    found = tse_keep(features, head, labels, **how)
+    assert not found.all()
+    assert torch.equal(found, tse_keep(features, lambda x: head(x), labels, **how))
+    seen: list[torch.Size] = []
+    head.register_forward_hook(lambda module, args, y: seen.append(y.shape))
+    assert torch.equal(found, tse_keep(features, head, labels, **how))
+    assert seen == [torch.Size([36, 4, 4])]

@@ -10,8 +10,10 @@ from itertools import accumulate
 
 import torch
 from jaxtyping import Bool, Float, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
+from estl.neurons.linear import linear
+from estl.neurons.norm import hooked
 from estl.supervision import steps
 from estl.supervision.schedule import Positive, Schedule, Scheduled, unscheduled
 from estl.supervision.steps import Criterion, Reduction, StepLoss
@@ -258,9 +260,11 @@ def _past_prediction(
     B, _, _, H, W = features.shape
     # Time first, as a student's features lie in memory and its head reads them: no copy.
     steps_first = features.transpose(0, 1)[:-1].movedim(2, -1).flatten(1, 3)
-    places = steps_first.transpose(0, 1)  # (B*H*W, T-1, D)
     with steps.eval_mode(classify):
-        z = classify(places)
+        if type(classify) is nn.Linear and not hooked(classify):  # any order suits it, in one call
+            z = linear(steps_first, classify.weight, classify.bias).transpose(0, 1)
+        else:
+            z = classify(steps_first.transpose(0, 1))  # (B*H*W, T-1, D)
     z = z.to(torch.promote_types(z.dtype, torch.float32)).unflatten(0, (B, H, W))
     sums = enumerate(accumulate(z.unbind(3), torch.add), 1)
     # One step after the other: only the true class of each is kept, and nothing is written twice.

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from estl.experiments.bench.race import Work
 from estl.experiments.bench.students import BUILD, events
 from estl.guidance.fusion import EdgeGuidedFusion
-from estl.students.layers import Readout
 from estl.supervision import TET, TRE, TSE, MeanCE
 from estl.supervision.tse import tse_loss
 from estl.types import Batch
@@ -67,7 +66,7 @@ def tse(sizes: tuple[int, int, int, int, int], literal: bool, order: str = "stud
     if order == "student":
         features = features.permute(1, 0, 3, 4, 2).contiguous().permute(1, 0, 4, 2, 3)
     features.requires_grad_()
-    head = nn.Linear(C, K) if literal else Readout(C, K)  # that of ESTL's students
+    head = nn.Linear(C, K)
     labels = torch.arange(B) % K
     loss = literal_tse if literal else tse_loss
 

@@ -151,6 +151,8 @@ GONE = r"a (DataLoader worker \(pid|process that loads).*num_workers; then go on
 
 
 @pytest.mark.slow
+# PyTorch opens files to see whether there are too many: the signal may come while it does.
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_a_process_that_loads_and_is_killed_is_said_in_one_line(tmp_path: Path) -> None:
     class Kill(Callback):
         def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from estl.neurons import LIF, kernels
 from estl.neurons.fused import fused_lif
-from estl.neurons.fused_norm import _in_place, fused_norm_lif
+from estl.neurons.fused_norm import fused_norm_lif
+from estl.neurons.norm_passes import _in_place
 
 GPU = torch.device("cuda:0")
 H100 = SimpleNamespace(

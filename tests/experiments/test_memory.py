@@ -104,11 +104,12 @@ def test_a_computed_step_holds_what_a_real_one_does(
     ("recipe", "words"),
     [
         ("cifar10_plain", []),
+        ("cifar10dvs_plain", []),
         ("ncaltech101_clip", ["--supervision=estl.supervision.MeanCE", "--learner.part_lr=null"]),
     ],
 )
 def test_recomputed_memory_grows_by_a_third_of_plain_at_most(recipe: str, words: list[str]) -> None:
-    """ResNet-19, and Spikformer of events only, from 2 to 8 steps."""
+    """ResNet-19, VGGSNN, and Spikformer of events only, from 2 to 8 steps."""
 
     def peak(T: int, recompute: bool) -> int:
         given = [*words, f"--data.init_args.T={T}", f"--learner.recompute={recompute}"]

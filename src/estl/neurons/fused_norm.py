@@ -1,25 +1,21 @@
-"""Batch norm, shortcut and LIF fused into one pass forward and one backward, for `norm.py`.
+"""Batch norm, shortcut and LIF as one node of the autograd graph, for `norm.py`."""
 
-The backward pass is written out, as in `fused.py`, including the part through the statistics. Both
-directions are pure functions, compiled by `kernels.run`.
-"""
-
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from estl.neurons.fused import (
-    refuse_second_derivative,
-    scan,
-    scan_back,
-    stacked,
-    steps_of,
+from estl.neurons.fused import refuse_second_derivative
+from estl.neurons.norm_passes import (
+    gradient_of_current,
+    gradient_of_input,
+    in_order,
+    scale_and_shift,
+    spikes_of,
+    statistics_of,
 )
-from estl.neurons.kernels import run
-from estl.neurons.moments import statistics, sum_of
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
 
@@ -57,9 +53,7 @@ def fused_norm_lif(
     >>> spikes.detach().flatten(), means, variances
     (tensor([0., 0., 0., 1.]), (tensor([1.]), None), (tensor([1.5000]), None))
     """
-    names = ("decay", "gain", "threshold", "reset", "detach_reset", "surrogate", "inclusive")
-    values = [options[name] for name in names]
-    values[3] = values[3] == "hard"
+    values = in_order(options)
     first = x, norm.weight, norm.bias, norm.eps
     second: tuple[Any, ...] = shortcut, None, None, None
     if shortcut_norm is not None:
@@ -99,18 +93,17 @@ class _NormLIF(torch.autograd.Function):
     ) -> tuple[Any, ...]:
         last = x.permute(order)
         shape, x = last.shape, _rows(last)
-        mean, variance, invstd = _statistics(x, eps)
-        alpha = weight * invstd
-        beta = torch.addcmul(bias, mean, alpha, value=-1)
+        mean, variance, invstd = statistics_of(x, eps)
+        alpha, beta = scale_and_shift(weight, bias, mean, invstd)
         other = None if other is None else _rows(other.permute(order))
         other_mean = other_variance = other_invstd = gamma = None
         if other_weight is not None:
             assert other is not None
             assert other_bias is not None
             assert other_eps is not None
-            other_mean, other_variance, other_invstd = _statistics(other, other_eps)
-            gamma = other_weight * other_invstd
-            beta = beta + torch.addcmul(other_bias, other_mean, gamma, value=-1)
+            other_mean, other_variance, other_invstd = statistics_of(other, other_eps)
+            gamma, shift = scale_and_shift(other_weight, other_bias, other_mean, other_invstd)
+            beta = beta + shift
         ctx.options, ctx.order, ctx.shape = options, order, shape
         ctx.may_write = may_write
         ctx.save_for_backward(x, alpha, beta, mean, invstd, other, gamma, other_mean, other_invstd)
@@ -118,7 +111,7 @@ class _NormLIF(torch.autograd.Function):
         if may_write:
             spikes, left = x.new_zeros(()).expand(x.shape), reads
         else:
-            spikes = _spikes(reads, options)
+            spikes = spikes_of(*reads, *options)
         return _unrows(spikes, shape, order), (mean, other_mean), (variance, other_variance), left
 
     @staticmethod
@@ -126,24 +119,21 @@ class _NormLIF(torch.autograd.Function):
         refuse_second_derivative()
         x, alpha, beta, mean, invstd, other, gamma, other_mean, other_invstd = ctx.saved_tensors
         grad = _rows(grads[0].permute(ctx.order))
-        decay, gain, threshold, *rest = ctx.options
-        # One threshold per channel: with a scalar, part of the code does not depend on channels,
-        # and the compiler then makes two loops, with the potential in memory between them.
-        options = (decay, gain, torch.full_like(mean, threshold), *rest)
 
         def of_current(piece: slice) -> tuple[Tensor, ...]:
             read = grad, x, alpha, beta, mean, other, gamma, other_mean
-            return cast("tuple[Tensor, ...]", run(_backward, *_piece(read, piece), *options))
+            return gradient_of_current(*_piece(read, piece), *ctx.options)
 
         def through_statistics(grad_y: Tensor, piece: slice) -> tuple[Tensor, Tensor | None]:
             x_, other_ = _piece((x, other), piece)
-            grad_other, last = None, _in_place
+            grad_other = None
             if gamma is not None:
                 how = gamma, other_mean, offset, other_slope
-                grad_other = run(_through_statistics, grad_y, other_, *how)
-            elif ctx.needs_input_grad[4]:  # the gradient of the current, which is not overwritten
-                grad_other, last = grad_y, _through_statistics
-            return run(last, grad_y, x_, alpha, mean, offset, slope), grad_other
+                grad_other = gradient_of_input(grad_y, other_, *how)
+            elif ctx.needs_input_grad[4]:
+                grad_other = grad_y  # the gradient of the current, which is not overwritten
+            over = grad_other is not grad_y
+            return gradient_of_input(grad_y, x_, alpha, mean, offset, slope, over=over), grad_other
 
         pieces = _pieces(x) if ctx.may_write else [slice(None)]
         grad_y, *partial = of_current(pieces[0])
@@ -185,19 +175,17 @@ class _Fire(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, instead: Tensor, left: tuple[Any, ...], order: tuple[int, ...], options: list[Any]
+        ctx: Any,
+        instead: Tensor,
+        left: tuple[Any, ...],
+        order: tuple[int, ...],
+        options: tuple[Any, ...],
     ) -> Tensor:
-        return _unrows(_spikes(left, options), instead.permute(order).shape, order)
+        return _unrows(spikes_of(*left, *options), instead.permute(order).shape, order)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         return grads[0], None, None, None
-
-
-def _spikes(reads: tuple[Any, ...], options: Sequence[Any]) -> Tensor:
-    """The spikes of `_forward`, compiled."""
-    decay, gain, threshold, hard, _, _, inclusive = options
-    return cast(Tensor, run(_forward, *reads, decay, gain, threshold, hard, inclusive))
 
 
 def _pieces(x: Tensor) -> list[slice]:
@@ -209,7 +197,7 @@ def _pieces(x: Tensor) -> list[slice]:
     return [slice(i, i + each) for i in range(0, M, each)]
 
 
-def _piece(tensors: Iterable[Tensor | None], piece: slice) -> Iterator[Tensor | None]:
+def _piece(tensors: Iterable[Tensor | None], piece: slice) -> Iterator[Any]:
     """These rows of all tensors (T,M,C); other tensors are left as they are."""
     for x in tensors:
         yield x if x is None or x.ndim < 3 else x[:, piece].contiguous()
@@ -224,76 +212,3 @@ def _unrows(flat: Tensor, shape: torch.Size, order: tuple[int, ...]) -> Tensor:
     """(T,M,C) as (B,T,...), whose permutation by `order` has this shape; detached, so that autograd
     sees no view."""
     return flat.view(shape).permute(BACK[order]).detach()
-
-
-def _statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and variance of x (T,M,C), and the inverse of the standard deviation."""
-    mean, variance = statistics(x.flatten(0, 1))
-    return mean, variance, (variance + eps).rsqrt()
-
-
-def _currents(
-    x: Tensor, alpha: Tensor, beta: Tensor, other: Tensor | None, gamma: Tensor | None
-) -> list[Tensor]:
-    """The input current of the neuron at each step."""
-    currents = [x_t * alpha + beta for x_t in x]
-    if other is None:
-        return currents
-    added = list(other) if gamma is None else [x_t * gamma for x_t in other]
-    return [a + b for a, b in zip(currents, added, strict=True)]
-
-
-def _forward(
-    x: Tensor,
-    alpha: Tensor,
-    beta: Tensor,
-    other: Tensor | None,
-    gamma: Tensor | None,
-    *options: Any,
-) -> Tensor:
-    """Spikes (T,M,C) of x (T,M,C)."""
-    return stacked(scan(_currents(x, alpha, beta, other, gamma), *options)[0], x.dtype)
-
-
-def _backward(
-    grad: Tensor,
-    x: Tensor,
-    alpha: Tensor,
-    beta: Tensor,
-    mean: Tensor,
-    other: Tensor | None,
-    gamma: Tensor | None,
-    other_mean: Tensor | None,
-    *options: Any,
-) -> tuple[Tensor, ...]:
-    """Gradient of the current (T,M,C); sums over T, (M,C), of this gradient, of its product with
-    x - mean and, if the shortcut has a norm, of its product with the shortcut minus its mean. The
-    options are those of `scan_back`.
-    """
-    decay, gain, threshold, hard, _, _, inclusive = options
-    currents = _currents(x, alpha, beta, other, gamma)
-    potential = scan(currents, decay, gain, threshold, hard, inclusive)[1]
-    grad_y = scan_back(steps_of(grad), potential, *options)
-    sums = [sum_of(grad_y), _products(grad_y, x, mean)]
-    if other is not None and other_mean is not None:
-        sums.append(_products(grad_y, other, other_mean))
-    return stacked(grad_y, x.dtype), *sums
-
-
-def _products(grad_y: list[Tensor], x: Tensor, mean: Tensor) -> Tensor:
-    """The sum over T of the gradient times x - mean."""
-    return sum_of([g * (x_t - mean) for g, x_t in zip(grad_y, x, strict=True)])
-
-
-def _through_statistics(
-    grad_y: Tensor, x: Tensor, alpha: Tensor, mean: Tensor, offset: Tensor, slope: Tensor
-) -> Tensor:
-    """Gradient of x: alpha * (dy - mean(dy) - xhat * mean(dy * xhat))."""
-    return (alpha * (grad_y - offset - (x - mean) * slope)).to(x.dtype)
-
-
-def _in_place(
-    grad_y: Tensor, x: Tensor, alpha: Tensor, mean: Tensor, offset: Tensor, slope: Tensor
-) -> Tensor:
-    """The same, written over dy, since fresh memory costs more than the computation."""
-    return grad_y.copy_(_through_statistics(grad_y, x, alpha, mean, offset, slope))

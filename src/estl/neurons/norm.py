@@ -104,7 +104,7 @@ def norm_lif(
     with torch.no_grad():
         for tracking, mean, variance in zip((norm, shortcut_norm), *found, strict=True):
             if tracking is not None:
-                _track(tracking, mean, variance, values / (values - 1))
+                track(tracking, mean, variance, values / (values - 1))
     for hook in neuron._forward_hooks.values():
         hook(neuron, (), spikes)
     return spikes
@@ -120,8 +120,14 @@ def _normalized(norm: Norm | None, x: Tensor) -> Tensor:
     return y.view_as(steps).transpose(0, 1)
 
 
-def _track(norm: Norm, mean: Tensor, variance: Tensor, unbiased: float) -> None:
-    """Update running statistics as the norm's own forward pass does, the variance unbiased."""
+def track(norm: Norm, mean: Tensor, variance: Tensor, unbiased: float) -> None:
+    """Update running statistics as the norm's own forward pass does, the variance unbiased.
+
+    >>> norm = nn.BatchNorm2d(1)
+    >>> track(norm, torch.tensor([2.0]), torch.tensor([3.0]), 4 / 3)
+    >>> norm.running_mean, norm.running_var    # with PyTorch's momentum of 0.1
+    (tensor([0.2000]), tensor([1.3000]))
+    """
     assert norm.momentum is not None
     assert norm.num_batches_tracked is not None
     norm.num_batches_tracked.add_(1)

@@ -206,7 +206,7 @@ def fire(
     >>> fire(conv_norm(2, 8), LIF.tet(), torch.rand(2, 4, 2, 6, 6)).shape
     torch.Size([2, 4, 8, 6, 6])
     """
-    if not _one_pass(layer, neuron, x):
+    if is_static(x) or not one_pass(layer, neuron):
         y = layer(x)
         if shortcut is not None:
             y = y + (shortcut if shortcut_layer is None else shortcut_layer(shortcut))
@@ -215,7 +215,7 @@ def fire(
     linear, norm = cast("PerStep | PerToken", layer)
     shortcut_norm, may_write = None, for_one_backward.get() and _is_new(linear)
     if shortcut is not None and shortcut_layer is not None:
-        if _one_pass(shortcut_layer, neuron, shortcut):
+        if one_pass(shortcut_layer, neuron) and not is_static(shortcut):
             other, shortcut_norm = cast("PerStep | PerToken", shortcut_layer)
             shortcut = per_step(other, shortcut, folded=True)
             may_write = may_write and _is_new(other)
@@ -226,8 +226,12 @@ def fire(
     return norm_lif(cast(Norm, norm), cast(LIF, neuron), y, *others, may_write=may_write)
 
 
-def _one_pass(layer: nn.Module, neuron: nn.Module, x: Tensor) -> bool:
-    """Whether `layer` ends with a norm that, for `x`, may be fused with `neuron`."""
+def one_pass(layer: nn.Module, neuron: nn.Module) -> bool:
+    """Whether `layer` ends with a norm that may be fused with `neuron`.
+
+    >>> one_pass(conv_norm(2, 8), LIF.tet())
+    True
+    """
     if not isinstance(layer, PerStep | PerToken) or len(layer) != 2:
         return False
     linear, norm = layer
@@ -236,7 +240,7 @@ def _one_pass(layer: nn.Module, neuron: nn.Module, x: Tensor) -> bool:
     else:
         plain = type(layer) is PerToken and isinstance(norm, nn.BatchNorm1d)
         plain = plain and isinstance(linear, nn.Linear)
-    return plain and pairs(norm, neuron) and not hooked(layer) and not is_static(x)
+    return plain and pairs(norm, neuron) and not hooked(layer)
 
 
 def _is_new(layer: nn.Module) -> bool:

@@ -36,10 +36,23 @@ class _AvgPool(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        k, (H, W), (h, w) = ctx.k, ctx.size, grad.shape[2:]
-        each = F.interpolate(grad / k**2, (h * k, w * k), mode="nearest-exact")
-        fits = h * k == H and w * k == W
-        return each if fits else F.pad(each, (0, W - w * k, 0, H - h * k)), None
+        return spread(grad, ctx.k, ctx.size), None
+
+
+def spread(
+    grad: Float[Tensor, "N C h w"], k: int, size: tuple[int, int]
+) -> Float[Tensor, "N C H W"]:
+    """The gradient of maps of this size, given that of their means over k x k windows.
+
+    >>> spread(torch.tensor([[[[4.0, 8.0]]]]), 2, (3, 4))
+    tensor([[[[1., 1., 2., 2.],
+              [1., 1., 2., 2.],
+              [0., 0., 0., 0.]]]])
+    """
+    (H, W), (h, w) = size, grad.shape[2:]
+    each = F.interpolate(grad / k**2, (h * k, w * k), mode="nearest-exact")
+    fits = h * k == H and w * k == W
+    return each if fits else F.pad(each, (0, W - w * k, 0, H - h * k))
 
 
 class MaxPool(nn.MaxPool2d):

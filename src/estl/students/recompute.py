@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from jaxtyping import UInt8
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -177,23 +178,38 @@ def pack(x: Tensor, levels: int) -> Packed:
     """
     flat = _flat(x).to(torch.uint8)
     like = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
-    if levels > 1:
-        return Packed(flat, False, like)
-    rows = torch.nn.functional.pad(flat, (0, -len(flat) % 8)).view(8, -1)
-    data = rows[0].clone()
-    for i in range(1, 8):
-        data |= rows[i] << i
-    return Packed(data, True, like)
+    return Packed(flat if levels > 1 else to_bits(flat), levels == 1, like)
 
 
 def unpack(packed: Packed) -> Tensor:
     """The original tensor, with its strides and dtype."""
     like, data = packed.like, packed.data
     x = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=data.device)
-    if packed.bits:
-        data = torch.stack([data >> i & 1 for i in range(8)]).flatten()[: x.numel()]
-    _flat(x).copy_(data)
+    _flat(x).copy_(from_bits(data, x.numel()) if packed.bits else data)
     return x
+
+
+def to_bits(ones: UInt8[Tensor, "*rows n"]) -> UInt8[Tensor, "*rows bytes"]:
+    """Zeros and ones, eight per byte: value i of a row in the byte i modulo their number.
+
+    >>> to_bits(torch.tensor([[1, 0, 1, 0, 0, 0, 0, 0, 1]], dtype=torch.uint8))
+    tensor([[19,  0]], dtype=torch.uint8)
+    """
+    n = ones.shape[-1]
+    eighths = nn.functional.pad(ones, (0, -n % 8)).unflatten(-1, (8, -1)).unbind(-2)
+    data = eighths[0].clone()
+    for i in range(1, 8):
+        data |= eighths[i] << i
+    return data
+
+
+def from_bits(data: UInt8[Tensor, "*rows bytes"], n: int) -> UInt8[Tensor, "*rows n"]:
+    """The inverse of `to_bits`, for rows of n values.
+
+    >>> from_bits(torch.tensor([[19, 0]], dtype=torch.uint8), 9)
+    tensor([[1, 0, 1, 0, 0, 0, 0, 0, 1]], dtype=torch.uint8)
+    """
+    return torch.stack([data >> i & 1 for i in range(8)], -2).flatten(-2)[..., :n]
 
 
 def _flat(x: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from estl.neurons import LIF
 from estl.neurons.fused import one_forward
 from estl.students.layers import Layers, PerStep, Readout, conv_norm, time_first
+from estl.students.lean import leanly
 from estl.students.pooling import AvgPool
-from estl.students.recompute import ending_with_neurons, through
 from estl.types import Output
 
 Layer = int | Literal["AP"]
@@ -101,10 +101,7 @@ class VGGSNN(nn.Module):
                 f" frame_size={self.frame_size}: build the student with the size of the data"
             )
         self._grid(*size)
-        if self.recompute:
-            features = through(self, ending_with_neurons(self.layers), x)
-        else:
-            features = self.layers(x)
+        features = leanly(self, self.layers, x) if self.recompute else self.layers(x)
         pooled = features.mean((-2, -1))
         return Output(
             logits=self.classify(pooled if self.pooled else features.flatten(2)),

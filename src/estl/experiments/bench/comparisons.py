@@ -1,5 +1,6 @@
 """Everything that `estl bench` compares, and what must hold of it."""
 
+from collections.abc import Sequence
 from functools import partial
 
 from estl.experiments.bench import guided, live, scans, students, supervisions
@@ -65,26 +66,23 @@ def _student(name: str, size: tuple[int, int, int], over_floor: float) -> Compar
     return Comparison(name, what, candidates, tuple(bounds), memory=True)
 
 
-def _steps() -> Comparison:
+def _steps(name: str, student: str, size: tuple[int, int], steps: Sequence[int]) -> Comparison:
     """A student's time and memory as the number of steps grows, kept and recomputed."""
+    batch, side = size
     ways = {"": False, ", recomputed": True}
+    first, last = f"T = {steps[0]}", f"T = {steps[-1]}"
+    since = ("T = 8, recomputed", "T = 8")
     return Comparison(
-        "steps",
-        "training step of resnet19, 32x32, batch 4, by the number of steps",
+        name,
+        f"training step of {student}, {side}x{side}, batch {batch}, by the number of steps",
         {
-            f"T = {T}{way}": partial(students.step, "resnet19", (4, T, 32), recompute=recompute)
+            f"T = {T}{way}": partial(students.step, student, (batch, T, side), recompute=recompute)
             for way, recompute in ways.items()
-            for T in (1, 2, 4, 8, 16, 32)
+            for T in steps
         },
         (
-            Bound("T = 32", "T = 1", 32.0),
-            Bound(
-                "T = 32, recomputed",
-                "T = 32",
-                1 / 3,
-                memory=True,
-                since=("T = 8, recomputed", "T = 8"),
-            ),
+            Bound(last, first, steps[-1] / steps[0]),
+            Bound(f"{last}, recomputed", last, 1 / 3, memory=True, since=since),
         ),
         memory=True,
     )
@@ -186,7 +184,9 @@ COMPARISONS = {
         _student("vggsnn", (8, 10, 48), 1.10),
         _student("resnet19", (16, 4, 32), 1.10),
         _student("spikformer", (8, 10, 48), 1.25),
-        _steps(),
+        _steps("steps", "resnet19", (4, 32), (1, 2, 4, 8, 16, 32)),
+        _steps("steps-vggsnn", "vggsnn", (2, 48), (8, 32)),
+        _steps("steps-spikformer", "spikformer", (2, 48), (8, 32)),
         _supervision("vggsnn", (8, 10, 48)),
         _supervision("resnet19", (16, 4, 32)),
         _tse((32, 4, 512, 8, 10)),

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 from estl.data.module import EventData
 from estl.experiments.bench.counting import LiveBytes
 from estl.guidance import ClipTeacher
-from estl.neurons import fused, fused_norm, moments
+from estl.neurons import fused, moments, norm_passes
 from estl.training.learner import Learner
 from estl.training.recipe import networks
 from estl.types import Batch, direct_code
@@ -202,6 +202,6 @@ def as_compiled() -> Iterator[None]:
 
     with ExitStack() as patches:
         patches.enter_context(patch.dict(os.environ, ESTL_COMPILE="1"))
-        for module in (fused, fused_norm, moments):
+        for module in (fused, norm_passes, moments):
             patches.enter_context(patch.object(module, "run", outputs))
         yield

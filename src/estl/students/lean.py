@@ -111,9 +111,9 @@ def lean_layer(layer: PerStep, neuron: LIF, k: int, x: Tensor | Spikes) -> Spike
         x: what the layer reads (B,T,C,H,W).
 
     >>> from estl.students.layers import conv_norm
-    >>> x = lean_layer(conv_norm(2, 8), LIF.tet(), 2, torch.rand(2, 4, 2, 6, 6))
+    >>> x = lean_layer(conv_norm(2, 1), LIF.tet(), 2, torch.rand(2, 4, 2, 6, 6))
     >>> x.link.shape, x.data.shape
-    (torch.Size([2, 4, 8, 3, 3]), torch.Size([4, 2, 3, 3, 8]))
+    (torch.Size([2, 4, 1, 3, 3]), torch.Size([4, 2, 3, 3, 1]))
     """
     conv, norm = cast("tuple[nn.Conv2d, nn.BatchNorm2d]", layer)
     link = x.link if isinstance(x, Spikes) else x

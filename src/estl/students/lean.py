@@ -15,8 +15,8 @@ gives, a quarter of the spikes:
 
 Between such layers only the packed p is stored: spikes as bits, sums over windows as bytes. The
 numbers are those of an ordinary pass, bit for bit (as far as a convolution computes an image the
-same whichever others come with it), but for the weight and bias of a convolution, whose gradients
-are sums of parts.
+same whichever others come with it), but for the weight and bias of a convolution: their gradients
+are sums of parts, which round less (measured: docs/log.md).
 """
 
 from collections.abc import Sequence

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from estl.neurons import LIF, kernels
+from estl.neurons import LIF, fused, kernels
 from estl.neurons.norm import of_spikes
 from estl.students import VGGSNN, lean, lean_node
 from estl.students.layers import Layers, PerStep, conv_norm, time_first
@@ -172,6 +172,59 @@ def test_hooks_that_look_at_spikes_see_all_of_them(parts: bool, made: list[int])
     assert made == [2]
     assert len(seen) == (7 if parts else 2)  # ordinary ones first
     assert torch.equal(torch.cat(seen[1:], 3), ordinary)
+
+
+def test_what_autograd_does_not_go_through_is_not_lean(
+    made: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever was compiled before: its spikes would be those of the pass, not of the modules."""
+    monkeypatch.delenv("ESTL_COMPILE")
+    monkeypatch.setattr(fused, "LARGE", 1)
+    monkeypatch.setattr(fused, "compiled_before", lambda: True)
+    layers = LAYERS["a stack"]()
+    layers[0].requires_grad_(False)
+    x = time_first(torch.rand(3, 4, 2, 13, 11), 2)
+    kept, other = layers(x), deepcopy(layers)
+    assert torch.equal(leanly(other, other, x), kept)
+    assert made == [2, 1]
+    layers[0][0].weight.requires_grad_(True)
+    leanly(layers, layers, x)
+    assert made == [2, 1, 1, 2, 1]
+
+
+def test_a_replaced_forward_is_called(made: list[int]) -> None:
+    layers, calls = LAYERS["no pool"](), []
+    conv = layers[0][0]
+    conv.forward = lambda x: (calls.append(1), type(conv).forward(conv, x))[1]
+    leanly(layers, layers, time_first(torch.rand(3, 4, 2, 13, 11), 2))
+    assert (made, calls) == ([], [1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_autocast_may_differ_in_the_backward_pass(dtype: torch.dtype, made: list[int]) -> None:
+    """It never takes float64 to bfloat16."""
+    found = []
+    x = time_first(torch.rand(3, 4, 2, 13, 11, dtype=dtype), 2)
+    for way in (lambda layers: layers(x), lambda layers: leanly(layers, layers, x)):
+        torch.manual_seed(0)
+        layers = LAYERS["pool"]().to(dtype)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.float64):
+            y = way(layers)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y.sum().backward()
+        found.append([y, *(p.grad for p in layers.parameters())])
+    assert made == [2]
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_no_part_is_a_single_image() -> None:
+    for T in range(2, 9):
+        for some in range(1, 9):
+            parts = lean_node._parts(T, some, 1)
+            assert [t for part in parts for t in range(T)[part]] == list(range(T))
+            assert min(part.stop - part.start for part in parts) > 1
+    assert lean_node._parts(3, 1, 2) == [slice(0, 1), slice(1, 2), slice(2, 3)]
+    assert lean_node._parts(1, 4, 1) == [slice(0, 1)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -66,7 +66,7 @@ def fused_norm_lif(
 
 
 class _NormLIF(torch.autograd.Function):
-    """The pure functions below as one node of the autograd graph; `other` is the shortcut.
+    """The passes of `norm_passes.py` as one node of the autograd graph; `other` is the shortcut.
 
     If it `may_write` over its inputs, as when layers are recomputed, it leaves spikes to `_Fire`
     and returns only a placeholder of their shape: the second time, computation ends here.

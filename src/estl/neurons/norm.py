@@ -3,7 +3,7 @@
 Run separately, they save the inputs of both norm and neuron, and write and read the normalized
 current in between, and once more where a shortcut is added to it. Here only the norm's input and
 the shortcut are saved; the current and the potential are recomputed in the backward pass, within
-the processor's registers. The code is compiled (`fused_norm.py`).
+the processor's registers. The code is compiled (`norm_passes.py`).
 """
 
 from collections.abc import Callable
@@ -51,7 +51,8 @@ def hooked(module: nn.Module) -> bool:
 
 def of_spikes(hook: Callable[..., None]) -> Callable[..., None]:
     """Mark a neuron's forward hook as one that reads only the spikes: where the neuron is fused
-    with the norm before it, the hook is called without the neuron's input.
+    with the norm before it, the hook is called without the neuron's input, and where the layer is
+    recomputed perhaps several times, for bands of rows.
 
     >>> neuron = LIF.tet()
     >>> handle = neuron.register_forward_hook(of_spikes(lambda module, args, spikes: None))

@@ -77,27 +77,37 @@ def lean(layers: Sequence[nn.Module], x: Tensor | Spikes) -> int:
     if len(layers) < 2 or not one_pass(layers[0], layers[1]) or (link is x and is_static(x)):
         return 0
     conv, norm = cast(PerStep, layers[0])
-    if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros" or hooked(conv):
+    if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros" or _changed(conv):
         return 0
-    if isinstance(conv.padding, str):
+    if isinstance(conv.padding, str) or not (link.requires_grad or _trained(conv)):
         return 0
     B, T = link.shape[:2]
     each = conv.kernel_size, conv.stride, conv.padding, conv.dilation
     ways = zip(link.shape[-2:], *each, strict=True)
     H, W = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in ways)
-    y = conv.weight.flatten()[0].expand(T, B, conv.out_channels, H, W)
+    like = conv.weight.detach().flatten()[0].clone().requires_grad_()  # y without its memory
+    y = like.expand(T, B, conv.out_channels, H, W)
     same = norm.weight.dtype == precision_of(y)
     if not (torch.is_grad_enabled() and same and B * T * H * W > 1 and worthwhile(y, shared=True)):
         return 0
     return 3 if len(layers) > 2 and 1 < _window(layers[2]) <= min(H, W, 15) else 2
 
 
+def _changed(module: nn.Module) -> bool:
+    """Whether a user listens to the module, or has replaced its forward."""
+    return hooked(module) or "forward" in vars(module)
+
+
+def _trained(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
 def _window(layer: nn.Module) -> int:
     """The side k of the windows of a `PerStep(AvgPool(k))`; 0 for another layer."""
-    if type(layer) is not PerStep or len(layer) != 1 or hooked(layer):
+    if type(layer) is not PerStep or len(layer) != 1 or _changed(layer):
         return 0
     (pool,) = layer
-    return cast(int, pool.kernel_size) if type(pool) is AvgPool and not hooked(pool) else 0
+    return cast(int, pool.kernel_size) if type(pool) is AvgPool and not _changed(pool) else 0
 
 
 def lean_layer(layer: PerStep, neuron: LIF, k: int, x: Tensor | Spikes) -> Spikes:
@@ -118,8 +128,9 @@ def lean_layer(layer: PerStep, neuron: LIF, k: int, x: Tensor | Spikes) -> Spike
     conv, norm = cast("tuple[nn.Conv2d, nn.BatchNorm2d]", layer)
     link = x.link if isinstance(x, Spikes) else x
     data, of = (x.data, x.k) if isinstance(x, Spikes) else (None, 0)
-    device = link.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    device, dtype = link.device.type, None
+    if torch.is_autocast_enabled(device) and conv.weight.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
 
     def see(spikes: Tensor) -> None:
         for hook in neuron._forward_hooks.values():

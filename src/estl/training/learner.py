@@ -52,8 +52,8 @@ class Learner(LightningModule):
             norms, neurons and poolings: a quarter less time for a small VGGSNN, after a first step
             of half a minute and more (minutes for a deep student at many steps).
         recompute: whether the student's layers are computed again in the backward pass, with only
-            spikes kept in between: two fifths more time, three quarters to half of the memory of
-            a deep student; nothing is saved where one block is most of it.
+            spikes kept in between: two fifths to a half more time, a quarter to a third of the
+            memory a sample of a deep student; less is saved where one layer is most of it.
         recipe: the resolved configuration, kept in the checkpoint.
         classes: class names in the order of the labels, kept in the checkpoint.
         fingerprint: fingerprint of the data, kept in the checkpoint.

@@ -111,7 +111,7 @@ class _NormLIF(torch.autograd.Function):
         if may_write:
             spikes, left = x.new_zeros(()).expand(x.shape), reads
         else:
-            spikes = spikes_of(*reads, *options)
+            spikes = spikes_of(reads, options)
         return _unrows(spikes, shape, order), (mean, other_mean), (variance, other_variance), left
 
     @staticmethod
@@ -122,7 +122,7 @@ class _NormLIF(torch.autograd.Function):
 
         def of_current(piece: slice) -> tuple[Tensor, ...]:
             read = grad, x, alpha, beta, mean, other, gamma, other_mean
-            return gradient_of_current(*_piece(read, piece), *ctx.options)
+            return gradient_of_current(_piece(read, piece), ctx.options)
 
         def through_statistics(grad_y: Tensor, piece: slice) -> tuple[Tensor, Tensor | None]:
             x_, other_ = _piece((x, other), piece)
@@ -181,7 +181,7 @@ class _Fire(torch.autograd.Function):
         order: tuple[int, ...],
         options: tuple[Any, ...],
     ) -> Tensor:
-        return _unrows(spikes_of(*left, *options), instead.permute(order).shape, order)
+        return _unrows(spikes_of(left, options), instead.permute(order).shape, order)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

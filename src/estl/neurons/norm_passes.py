@@ -9,7 +9,7 @@ other a shortcut or None, the neurons' current is
 The backward pass is written out, as in `fused.py`, including the part through the statistics.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -47,40 +47,24 @@ def scale_and_shift(
     return alpha, torch.addcmul(bias, mean, alpha, value=-1)
 
 
-def spikes_of(
-    x: Tensor,
-    alpha: Tensor,
-    beta: Tensor,
-    other: Tensor | None,
-    gamma: Tensor | None,
-    *options: Any,
-) -> Tensor:
-    """Spikes (T,M,C) of x; the options are those of `scan_back`."""
+def spikes_of(reads: Iterable[Tensor | None], options: Sequence[Any]) -> Tensor:
+    """Spikes (T,M,C), given what `_forward` reads; the options are those of `scan_back`."""
     decay, gain, threshold, hard, _, _, inclusive = options
-    how = decay, gain, threshold, hard, inclusive
-    return cast(Tensor, run(_forward, x, alpha, beta, other, gamma, *how))
+    return cast(Tensor, run(_forward, *reads, decay, gain, threshold, hard, inclusive))
 
 
 def gradient_of_current(
-    grad: Tensor,
-    x: Tensor,
-    alpha: Tensor,
-    beta: Tensor,
-    mean: Tensor,
-    other: Tensor | None,
-    gamma: Tensor | None,
-    other_mean: Tensor | None,
-    *options: Any,
+    reads: Iterable[Tensor | None], options: Sequence[Any]
 ) -> tuple[Tensor, ...]:
-    """Gradient dy of the current (T,M,C), given that of the spikes; sums over T, (M,C), of dy, of
-    dy * (x - mean) and, if the shortcut has a norm, of dy * (other - its mean).
+    """Gradient dy of the current (T,M,C), given what `_backward` reads; sums over T, (M,C), of dy,
+    of dy * (x - mean) and, if the shortcut has a norm, of dy * (other - its mean).
     """
+    grad, x, alpha, *others = reads
     decay, gain, threshold, *rest = options
     # One threshold per channel: with a scalar, part of the code does not depend on channels, and
     # the compiler then makes two loops, with the potential in memory between them.
-    options = (decay, gain, torch.full_like(mean, threshold), *rest)
-    reads = grad, x, alpha, beta, mean, other, gamma, other_mean
-    return cast("tuple[Tensor, ...]", run(_backward, *reads, *options))
+    options = decay, gain, torch.full_like(cast(Tensor, alpha), threshold), *rest
+    return cast("tuple[Tensor, ...]", run(_backward, grad, x, alpha, *others, *options))
 
 
 def gradient_of_input(

@@ -33,7 +33,7 @@ from estl.neurons.norm_passes import in_order
 from estl.students.layers import PerStep, one_pass
 from estl.students.lean_node import Dense, How, LeanLayer, Spikes
 from estl.students.pooling import AvgPool
-from estl.students.recompute import again
+from estl.students.recompute import again, ending_with_neurons
 from estl.types import is_static
 
 
@@ -48,20 +48,18 @@ def leanly(
     >>> leanly(layers, layers, torch.rand(2, 4, 2, 6, 6)).shape
     torch.Size([2, 4, 8, 3, 3])
     """
-    start, levels = 0, None
+    left, levels = layers, None
     spikes: Tensor | Spikes = x
-    while start < len(layers):
-        left = list(layers)[start:]
-        if number := lean(left, spikes):
+    while len(left) > 0:
+        if number := lean(list(left), spikes):
             k = _window(left[2]) if number == 3 else 1
             spikes = lean_layer(cast(PerStep, left[0]), cast(LIF, left[1]), k, spikes)
             levels = 1 if k == 1 else None
         else:
-            ends = [i + 1 for i, layer in enumerate(left) if isinstance(layer, LIF)]
-            number = ends[0] if ends else len(left)
-            block = layers[start : start + number]
+            block = ending_with_neurons(left)[0]
+            number = len(block)
             spikes, levels = again(student, block, _dense(spikes), levels=levels), 1
-        start += number
+        left = cast(nn.Sequential, left[number:])
     return _dense(spikes)
 
 

@@ -93,7 +93,7 @@ class LeanLayer(torch.autograd.Function):
         kept = y.new_empty((T, B, H // how.k, W // how.k, C), dtype=torch.uint8)
         for rows, pooled in _bands(y.shape, how.k):
             band = y[:, :, rows].flatten(1, 3).contiguous()
-            spikes = spikes_of(band, alpha, beta, None, None, *how.options).view(T, B, -1, W, C)
+            spikes = spikes_of((band, alpha, beta, None, None), how.options).view(T, B, -1, W, C)
             how.see(spikes.permute(1, 0, 4, 2, 3))
             if how.k > 1:
                 spikes = _each(spikes, lambda x: F.avg_pool2d(x, how.k, divisor_override=1))
@@ -112,6 +112,7 @@ class LeanLayer(torch.autograd.Function):
         refuse_second_derivative()
         link, data, weight, bias, alpha, beta, mean, invstd = ctx.saved_tensors
         B, T = link.shape[:2]
+        weight = weight.to(ctx.how.dtype or weight.dtype)  # once for all parts
         read = partial(_images, link, data, ctx.of, ctx.how)
         grad = grad.permute(1, 0, 3, 4, 2)
         some = max(1, STEPS // max(link[:, 0].numel(), grad[0].numel() * ctx.how.k**2))
@@ -150,12 +151,13 @@ def _norm_backward(
         band, given = torch.cat([part[:, :, rows] for part in y]), grad[:, :, pooled]
         if how.k > 1:
             given = _each(given, partial(spread, k=how.k, size=(band.shape[2], W)))
-        flat = [x.flatten(1, 3).contiguous() for x in (given, band)]
-        found = gradient_of_current(*flat, alpha, beta, mean, None, None, None, *how.options)
-        return flat[1], *found
+        given, band = (x.flatten(1, 3).contiguous() for x in (given, band))
+        reads = given, band, alpha, beta, mean, None, None, None
+        return band, *gradient_of_current(reads, how.options)
 
     bands = _bands((T, B, H, W, C), how.k)
-    sums = [of_current(*band)[2:] for band in bands]
+    only = of_current(*bands[0]) if len(bands) == 1 else None  # else all are computed twice
+    sums = [(only or of_current(*band))[2:] for band in bands]
     grad_bias, grad_weight = (
         torch.cat([part.view(B, -1, W, C) for part in parts], 1).flatten(0, 2).sum(0)
         for parts in zip(*sums, strict=True)
@@ -163,7 +165,7 @@ def _norm_backward(
     grad_weight, n = grad_weight * invstd, T * B * H * W
     offset, slope = grad_bias / n, invstd * grad_weight / n
     for rows, pooled in bands:
-        band, grad_y, *_ = of_current(rows, pooled)
+        band, grad_y, *_ = only or of_current(rows, pooled)
         new = gradient_of_input(grad_y, band, alpha, mean, offset, slope, over=True)
         news = new.view(T, B, -1, W, C).split([len(part) for part in y])
         for part, new in zip(y, news, strict=True):
@@ -184,7 +186,6 @@ def _convolution_backward(
     stride, padding, dilation, groups = how.convolution
     fixed = padding, dilation, False, [0, 0], groups, needs
     sizes = None if bias is None else [len(bias)]
-    weight = weight.to(how.dtype or weight.dtype)
     parts, sums = [], [None, None]
     while y:
         grad = y.pop(0).flatten(0, 1).permute(0, 3, 1, 2)

@@ -121,7 +121,7 @@ def _as_before(student: nn.Module, large: bool | None) -> Iterator[None]:
         yield
 
 
-def ending_with_neurons(layers: nn.Sequential) -> list[nn.Module]:
+def ending_with_neurons(layers: nn.Sequential) -> list[nn.Sequential]:
     """`layers` split into blocks that each end with a `LIF`, and what follows the last one.
 
     >>> [len(block) for block in ending_with_neurons(nn.Sequential(
@@ -130,7 +130,8 @@ def ending_with_neurons(layers: nn.Sequential) -> list[nn.Module]:
     """
     ends = [i + 1 for i, layer in enumerate(layers) if isinstance(layer, LIF)]
     starts = [0, *ends]
-    return [layers[a:b] for a, b in zip(starts, [*ends, len(layers)], strict=True) if a < b]
+    blocks = (layers[a:b] for a, b in zip(starts, [*ends, len(layers)], strict=True) if a < b)
+    return [cast(nn.Sequential, block) for block in blocks]
 
 
 @contextmanager
